@@ -1,0 +1,31 @@
+"""The method alone: torch in, torch out. No files, no config, no process groups, no logging.
+
+hidden, head --LinearNLL--> nll --excess--> score --top_fraction--> keep --weighted_sum--> (loss_sum, weight_sum)
+"""
+
+from .nll import IGNORE_INDEX, LinearHead, LinearNLL, token_nll, token_nll_from_logits
+from .objective import OBJECTIVES, Objective, TokenStats, objective
+from .scores import SCORES, excess, random_uniform
+from .select import above_threshold, kept_count, top_fraction
+from .tally import Tally
+from .weighted import weighted_nll
+
+__all__ = [
+    "IGNORE_INDEX",
+    "OBJECTIVES",
+    "SCORES",
+    "LinearHead",
+    "LinearNLL",
+    "Objective",
+    "Tally",
+    "TokenStats",
+    "above_threshold",
+    "excess",
+    "kept_count",
+    "objective",
+    "random_uniform",
+    "token_nll",
+    "token_nll_from_logits",
+    "top_fraction",
+    "weighted_nll",
+]

@@ -1,0 +1,66 @@
+"""Scores: what tokens are ranked by. Larger = more worth training on. All take and give any shape, float32 nats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .objective import TokenStats
+
+
+def excess(nll: Tensor, ref_nll: Tensor) -> Tensor:
+    """``nll - ref_nll`` in nats: signed, never clipped, never abs (Rho-1, arXiv 2404.07965, Eq. 3).
+
+    High where the student is worse than the reference model: not yet learned, but learnable. Detached. A stored float16
+    ``ref_nll`` is widened before the difference is taken.
+    """
+    return nll.detach().float() - ref_nll.detach().float()
+
+
+def random_uniform(seed: int, step: int, row_id: Tensor, position: Tensor) -> Tensor:
+    """A uniform number in [0, 1) for each (seed, step, corpus row, position), float64; the same on every rank.
+
+    A counter-based hash (splitmix64's finaliser), not a generator's state: masks neither repeat between ranks nor depend
+    on how rows are spread over them. row_id and position are int64 and broadcast.
+    """
+    key = _mix(_mix(torch.as_tensor(seed, dtype=torch.int64)) + step).to(row_id.device)
+    bits = _mix(_mix(key + row_id.long()) + position.long())
+    return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64 of int64 values read as unsigned: additions and products wrap, shifts bring in zeros."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift: torch's ``>>`` would drag the sign bit along."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+def _need(stats: TokenStats, name: str) -> Tensor:
+    value = getattr(stats, name)
+    if value is None:
+        raise ValueError(f"this score needs {name!r}, which was not given")
+    return value.detach()  # type: ignore[no-any-return]
+
+
+# name -> score of the statistics. An objective names one, or brings its own function.
+SCORES: dict[str, Callable[[TokenStats], Tensor]] = {
+    "excess": lambda stats: excess(_need(stats, "nll"), _need(stats, "ref_nll")),
+    "nll": lambda stats: _need(stats, "nll").float(),
+    "low_ref_nll": lambda stats: -_need(stats, "ref_nll").float(),
+    "low_ref_entropy": lambda stats: -_need(stats, "ref_entropy").float(),
+    "entropy": lambda stats: _need(stats, "entropy").float(),
+}

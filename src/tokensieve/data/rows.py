@@ -1,0 +1,134 @@
+"""Corpus rows as model inputs: labels, positions, score columns, padding. One place, used by training and scoring.
+
+    row            = [ a a a E b b E p p ]      E: EOS, p: padding (num_tokens = 7), pieces start at 0 and 4
+    labels         = [ a a a E b b E . . ]      . = -100; the model shifts: hidden at t predicts labels[t + 1]
+    isolated:      = [ . a a E . b E . . ]      a piece's first token is no target; positions 0 1 2 3 0 1 2 ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..runs import UserError
+
+IGNORE_INDEX = -100
+PAD_ROW = -1  # as a row index: a row that is all padding
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], plus float32 ``scores`` columns and ``position_ids`` if isolated.
+
+    ``dataset`` has at least ``input_ids``; optional: ``labels``, ``num_tokens``, ``doc_starts`` with ``isolated``, ``row_id``.
+    Item -1 (PAD_ROW) is an ignored row: labels all -100. A NaN score on a target raises UserError naming row and position.
+    """
+
+    def __init__(self, dataset: Any, scores: Sequence[str] = ()) -> None:
+        if "input_ids" not in dataset.column_names:
+            raise UserError(f"the data set has no column 'input_ids', only {', '.join(dataset.column_names)}")
+        for name in scores:
+            if name not in dataset.column_names:
+                raise UserError(f"the objective needs a column {name!r}; the data set has {', '.join(dataset.column_names)}")
+        optional = ("labels", "num_tokens", "isolated", "doc_starts", "row_id")
+        columns = ["input_ids", *scores, *(c for c in optional if c in dataset.column_names)]
+        self.dataset = dataset.select_columns(columns).with_format("numpy")
+        self.scores = tuple(scores)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        return [self._pad_row() if i == PAD_ROW else self._row(self.dataset[int(i)], int(i)) for i in indices]
+
+    def _row(self, row: Mapping[str, Any], index: int) -> dict[str, Tensor]:
+        ids_T = np.asarray(row["input_ids"], dtype=np.int64)
+        labels_T = np.array(row["labels"] if "labels" in row else ids_T, dtype=np.int64)
+        labels_T[int(row.get("num_tokens", len(ids_T))) :] = IGNORE_INDEX
+        item = {"input_ids": torch.from_numpy(ids_T)}
+        if bool(row.get("isolated", False)):
+            starts = np.asarray(row["doc_starts"], dtype=np.int64)
+            labels_T[starts] = IGNORE_INDEX
+            item["position_ids"] = torch.from_numpy(piece_positions(starts, len(ids_T)))
+        item["labels"] = torch.from_numpy(labels_T)
+        item["row_id"] = torch.tensor(int(row.get("row_id", index)))
+        for name in self.scores:
+            item[name] = torch.from_numpy(self._scores(row, name, labels_T, index))
+        return item
+
+    def _scores(self, row: Mapping[str, Any], name: str, labels_T: np.ndarray, index: int) -> np.ndarray:
+        values_T = np.asarray(row[name], dtype=np.float32)
+        if values_T.shape != labels_T.shape:
+            raise UserError(f"row {index}: column {name!r} has {values_T.size} entries for {labels_T.size} tokens")
+        missing_T = np.isnan(values_T) & (labels_T != IGNORE_INDEX)
+        missing_T[0] = False  # the first token of a row is nobody's target
+        if missing_T.any():
+            raise UserError(f"row {index}: {name} is NaN at position {int(missing_T.argmax())}, which is a target")
+        return np.nan_to_num(values_T, nan=0.0)
+
+    def _pad_row(self) -> dict[str, Tensor]:
+        row = self._row(self.dataset[0], PAD_ROW)
+        row["labels"] = torch.full_like(row["labels"], IGNORE_INDEX)
+        row["row_id"] = torch.tensor(PAD_ROW)
+        return row
+
+
+class EpochSampler(Sampler[int]):
+    """Row indices of one epoch: a permutation keyed by (seed, epoch), brought to whole global batches.
+
+    The last incomplete batch is filled with PAD_ROW (ignored rows) or, with ``drop_last``, left out; never filled by
+    repeating samples, which would train on some rows twice. Independent of the number of ranks.
+    """
+
+    def __init__(self, num_rows: int, seed: int, *, multiple: int, drop_last: bool = False, shuffle: bool = True) -> None:
+        self.num_rows, self.seed, self.multiple = num_rows, seed, multiple
+        self.drop_last, self.shuffle, self.epoch = drop_last, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        whole = self.num_rows // self.multiple * self.multiple
+        return whole if self.drop_last or whole == self.num_rows else whole + self.multiple
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.num_rows)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_rows)
+        filled = np.concatenate([order, np.full(self.multiple, PAD_ROW)])
+        return iter(filled[: len(self)].tolist())
+
+
+def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack rows to [B, T]; shorter ones are padded on the right: ids 0, labels -100, scores 0, masked for attention.
+
+    Rows of one length get no attention mask: with padding only at the right a causal model does not need one.
+    """
+    longest = max(len(item["input_ids"]) for item in items)
+    fills = {"labels": IGNORE_INDEX}
+    batch = {
+        name: torch.stack([_right_padded(item[name], longest, fills.get(name, 0)) for item in items]) for name in items[0]
+    }
+    if any(len(item["input_ids"]) != longest for item in items):
+        lengths = torch.tensor([len(item["input_ids"]) for item in items])
+        batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
+    return batch
+
+
+def piece_positions(starts: np.ndarray, length: int) -> np.ndarray:
+    """Position of each token within its piece: 0 at every start. int64 [T]"""
+    positions_T = np.arange(length, dtype=np.int64)
+    return positions_T - np.repeat(starts, np.diff(np.append(starts, length)))
+
+
+def _right_padded(values: Tensor, length: int, fill: int) -> Tensor:
+    if values.dim() == 0 or len(values) == length:
+        return values
+    return torch.nn.functional.pad(values, (0, length - len(values)), value=fill)

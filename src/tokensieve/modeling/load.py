@@ -1,0 +1,101 @@
+"""Causal LMs from local folders or from a config, and the hash that names their weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..runs import UserError, describe_files, hash_json
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
+    """A causal LM from a local Hugging Face folder, in eval mode. Code in the folder is never run."""
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=_dtype(dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as e:
+        raise UserError(f"{folder} cannot be loaded as a causal language model: {_first_line(e)}") from None
+    return model.eval()
+
+
+def new_causal_lm(config: Mapping[str, Any], *, seed: int, dtype: str = "float32", **defaults: Any) -> Any:
+    """A causal LM with random weights. ``config`` holds ``model_type`` and any of that config class's fields.
+
+    ``defaults`` (vocabulary size, token ids) fill in what ``config`` does not say. The same seed gives the same weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    fields = {**defaults, **config}
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise UserError("model: a config needs the field model_type (llama, qwen2, gpt2 ...)")
+    try:
+        made = AutoConfig.for_model(model_type, **fields)
+    except (ValueError, TypeError) as e:
+        raise UserError(f"model: {_first_line(e)}") from None
+    known = set(type(made)().to_dict())
+    if unknown := sorted(set(config) - known - {"model_type"}):
+        raise UserError(f"model: {type(made).__name__} has no field {unknown[0]!r}")
+    set_seed(seed)
+    return AutoModelForCausalLM.from_config(made, dtype=_dtype(dtype))
+
+
+def model_folder(folder: Path | str) -> Path:
+    """The folder that holds config.json: ``folder`` itself or, in a training run, its ``model``."""
+    folder = Path(folder)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(f"{folder} is not a model folder: it has no config.json" if folder.is_dir() else f"{folder} does not exist")
+
+
+def model_hash(folder: Path | str) -> str:
+    """Identity of a model: its config and the bytes of its weights."""
+    folder = model_folder(folder)
+    names = sorted(p.name for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
+    if not any(n.endswith(".safetensors") for n in names):
+        raise UserError(f"{folder} has no .safetensors weights")
+    return hash_json([(f["file"], f["hash"]) for f in describe_files(folder, names)])
+
+
+def check_vocabulary(model: nn.Module, vocab_size: int, what: str) -> None:
+    """The model must have a row for every token id of the corpus; it may have more (padding of the table)."""
+    rows = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+    if rows < vocab_size:
+        raise UserError(f"{what} has a vocabulary of {rows}, the corpus one of {vocab_size}: they do not belong together")
+
+
+def check_length(model: Any, length: int, what: str) -> None:
+    """Rows must not be longer than the positions a model knows."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise UserError(f"rows of {length} tokens are longer than {what}'s max_position_embeddings of {longest}")
+
+
+def quiet_loading() -> None:
+    """Keep transformers' loading bars and notes off the terminal of a verb that has a progress bar of its own."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.ERROR)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype {name!r}: one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

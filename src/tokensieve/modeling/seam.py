@@ -1,0 +1,148 @@
+"""The one seam into a model: run a token loss where its vocabulary head would have made [tokens, vocab] logits.
+
+    model.forward: body -> hidden --pre-hook--> hidden[:, :0] -> head -> empty logits -> scale, cap -> loss_function -> 0
+                                 \\--hook-----> compute(hidden, head)  -> our loss                   (+ router losses)
+
+Two module hooks on the output embedding and the documented ``loss_function`` setter: nothing of a model class is copied
+or replaced, so it works for every causal LM whose head is one linear layer. The computation runs inside the head's own
+forward call, where DDP has the module and FSDP has its weights unsharded; what else the model adds to its loss (router
+losses) comes out of the model as it always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import IGNORE_INDEX, LinearHead, token_nll
+from ..runs import UserError
+
+Compute = Callable[[Tensor, LinearHead], None]
+
+
+def shift_targets(labels: Tensor) -> Tensor:
+    """``targets[..., t] = labels[..., t + 1]``, -100 at the end: what the hidden state at t predicts. [B, T] -> [B, T]"""
+    ignored = labels.new_full((*labels.shape[:-1], 1), IGNORE_INDEX)
+    return torch.cat([labels[..., 1:], ignored], dim=-1)
+
+
+class HeadSeam:
+    """Attached to a causal LM (PEFT-wrapped or not), idle until :meth:`run`.
+
+        seam = HeadSeam(model)
+        with seam.run(compute):                      # compute(hidden [B, T, D], head)
+            out = wrapped_model(input_ids=..., labels=...)
+        out.loss                                     # what the model adds by itself (router losses), else 0
+
+    Raises UserError for a head that is not a plain linear layer, naming it: a quantised or adapter-wrapped head would be
+    read wrongly.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = base_model(model)
+        self.layer = _plain_head(self.model)
+        self.scale, self.softcap = _logit_transform(self.model)
+        self._compute: Compute | None = None
+        self._hidden: Tensor | None = None
+        self._own_loss = self.model.loss_function
+        self.model.loss_function = self._loss_function
+        # FSDP gathers the weight in a pre-hook placed before ours and frees it in a hook placed after ours.
+        self._handles = [
+            self.layer.register_forward_pre_hook(self._capture),
+            self.layer.register_forward_hook(self._run, prepend=True),
+        ]
+
+    def close(self) -> None:
+        """Take the hooks off again and give the model its loss function back."""
+        for handle in self._handles:
+            handle.remove()
+        self.model.loss_function = self._own_loss
+
+    @contextmanager
+    def run(self, compute: Compute) -> Iterator[None]:
+        """While open, the model's head calls ``compute(hidden, head)`` instead of making logits."""
+        self._compute = compute
+        try:
+            yield
+        finally:
+            self._compute = self._hidden = None
+
+    def _capture(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._compute is None:
+            return None
+        self._hidden = args[0]
+        return (args[0][:, :0], *args[1:])
+
+    @torch.compiler.disable
+    def _run(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if self._compute is not None and self._hidden is not None:
+            weight, bias = self.layer.weight, self.layer.bias
+            self._compute(self._hidden, LinearHead(weight, bias, self.scale, self.softcap))
+
+    def _loss_function(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The model's own loss when idle; 0 for the model to add its router losses to when running."""
+        if self._compute is None:
+            return self._own_loss(*args, **kwargs)  # type: ignore[no-any-return]
+        logits: Tensor = kwargs["logits"] if "logits" in kwargs else args[0]
+        return logits.new_zeros((), dtype=torch.float32)
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[no-any-return, operator]
+
+
+@torch.no_grad()
+def probe_head(model: nn.Module, seam: HeadSeam, input_ids: Tensor, labels: Tensor) -> None:
+    """Refuse a model whose head we do not understand: our full-keep loss must equal the model's own on one batch.
+
+    Raises UserError with both numbers. Tolerance 1e-3 relative in float32, 2e-2 in half precision.
+    """
+    was_training = model.training
+    model.eval()
+    nll: list[Tensor] = []
+    targets = shift_targets(labels)
+    try:
+        own = model(input_ids=input_ids, labels=labels).loss.float()
+        with seam.run(lambda hidden, head: nll.append(token_nll(hidden, head, targets))):
+            added = model(input_ids=input_ids, labels=labels).loss.float()
+    finally:
+        model.train(was_training)
+    if not nll:
+        raise UserError(f"{type(seam.model).__name__} does not call its output embedding: its loss cannot be made selective")
+    ours = nll[0].sum() / (targets != IGNORE_INDEX).sum() + added
+    tolerance = 1e-3 if seam.layer.weight.dtype in (torch.float32, torch.float64) else 2e-2
+    if not abs(float(ours - own)) <= tolerance * max(1.0, float(own)):
+        raise UserError(
+            f"{type(seam.model).__name__} computes a loss of {float(own):.5f} where its head's weights give "
+            f"{float(ours):.5f}: its head does more than tokensieve knows of"
+        )
+
+
+def _plain_head(model: nn.Module) -> nn.Linear:
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    name = type(model).__name__
+    if layer is None:
+        raise UserError(f"{name} has no output embedding: it is not a causal language model")
+    if type(layer) is not nn.Linear:
+        raise UserError(
+            f"the head of {name} is {type(layer).__module__}.{type(layer).__name__}, not torch.nn.Linear: "
+            "quantised or adapter-wrapped heads are not supported; leave the head out of the adapter or quantisation"
+        )
+    if not hasattr(type(model), "loss_function"):
+        raise UserError(f"{name} is not a transformers model with a settable loss_function")
+    return layer
+
+
+def _logit_transform(model: nn.Module) -> tuple[float, float | None]:
+    """(scale, soft-cap) that the model applies to its logits, from its config; :func:`probe_head` proves them."""
+    config: Any = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return scale, None if softcap is None else float(softcap)

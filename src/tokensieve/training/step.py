@@ -1,0 +1,173 @@
+"""One optimizer step's selection: statistics of its tokens, their scope across micro-batches and ranks, its denominator.
+
+    scope      ranked together                                known before the forward
+    sequence   one row                                        count, summed over ranks
+    batch      one micro-batch of all ranks                   count of the gathered valid mask
+    step       all micro-batches of all ranks                 count, and the weights themselves (a first no-grad pass)
+
+Rank r of W holds rows r*B .. (r+1)*B of the global micro-batch, so gathering in rank order gives the rows in the order one
+process would have had them in: W ranks with B rows choose the tokens that one rank with W*B rows would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import IGNORE_INDEX, Objective, TokenStats
+from ..modeling.seam import shift_targets
+
+# Statistics that come from the forward or from the row itself; what else an objective needs is a score column.
+COMPUTED = frozenset({"nll", "entropy", "input_ids", "row_id", "position"})
+Gather = Callable[[Tensor], Tensor]
+
+
+def score_columns(objective: Objective) -> tuple[str, ...]:
+    """Columns that the data set must have for this objective."""
+    return tuple(sorted(objective.needs - COMPUTED))
+
+
+def valid_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """Whether the hidden state at t has a target, bool [B, T]: false at the last position of a row."""
+    return shift_targets(batch["labels"]) != IGNORE_INDEX
+
+
+def token_stats(
+    objective: Objective, batch: Mapping[str, Tensor], *, step: int, nll: Tensor, entropy: Tensor | None
+) -> TokenStats:
+    """What the objective asked for, aligned by predicting position: entry t speaks of the target at t + 1."""
+    labels = batch["labels"]
+    valid = valid_of(batch)
+    columns = {name: _next(batch[name]) for name in score_columns(objective)}
+    stats = TokenStats(valid=valid, step=step, columns=columns, ref_nll=columns.get("ref_nll"))
+    if "ref_entropy" in columns:
+        stats = replace(stats, ref_entropy=columns["ref_entropy"])
+    if "nll" in objective.needs:
+        stats = replace(stats, nll=nll)
+    if "entropy" in objective.needs:
+        stats = replace(stats, entropy=entropy)
+    if "input_ids" in objective.needs:
+        stats = replace(stats, input_ids=_next(batch["input_ids"]))
+    if "row_id" in objective.needs:
+        stats = replace(stats, row_id=batch["row_id"][:, None].expand_as(labels))
+    if "position" in objective.needs:
+        place = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+        stats = replace(stats, position=place.expand_as(labels))
+    return stats
+
+
+def _next(values: Tensor) -> Tensor:
+    """``values[:, t + 1]`` at t; the last entry has no target and is 0."""
+    return torch.nn.functional.pad(values[:, 1:], (0, 1))
+
+
+def map_stats(stats: TokenStats, change: Callable[[Tensor], Tensor]) -> TokenStats:
+    """The statistics with ``change`` applied to each tensor that is there."""
+    named = {n: getattr(stats, n) for n in ("nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position")}
+    return replace(
+        stats,
+        valid=change(stats.valid),
+        columns={k: change(v) for k, v in stats.columns.items()},
+        **{k: None if v is None else change(v) for k, v in named.items()},
+    )
+
+
+def joined(parts: Sequence[TokenStats]) -> TokenStats:
+    """Statistics of several micro-batches as those of one, rows after rows."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    tensors = [_tensors(p) for p in parts]
+    stacked = iter([torch.cat(column) for column in zip(*tensors, strict=True)])
+    return map_stats(first, lambda _: next(stacked))
+
+
+def _tensors(stats: TokenStats) -> list[Tensor]:
+    """The statistics' tensors, in the order in which :func:`map_stats` visits them."""
+    seen: list[Tensor] = []
+    map_stats(stats, lambda t: (seen.append(t), t)[1])
+    return seen
+
+
+@dataclass
+class Scope:
+    """The scope of an objective over the ranks of a run. ``gather`` concatenates [B, ...] over ranks, in rank order."""
+
+    objective: Objective
+    num_ranks: int = 1
+    rank: int = 0
+    gather: Gather = staticmethod(lambda t: t)
+
+    @property
+    def spans_ranks(self) -> bool:
+        return self.num_ranks > 1 and self.objective.scope != "sequence"
+
+    def weigh(self, stats: TokenStats) -> tuple[Tensor, Tensor]:
+        """(weight [B, T] of this rank's tokens, lowest score kept in the scope: +inf if it ranks nothing)."""
+        whole = map_stats(stats, self.gather) if self.spans_ranks else stats
+        weight = self.objective.weigh(whole)
+        lowest = lowest_kept(self.objective, whole, weight)
+        if self.spans_ranks:
+            weight = weight[self.rank * len(stats.valid) : (self.rank + 1) * len(stats.valid)]
+        return weight, lowest
+
+    def weigh_step(self, parts: Sequence[TokenStats]) -> tuple[list[Tensor], Tensor]:
+        """(weight of each of this rank's micro-batches, lowest score kept), all of the step ranked together."""
+        if self.spans_ranks:
+            parts = [map_stats(p, self.gather) for p in parts]
+        whole = joined(parts)
+        weight = self.objective.weigh(whole)
+        lowest = lowest_kept(self.objective, whole, weight)
+        per_batch = list(weight.split([len(p.valid) for p in parts]))
+        if self.spans_ranks:
+            rows = [len(w) // self.num_ranks for w in per_batch]
+            per_batch = [w[self.rank * b : (self.rank + 1) * b] for w, b in zip(per_batch, rows, strict=True)]
+        return per_batch, lowest
+
+    def denominator(self, valids: Iterable[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The step's denominator over all micro-batches and ranks, float32 scalar on the device; None if not known yet.
+
+        ``reduce`` sums a tensor over ranks. At least 1, so that a step without a valid token gives 0, not NaN.
+        """
+        if not self.spans_ranks:
+            counts = [self.objective.count(v) for v in valids]
+            total = _sum(counts)
+            return None if total is None else reduce(total).clamp(min=1)
+        whole = [self.gather(v) for v in valids]
+        whole = [torch.cat(whole)] if self.objective.scope == "step" else whole
+        total = _sum([self.objective.count(v) for v in whole])
+        return None if total is None else total.clamp(min=1)
+
+
+def _sum(counts: list[Tensor | None]) -> Tensor | None:
+    known = [c for c in counts if c is not None]
+    return torch.stack(known).sum().float() if known and len(known) == len(counts) else None
+
+
+def lowest_kept(objective: Objective, stats: TokenStats, weight: Tensor) -> Tensor:
+    """The threshold a ranking came to: the lowest score among tokens of non-zero weight, float32 scalar."""
+    infinity = torch.full((), float("inf"), device=weight.device)
+    if objective.score is None or not weight.numel():
+        return infinity
+    return torch.where(weight > 0, objective.score(stats).float(), infinity).min()
+
+
+def selection_totals(weight: Tensor, valid: Tensor, nll: Tensor) -> Tensor:
+    """[valid, kept, weight sum, nll sum of kept, of dropped, sum of weight * nll]: float64 sums that add over parts."""
+    keep = (weight > 0) & valid
+    drop = valid & ~keep
+    wide: Any = torch.float64 if weight.device.type != "mps" else torch.float32
+    return torch.stack(
+        [
+            valid.sum(dtype=wide),
+            keep.sum(dtype=wide),
+            (weight * valid).sum(dtype=wide),
+            (nll * keep).sum(dtype=wide),
+            (nll * drop).sum(dtype=wide),
+            (nll * weight * valid).sum(dtype=wide),
+        ]
+    )

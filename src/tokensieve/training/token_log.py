@@ -1,0 +1,172 @@
+"""What a run writes about its tokens: ``tokens.jsonl`` (a line a step) and ``tokens/`` (some rows, token by token).
+
+Neither carries a clock, so that two equal runs write equal files; times go to ``times.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import random_uniform
+from ..modeling.flops import TokenFlops
+from ..runs import atomic_file
+
+
+@dataclass(frozen=True)
+class TokenLogConfig:
+    """What is logged of the tokens, beside the line a step."""
+
+    every: int = 0
+    """Log a sample of rows token by token every so many steps (and at the first); 0 for never."""
+    rows: int = 8
+    """Rows in that sample."""
+    seed: int = 0
+    """Which rows of a batch are in it."""
+
+
+@dataclass(frozen=True)
+class FlopsSpent:
+    """FLOPs spent before training on what the objective needs; reported as fields of their own."""
+
+    scoring: float = 0.0
+    """Scoring the corpus with the reference model."""
+    reference: float = 0.0
+    """Training the reference model."""
+
+
+@dataclass
+class TokenLog:
+    """Collects a step's totals on the device and writes them out in blocks: no host sync in the step.
+
+    Keys of a line: ``step``; of this step ``valid``, ``kept``, ``ratio``, ``threshold`` (lowest score kept), ``nll``,
+    ``kept_nll``, ``dropped_nll`` (means over valid, kept, dropped tokens; null where there is none), ``loss`` (weighted sum
+    over the denominator's weight sum); since the start ``tokens_seen``, ``tokens_trained``, ``flops_student``,
+    ``flops_scoring``, ``flops_reference``.
+    """
+
+    folder: Path
+    config: TokenLogConfig
+    flops: TokenFlops
+    spent: FlopsSpent
+    tokens_seen: int = 0
+    tokens_trained: int = 0
+    flops_student: float = 0.0
+    pending: list[tuple[int, Tensor, Tensor, int]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, step: int, totals: Tensor, lowest: Tensor, positions: int) -> None:
+        """Remember a finished step: this rank's totals (see ``selection_totals``), its threshold, positions computed."""
+        self.pending.append((step, totals, lowest, positions))
+
+    def lines(self, sums: np.ndarray, lowest: np.ndarray, positions: np.ndarray) -> list[dict[str, Any]]:
+        """The pending steps as lines, given their totals over all ranks; moves the running sums on."""
+        made = []
+        for (step, *_), (valid, kept, weight, kept_sum, dropped_sum, weighted), low, places in zip(
+            self.pending, sums.tolist(), lowest.tolist(), positions.tolist(), strict=True
+        ):
+            self.tokens_seen += round(valid)
+            self.tokens_trained += round(kept)
+            self.flops_student += self.flops.train(places, kept)
+            made.append(
+                {
+                    "step": step,
+                    "tokens_seen": self.tokens_seen,
+                    "tokens_trained": self.tokens_trained,
+                    "valid": round(valid),
+                    "kept": round(kept),
+                    "ratio": _ratio(kept, valid),
+                    "threshold": low if math.isfinite(low) else None,
+                    "loss": _ratio(weighted, weight),
+                    "nll": _ratio(kept_sum + dropped_sum, valid),
+                    "kept_nll": _ratio(kept_sum, kept),
+                    "dropped_nll": _ratio(dropped_sum, valid - kept),
+                    "flops_student": self.flops_student,
+                    "flops_scoring": self.spent.scoring,
+                    "flops_reference": self.spent.reference,
+                }
+            )
+        self.pending.clear()
+        return made
+
+    def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines to ``tokens.jsonl`` and the time to ``times.jsonl``."""
+        if not lines:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _append(self.folder / "tokens.jsonl", lines)
+        seconds = round(time.monotonic() - self.started, 3)
+        _append(self.folder / "times.jsonl", [{"step": lines[-1]["step"], "seconds": seconds}])
+
+    def rewind(self, step: int, *, write: bool) -> None:
+        """Go back to a checkpoint's step: later lines were written by a run that did not get to save. Restores the sums."""
+        path = self.folder / "tokens.jsonl"
+        lines = [line for line in _read_lines(path) if line["step"] <= step]
+        if lines:
+            last = lines[-1]
+            self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
+            self.flops_student = last["flops_student"]
+        if write and path.exists():
+            with atomic_file(path, "w") as f:
+                f.writelines(json.dumps(line) + "\n" for line in lines)
+            for late in (self.folder / "tokens").glob("step-*.parquet"):
+                if int(late.stem.split("-")[1]) > step:
+                    late.unlink()
+
+    def samples(self, step: int) -> bool:
+        """Whether this step's rows are logged token by token."""
+        return self.config.every > 0 and (step == 1 or step % self.config.every == 0)
+
+
+def sample_rows(config: TokenLogConfig, step: int, row_id: Tensor) -> Tensor:
+    """Places of at most ``config.rows`` rows of a batch, those of lowest seeded hash: the same rows however it is split."""
+    order = random_uniform(config.seed, step, row_id, torch.zeros_like(row_id))
+    order = order.masked_fill(row_id < 0, 2.0)  # an all-padding row says nothing
+    places = order.argsort()[: config.rows]
+    return places[order[places] < 2.0]
+
+
+def write_sample(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """``tokens/step-00000010.parquet``: a line a valid token: step, row, position, nll, keep; rows in ascending order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = sorted(rows, key=lambda r: r["row"])
+    columns = {
+        "step": np.concatenate([np.full(len(r["position"]), step, np.int64) for r in rows] or [np.empty(0, np.int64)]),
+        "row": np.concatenate([np.full(len(r["position"]), r["row"], np.int64) for r in rows] or [np.empty(0, np.int64)]),
+        "position": np.concatenate([r["position"] for r in rows] or [np.empty(0, np.int32)]).astype(np.int32),
+        "nll": np.concatenate([r["nll"] for r in rows] or [np.empty(0, np.float32)]).astype(np.float32),
+        "keep": np.concatenate([r["keep"] for r in rows] or [np.empty(0, bool)]).astype(bool),
+    }
+    with atomic_file(folder / "tokens" / f"step-{step:08d}.parquet") as f:
+        pq.write_table(pa.table(columns), f)
+
+
+def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    with open(path, "a", encoding="utf-8") as f:
+        f.write("".join(json.dumps(line) + "\n" for line in lines))
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None

@@ -1,0 +1,349 @@
+"""SelectiveTrainer: the Hugging Face Trainer with a token-weighted loss and the right denominator.
+
+What differs from the Trainer, and why (transformers 5.23):
+
+* the loss is computed inside the model's forward by ``HeadSeam``; no [tokens, vocab] logits, no second forward;
+* ``get_batch_samples`` finds the denominator over all micro-batches and ranks before the forward. The loss is then
+  ``sum * ranks / denominator``: DDP and FSDP average gradients over ranks, and ``loss_is_scaled_for_ga`` tells the Trainer
+  not to divide by the number of micro-batches again. Where it is not known before the forward, raw sums are backpropagated
+  and the gradients scaled once, before clipping;
+* the sampler fills the last global batch with ignored rows instead of repeating samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ..core import LinearHead, LinearNLL, Objective, objective as make_objective
+from ..data.rows import EpochSampler, Rows, collate
+from ..modeling.flops import TokenFlops, token_flops
+from ..modeling.seam import HeadSeam, probe_head, shift_targets
+from ..runs import UserError
+from .progress import TokenProgress
+from .step import Scope, score_columns, selection_totals, token_stats, valid_of
+from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+class SelectiveTrainer(Trainer):
+    """``Trainer`` for any transformers causal LM whose loss is ``sum(weight * nll) / denominator`` of an Objective.
+
+        scored  = tokensieve.load_scored("corpus", "scores")
+        trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
+
+    ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs. ``args``
+    are plain TrainingArguments. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``.
+    Raises UserError before training for a missing column, a head it does not understand, or an engine it does not support.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        objective: Objective | None = None,
+        token_log: TokenLogConfig | None = None,
+        flops_spent: FlopsSpent | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.objective = objective or make_objective("clm")
+        _check_arguments(args, kwargs)
+        wrap = {"scores": score_columns(self.objective)}
+        kwargs.setdefault("data_collator", collate)
+        super().__init__(
+            model,
+            args,
+            train_dataset=None if train_dataset is None else _rows(train_dataset, **wrap),
+            eval_dataset=_each(eval_dataset, lambda d: _rows(d)),
+            **kwargs,
+        )
+        if self.is_deepspeed_enabled:
+            raise UserError("DeepSpeed owns the gradients and is not supported: use DDP or FSDP2")
+        if self.pop_callback(ProgressCallback) is not None or self.pop_callback(PrinterCallback) is not None:
+            self.add_callback(TokenProgress(self))
+        self.seam = HeadSeam(self.model)
+        self.scope = Scope(
+            self.objective, self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.gather
+        )
+        self.token_log = TokenLog(
+            Path(args.output_dir), token_log or TokenLogConfig(), TokenFlops(0, 0), flops_spent or FlopsSpent()
+        )
+        self._weights: list[Tensor] | None = None  # of the step's micro-batches, where a first pass chose them
+        self._micro: list[tuple[Tensor, Tensor]] = []  # (totals, lowest score kept) of the step so far
+        self._positions = 0
+        self._sample: list[dict[str, Any]] = []
+        self._eval_sums: Tensor | None = None
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        per_step = self.args.gradient_accumulation_steps * self.args.world_size * self._train_batch_size
+        return EpochSampler(
+            len(rows),
+            seed,
+            multiple=per_step,
+            drop_last=self.args.dataloader_drop_last,
+            shuffle=self.args.train_sampling_strategy != "sequential",
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
+        return EpochSampler(
+            len(eval_dataset), 0, multiple=self.args.world_size * self.args.eval_batch_size, shuffle=False
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += ["row_id", "position_ids", *score_columns(self.objective)]
+
+    # --- the step -----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As ``Trainer.train``, after the head was probed on one row of the data."""
+        rows: Any = self.train_dataset
+        if rows is None or not len(rows):
+            raise UserError("there is nothing to train on: the data set is empty")
+        _refuse_deferred_router_loss(self.objective, self.seam.model)
+        probe = collate([rows[0]])
+        device = next(self.seam.model.parameters()).device
+        probe_head(self.model, self.seam, *(probe[k][:, :64].to(device) for k in ("input_ids", "labels")))
+        self.token_log.flops = token_flops(self.model, int(probe["input_ids"].shape[1]))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """The step's micro-batches and its denominator (a float32 scalar on the device; None: known after the forward)."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._micro, self._positions, self._sample = [], 0, []
+        if not batches:
+            return batches, None
+        valids = [valid_of(b).to(device) for b in batches]
+        denominator = self.scope.denominator(valids, lambda t: self.accelerator.reduce(t, "sum"))
+        self._weights = self._first_pass(batches) if self.objective.scope == "step" else None
+        return batches, denominator
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        return None  # the Trainer's own count is of labels, not of weights
+
+    @torch.no_grad()
+    def _first_pass(self, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+        """Weights of all micro-batches ranked together: a forward of each without gradient.
+
+        The random state is put back, so that the training forward draws the same dropout masks as this pass did.
+        """
+        parts = []
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        self.model_wrapped.train()
+        with torch.random.fork_rng(devices=devices):
+            for batch in batches:
+                inputs = self._prepare_inputs(dict(batch))
+                with self.compute_loss_context_manager():
+                    _, nll, entropy = self._forward(self.model_wrapped, inputs, weigh=None)
+                parts.append(self._stats(inputs, nll, entropy))
+        weights, self._lowest = self.scope.weigh_step(parts)
+        return weights
+
+    def _stats(self, inputs: Mapping[str, Tensor], nll: Tensor, entropy: Tensor | None) -> Any:
+        return token_stats(self.objective, inputs, step=self.state.global_step, nll=nll, entropy=entropy)
+
+    def _forward(self, model: nn.Module, inputs: Mapping[str, Tensor], weigh: Any) -> tuple[Any, Tensor, Tensor | None]:
+        """One forward with the loss at the head: ``weigh(nll, entropy, head) -> None``; (outputs, nll, entropy)."""
+        targets = shift_targets(inputs["labels"])
+        wants_entropy = "entropy" in self.objective.needs
+        made: list[LinearNLL] = []
+
+        def compute(hidden: Tensor, head: LinearHead) -> None:
+            made.append(LinearNLL(hidden, head, targets, entropy=wants_entropy))
+            if weigh is not None:
+                weigh(made[0])
+
+        with self.seam.run(compute):
+            outputs = model(**{k: inputs[k] for k in MODEL_INPUTS if k in inputs}, labels=inputs["labels"])
+        return outputs, made[0].nll, made[0].entropy if wants_entropy else None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """``ranks * sum(weight * nll) / denominator + router losses / micro-batches``; without the division if deferred."""
+        if not model.training:
+            return self._eval_loss(model, inputs, return_outputs)
+        sums: list[Tensor] = []
+
+        def weigh(nll: LinearNLL) -> None:
+            weight = self._weigh(inputs, nll)
+            loss_sum, _ = nll.weighted_sum(weight)
+            sums.append(loss_sum)
+
+        outputs, _, _ = self._forward(model, inputs, weigh)
+        loss = sums[0] * self.accelerator.num_processes
+        if num_items_in_batch is not None:
+            loss = loss / num_items_in_batch
+        loss = loss + outputs.loss / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def _weigh(self, inputs: Mapping[str, Tensor], nll: LinearNLL) -> Tensor:
+        """The weights of one micro-batch, and a note of what they were."""
+        entropy = nll.entropy if "entropy" in self.objective.needs else None
+        if self._weights is not None:
+            weight, lowest = self._weights[len(self._micro)], self._lowest
+        else:
+            weight, lowest = self.scope.weigh(self._stats(inputs, nll.nll, entropy))
+        valid = valid_of(inputs)
+        self._micro.append((selection_totals(weight, valid, nll.nll), lowest))
+        self._positions += valid.numel()
+        if self.token_log.samples(self.state.global_step + 1):
+            self._note_sample(inputs, nll.nll, weight, valid)
+        return weight
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch; after the step's last one, deferred gradients are scaled and the step is noted."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not self.accelerator.sync_gradients:
+            return loss if num_items_in_batch is not None else torch.zeros_like(loss)
+        totals = torch.stack([t for t, _ in self._micro]).sum(0)
+        lowest = torch.stack([low for _, low in self._micro]).min()
+        if num_items_in_batch is None:
+            loss = self._scale_gradients(totals)
+        self.token_log.add(self.state.global_step + 1, totals, lowest, self._positions)
+        if self.token_log.samples(self.state.global_step + 1):
+            self._write_sample()
+        return loss
+
+    def _scale_gradients(self, totals: Tensor) -> Tensor:
+        """Divide the accumulated raw sums by the weight sum of all ranks, once; the loss that this comes to."""
+        weight_sum, weighted = self.accelerator.reduce(totals[[2, 5]], "sum").unbind()
+        denominator = torch.where(weight_sum > 0, weight_sum, torch.ones_like(weight_sum))
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(denominator.to(parameter.grad.dtype))
+        return (weighted / denominator).float()
+
+    # --- evaluation during training -------------------------------------------------------------------------------------
+
+    def _eval_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        with torch.no_grad():
+            outputs, nll, _ = self._forward(model, inputs, weigh=None)
+        valid = valid_of(inputs)
+        sums = torch.stack([nll.sum(dtype=torch.float32), valid.sum(dtype=torch.float32)])
+        self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
+        loss = sums[0] / sums[1].clamp(min=1)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As the Trainer's, with ``eval_loss`` = nll sum / tokens over the whole set, not a mean of batch means."""
+        self._eval_sums = None
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._eval_sums is not None and output.metrics is not None:
+            nll_sum, count = self.accelerator.reduce(self._eval_sums, "sum").tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = nll_sum / count if count else float("nan")
+        return output
+
+    # --- logs ---------------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the selection's figures of the last step to what goes to ``report_to`` and the progress bar."""
+        lines = self.flush_token_log()
+        if lines and "loss" in logs:
+            names = ("tokens_seen", "tokens_trained", "ratio", "threshold", "kept_nll", "dropped_nll")
+            logs = {**logs, **{name: lines[-1][name] for name in names if lines[-1][name] is not None}}
+        super().log(logs, start_time)
+
+    def flush_token_log(self) -> list[dict[str, Any]]:
+        """Sum the pending steps over ranks, write them on rank 0. The one place where the device is waited for."""
+        pending = self.token_log.pending
+        if not pending:
+            return []
+        totals = self.accelerator.reduce(torch.stack([t for _, t, _, _ in pending]), "sum")
+        lowest = self.accelerator.gather(torch.stack([low for _, _, low, _ in pending])[None]).amin(0)
+        positions = np.array([p * self.accelerator.num_processes for *_, p in pending])
+        lines = self.token_log.lines(totals.cpu().numpy(), lowest.cpu().numpy(), positions)
+        if self.is_world_process_zero():
+            self.token_log.write(lines)
+        return lines
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.flush_token_log()  # a checkpoint without its log lines could not be resumed exactly
+        super()._save_checkpoint(model, trial)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        state = super()._init_training_state(*args, **kwargs)
+        self.token_log.rewind(self.state.global_step, write=self.is_world_process_zero())
+        return state
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.flush_token_log()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _note_sample(self, inputs: Mapping[str, Tensor], nll: Tensor, weight: Tensor, valid: Tensor) -> None:
+        config, step = self.token_log.config, self.state.global_step + 1
+        for place in sample_rows(config, step, inputs["row_id"]).tolist():
+            here = valid[place].nonzero().squeeze(-1)
+            self._sample.append(
+                {
+                    "row": int(inputs["row_id"][place]),
+                    "position": (here + 1).cpu().numpy(),  # of the target, where its nll is stored
+                    "nll": nll[place][here].cpu().numpy(),
+                    "keep": (weight[place][here] > 0).cpu().numpy(),
+                }
+            )
+
+    def _write_sample(self) -> None:
+        from accelerate.utils import gather_object
+
+        step = self.state.global_step + 1
+        rows: list[dict[str, Any]] = gather_object(self._sample)
+        if self.is_world_process_zero() and rows:
+            chosen = sample_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
+            write_sample(self.token_log.folder, step, [rows[i] for i in chosen.tolist()])
+
+
+def _rows(dataset: Any, scores: Sequence[str] = ()) -> Rows:
+    if isinstance(dataset, Rows):
+        return dataset
+    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
+        raise UserError(f"a datasets.Dataset with input_ids is needed, not {type(dataset).__name__}")
+    return Rows(dataset, scores)
+
+
+def _each(value: Any, change: Any) -> Any:
+    if value is None:
+        return None
+    return {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
+
+
+def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get("compute_loss_func") is not None:
+        raise UserError("compute_loss_func and an objective are two losses: give the objective only")
+    if args.label_smoothing_factor:
+        raise UserError("label_smoothing_factor changes what nll means: set it to 0")
+    if args.n_gpu > 1:
+        raise UserError("several GPUs in one process (DataParallel) are not supported: use torchrun or accelerate launch")
+
+
+def _refuse_deferred_router_loss(objective: Objective, model: Any) -> None:
+    """Raw sums are divided after the backward; a router loss in the same gradients would be divided with them."""
+    deferred = objective.known_count is None and objective.denominator == "weight"
+    if deferred and getattr(model.config, "output_router_logits", False):
+        raise UserError(
+            f"objective {objective.name!r} knows its weight sum only after the forward, which a router loss does not "
+            "survive: set output_router_logits to false in the model's config"
+        )

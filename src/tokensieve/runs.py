@@ -23,11 +23,16 @@ from pathlib import Path
 from typing import IO, Any
 
 MANIFEST = "manifest.json"
+WORK = "work.json"
 FORMAT = 1
 
 
 class UserError(ValueError):
     """Something the user can put right, told in one sentence. The command line prints it without a traceback, exit code 2."""
+
+
+class StaleFolder(UserError):
+    """A folder that was made, in whole or in part, by other work than is asked for now."""
 
 
 @contextlib.contextmanager
@@ -119,6 +124,7 @@ def write_manifest(
         "files": files,
         "versions": versions(),
     }
+    (Path(folder) / WORK).unlink(missing_ok=True)
     write_json(Path(folder) / MANIFEST, manifest)
     return manifest
 
@@ -177,7 +183,7 @@ def start_folder(folder: Path | str, kind: str, config: Any, inputs: Mapping[str
         manifest = read_manifest(folder, kind)
         if manifest["fingerprint"] == fingerprint(kind, config, inputs):
             return False
-        raise UserError(
+        raise StaleFolder(
             f"{folder} is done, but from other inputs ({_difference(manifest, config, inputs)}): "
             "choose another --out, or remove the folder to do it again"
         )
@@ -189,6 +195,20 @@ def start_folder(folder: Path | str, kind: str, config: Any, inputs: Mapping[str
     except OSError as e:
         raise UserError(f"cannot write into {folder}: {e.strerror or e}") from None
     return True
+
+
+def bind_unfinished(folder: Path | str, kind: str, config: Any, inputs: Any, *, write: bool = True) -> None:
+    """Note in ``folder/work.json`` whose parts an unfinished folder holds; refuse parts of other work (StaleFolder).
+
+    Writing the manifest removes the note.
+    """
+    work, mine = Path(folder) / WORK, {"fingerprint": fingerprint(kind, config, inputs)}
+    if work.exists() and read_json(work) != mine:
+        raise StaleFolder(
+            f"{folder} holds unfinished work of another config or other inputs: remove it or choose another --out"
+        )
+    if write and not work.exists():
+        write_json(work, mine)
 
 
 def _difference(manifest: Mapping[str, Any], config: Any, inputs: Mapping[str, Any]) -> str:

@@ -101,6 +101,8 @@ class LinearNLL:
             raise ValueError(
                 f"hidden has width {hidden.shape[-1]}, the head {self.head.weight.shape[-1]}: they do not fit"
             )
+        if chunk_rows is not None and chunk_rows < 1:
+            raise ValueError(f"chunk_rows is {chunk_rows}, it must be at least 1")
         self.shape = targets.shape
         self.hidden_TD = hidden.reshape(-1, hidden.shape[-1])
         self.targets_T = targets.reshape(-1)
@@ -179,7 +181,12 @@ def capped(head: LinearHead, raw_CV: Tensor) -> Tensor:
 
 def target_logits(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
     """The logit of each row's target; of entry 0 where there is none (-100 as an index would read another column)."""
-    return logits_CV.gather(-1, targets_C.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return logits_CV.gather(-1, target_index(targets_C)).squeeze(-1)
+
+
+def target_index(targets_C: Tensor) -> Tensor:
+    """Targets to index with, 0 for -100. Any other negative target is left to fail: it would pass for token 0. [C, 1]"""
+    return targets_C.masked_fill(targets_C == IGNORE_INDEX, 0).unsqueeze(-1)
 
 
 def disabled_autocast(like: Tensor) -> Any:

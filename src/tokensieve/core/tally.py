@@ -27,7 +27,7 @@ class Tally:
         flat = values.detach().reshape(-1).double()
         weight = torch.ones_like(flat) if mask is None else mask.reshape(-1).double()
         flat = torch.where(weight > 0, flat, torch.zeros_like(flat))  # a masked NaN must not reach the sum
-        bins = ((flat - LOW) / (HIGH - LOW) * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+        bins = ((flat - LOW) / (HIGH - LOW) * NUM_BINS).clamp(0, NUM_BINS - 1).nan_to_num(0).long()
         histogram = torch.zeros(NUM_BINS, dtype=torch.float64, device=flat.device).index_add_(0, bins, weight)
         return Tally(weight.sum(), (flat * weight).sum(), histogram)
 
@@ -45,5 +45,6 @@ class Tally:
         if not float(self.count):
             return float("nan")
         below = self.histogram.cumsum(0)
-        index = int((below < q * self.count).sum().clamp(max=NUM_BINS - 1))
+        wanted = (q * self.count).clamp(min=torch.finfo(torch.float64).tiny)  # q = 0: the first bin that holds anything
+        index = int((below < wanted).sum().clamp(max=NUM_BINS - 1))
         return LOW + (index + 1) * (HIGH - LOW) / NUM_BINS

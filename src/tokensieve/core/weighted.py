@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .nll import IGNORE_INDEX, KeepLogits, LinearHead, LinearNLL, capped, disabled_autocast, raw_logits
+from .nll import IGNORE_INDEX, KeepLogits, LinearHead, LinearNLL, capped, disabled_autocast, raw_logits, target_index
 
 
 def weighted_nll(
@@ -65,6 +66,7 @@ class _WeightedSum(torch.autograd.Function):
         return torch.dot(weight_T, nll.nll.reshape(-1))
 
     @staticmethod
+    @once_differentiable  # the log-sum-exp is a constant here: a second derivative would be silently wrong
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TD, weight_VD, bias_V, weight_T, targets_T, lse_T = ctx.saved_tensors
         nll: LinearNLL = ctx.nll
@@ -129,7 +131,7 @@ def _logit_grad(head: LinearHead, raw_CV: Tensor, lse_C: Tensor, targets_C: Tens
     """d loss / d raw logits, float32: ``scaled * (softmax - onehot) * d capped / d raw``. [C, V]"""
     logits_CV = capped(head, raw_CV)
     grad_CV = (logits_CV - lse_C.unsqueeze(-1)).exp_()
-    grad_CV.scatter_add_(-1, targets_C.clamp(min=0).unsqueeze(-1), -torch.ones_like(lse_C).unsqueeze(-1))
+    grad_CV.scatter_add_(-1, target_index(targets_C), -torch.ones_like(lse_C).unsqueeze(-1))
     grad_CV *= (scaled_C * head.logit_scale).unsqueeze(-1)
     if head.softcap is not None:
         grad_CV *= 1 - (logits_CV / head.softcap).square_()

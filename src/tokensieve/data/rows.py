@@ -1,8 +1,8 @@
 """Corpus rows as model inputs: labels, positions, score columns, padding. One place, used by training and scoring.
 
-    row            = [ a a a E b b E p p ]      E: EOS, p: padding (num_tokens = 7), pieces start at 0 and 4
-    labels         = [ a a a E b b E . . ]      . = -100; the model shifts: hidden at t predicts labels[t + 1]
-    isolated:      = [ . a a E . b E . . ]      a piece's first token is no target; positions 0 1 2 3 0 1 2 ...
+row            = [ a a a E b b E p p ]      E: EOS, p: padding (num_tokens = 7), pieces start at 0 and 4
+labels         = [ a a a E b b E . . ]      . = -100; the model shifts: hidden at t predicts labels[t + 1]
+isolated:      = [ . a a E . b E . . ]      a piece's first token is no target; positions 0 1 2 3 0 1 2 ...
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class Rows(Dataset[dict[str, Tensor]]):
             raise UserError(f"the data set has no column 'input_ids', only {', '.join(dataset.column_names)}")
         for name in scores:
             if name not in dataset.column_names:
-                raise UserError(f"the objective needs a column {name!r}; the data set has {', '.join(dataset.column_names)}")
-        optional = ("labels", "num_tokens", "isolated", "doc_starts", "row_id")
+                raise UserError(
+                    f"the objective needs a column {name!r}; the data set has {', '.join(dataset.column_names)}"
+                )
+        optional = ("labels", "num_tokens", "isolated", "doc_starts", "doc_sources", "row_id")
         columns = ["input_ids", *scores, *(c for c in optional if c in dataset.column_names)]
         self.dataset = dataset.select_columns(columns).with_format("numpy")
         self.scores = tuple(scores)
@@ -59,6 +61,11 @@ class Rows(Dataset[dict[str, Tensor]]):
             item["position_ids"] = torch.from_numpy(piece_positions(starts, len(ids_T)))
         item["labels"] = torch.from_numpy(labels_T)
         item["row_id"] = torch.tensor(int(row.get("row_id", index)))
+        if "doc_sources" in row:
+            starts = np.asarray(row["doc_starts"], dtype=np.int64)
+            item["source_id"] = torch.from_numpy(
+                per_token(np.asarray(row["doc_sources"], np.int64), starts, len(ids_T))
+            )
         for name in self.scores:
             item[name] = torch.from_numpy(self._scores(row, name, labels_T, index))
         return item
@@ -87,7 +94,9 @@ class EpochSampler(Sampler[int]):
     repeating samples, which would train on some rows twice. Independent of the number of ranks.
     """
 
-    def __init__(self, num_rows: int, seed: int, *, multiple: int, drop_last: bool = False, shuffle: bool = True) -> None:
+    def __init__(
+        self, num_rows: int, seed: int, *, multiple: int, drop_last: bool = False, shuffle: bool = True
+    ) -> None:
         self.num_rows, self.seed, self.multiple = num_rows, seed, multiple
         self.drop_last, self.shuffle, self.epoch = drop_last, shuffle, 0
 
@@ -114,7 +123,8 @@ def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     longest = max(len(item["input_ids"]) for item in items)
     fills = {"labels": IGNORE_INDEX}
     batch = {
-        name: torch.stack([_right_padded(item[name], longest, fills.get(name, 0)) for item in items]) for name in items[0]
+        name: torch.stack([_right_padded(item[name], longest, fills.get(name, 0)) for item in items])
+        for name in items[0]
     }
     if any(len(item["input_ids"]) != longest for item in items):
         lengths = torch.tensor([len(item["input_ids"]) for item in items])
@@ -125,7 +135,17 @@ def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def piece_positions(starts: np.ndarray, length: int) -> np.ndarray:
     """Position of each token within its piece: 0 at every start. int64 [T]"""
     positions_T = np.arange(length, dtype=np.int64)
-    return positions_T - np.repeat(starts, np.diff(np.append(starts, length)))
+    return positions_T - per_token(starts, starts, length)
+
+
+def per_token(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """A value of each piece, repeated for each of its tokens. [pieces] -> [T]"""
+    return np.repeat(values, np.diff(np.append(starts, length)))
+
+
+def solution_mask(starts: np.ndarray, targets: np.ndarray, length: int) -> np.ndarray:
+    """Whether each token belongs to its piece's solution: bool [T], all true for plain text (``targets == starts``)."""
+    return np.arange(length) >= per_token(np.asarray(targets, np.int64), starts, length)  # type: ignore[no-any-return]
 
 
 def _right_padded(values: Tensor, length: int, fill: int) -> Tensor:

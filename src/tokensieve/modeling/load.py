@@ -57,7 +57,9 @@ def model_folder(folder: Path | str) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
-    raise UserError(f"{folder} is not a model folder: it has no config.json" if folder.is_dir() else f"{folder} does not exist")
+    raise UserError(
+        f"{folder} is not a model folder: it has no config.json" if folder.is_dir() else f"{folder} does not exist"
+    )
 
 
 def model_hash(folder: Path | str) -> str:
@@ -73,7 +75,9 @@ def check_vocabulary(model: nn.Module, vocab_size: int, what: str) -> None:
     """The model must have a row for every token id of the corpus; it may have more (padding of the table)."""
     rows = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
     if rows < vocab_size:
-        raise UserError(f"{what} has a vocabulary of {rows}, the corpus one of {vocab_size}: they do not belong together")
+        raise UserError(
+            f"{what} has a vocabulary of {rows}, the corpus one of {vocab_size}: they do not belong together"
+        )
 
 
 def check_length(model: Any, length: int, what: str) -> None:

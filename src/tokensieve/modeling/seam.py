@@ -113,13 +113,42 @@ def probe_head(model: nn.Module, seam: HeadSeam, input_ids: Tensor, labels: Tens
     finally:
         model.train(was_training)
     if not nll:
-        raise UserError(f"{type(seam.model).__name__} does not call its output embedding: its loss cannot be made selective")
+        raise UserError(
+            f"{type(seam.model).__name__} does not call its output embedding: its loss cannot be made selective"
+        )
     ours = nll[0].sum() / (targets != IGNORE_INDEX).sum() + added
     tolerance = 1e-3 if seam.layer.weight.dtype in (torch.float32, torch.float64) else 2e-2
     if not abs(float(ours - own)) <= tolerance * max(1.0, float(own)):
         raise UserError(
             f"{type(seam.model).__name__} computes a loss of {float(own):.5f} where its head's weights give "
             f"{float(ours):.5f}: its head does more than tokensieve knows of"
+        )
+
+
+@torch.no_grad()
+def probe_isolation(model: nn.Module, seam: HeadSeam, input_ids: Tensor) -> None:
+    """Refuse a model that looks across a document boundary: positions that restart must also stop its attention.
+
+    The second half of a row, given with positions that restart there, must have the nll it has alone. input_ids [1, T].
+    """
+    half = input_ids.shape[1] // 2
+    alone, positions = input_ids[:, half:], torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    positions = torch.where(positions >= half, positions - half, positions)
+    was_training = model.training
+    model.eval()
+    nll: list[Tensor] = []
+    try:
+        for ids, places in ((input_ids, positions), (alone, positions[:, half:])):
+            targets = shift_targets(ids)
+            with seam.run(lambda hidden, head, targets=targets: nll.append(token_nll(hidden, head, targets))):  # type: ignore[misc]
+                model(input_ids=ids, position_ids=places, use_cache=False)
+    finally:
+        model.train(was_training)
+    gap = float((nll[0][:, half:] - nll[1]).abs().max())
+    if not gap <= (1e-3 if seam.layer.weight.dtype in (torch.float32, torch.float64) else 0.2):
+        raise UserError(
+            f"{type(seam.model).__name__} looks across document boundaries (nll differs by {gap:.3f} nats): "
+            "prepare the corpus with isolate_documents: false for it"
         )
 
 

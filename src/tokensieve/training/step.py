@@ -42,7 +42,7 @@ def token_stats(
     """What the objective asked for, aligned by predicting position: entry t speaks of the target at t + 1."""
     labels = batch["labels"]
     valid = valid_of(batch)
-    columns = {name: _next(batch[name]) for name in score_columns(objective)}
+    columns = {name: next_token(batch[name]) for name in score_columns(objective)}
     stats = TokenStats(valid=valid, step=step, columns=columns, ref_nll=columns.get("ref_nll"))
     if "ref_entropy" in columns:
         stats = replace(stats, ref_entropy=columns["ref_entropy"])
@@ -51,7 +51,7 @@ def token_stats(
     if "entropy" in objective.needs:
         stats = replace(stats, entropy=entropy)
     if "input_ids" in objective.needs:
-        stats = replace(stats, input_ids=_next(batch["input_ids"]))
+        stats = replace(stats, input_ids=next_token(batch["input_ids"]))
     if "row_id" in objective.needs:
         stats = replace(stats, row_id=batch["row_id"][:, None].expand_as(labels))
     if "position" in objective.needs:
@@ -60,14 +60,16 @@ def token_stats(
     return stats
 
 
-def _next(values: Tensor) -> Tensor:
+def next_token(values: Tensor) -> Tensor:
     """``values[:, t + 1]`` at t; the last entry has no target and is 0."""
     return torch.nn.functional.pad(values[:, 1:], (0, 1))
 
 
 def map_stats(stats: TokenStats, change: Callable[[Tensor], Tensor]) -> TokenStats:
     """The statistics with ``change`` applied to each tensor that is there."""
-    named = {n: getattr(stats, n) for n in ("nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position")}
+    named = {
+        n: getattr(stats, n) for n in ("nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position")
+    }
     return replace(
         stats,
         valid=change(stats.valid),
@@ -156,12 +158,17 @@ def lowest_kept(objective: Objective, stats: TokenStats, weight: Tensor) -> Tens
     return torch.where(weight > 0, objective.score(stats).float(), infinity).min()
 
 
-def selection_totals(weight: Tensor, valid: Tensor, nll: Tensor) -> Tensor:
-    """[valid, kept, weight sum, nll sum of kept, of dropped, sum of weight * nll]: float64 sums that add over parts."""
+def selection_totals(
+    weight: Tensor, valid: Tensor, nll: Tensor, source: Tensor | None = None, num_sources: int = 0
+) -> Tensor:
+    """[valid, kept, weight sum, nll sum of kept, of dropped, sum of weight * nll], then valid and kept of each source.
+
+    float64 sums [6 + 2 * num_sources] that add over parts. ``source`` [B, T] is the source of each token's target.
+    """
     keep = (weight > 0) & valid
     drop = valid & ~keep
     wide: Any = torch.float64 if weight.device.type != "mps" else torch.float32
-    return torch.stack(
+    sums = torch.stack(
         [
             valid.sum(dtype=wide),
             keep.sum(dtype=wide),
@@ -171,3 +178,9 @@ def selection_totals(weight: Tensor, valid: Tensor, nll: Tensor) -> Tensor:
             (nll * weight * valid).sum(dtype=wide),
         ]
     )
+    if source is None or not num_sources:
+        return sums
+    by_source = torch.zeros(2, num_sources, dtype=wide, device=sums.device)
+    by_source[0].index_add_(0, source.reshape(-1), valid.reshape(-1).to(wide))
+    by_source[1].index_add_(0, source.reshape(-1), keep.reshape(-1).to(wide))
+    return torch.cat([sums, by_source.reshape(-1)])

@@ -51,7 +51,7 @@ class TokenLog:
 
     Keys of a line: ``step``; of this step ``valid``, ``kept``, ``ratio``, ``threshold`` (lowest score kept), ``nll``,
     ``kept_nll``, ``dropped_nll`` (means over valid, kept, dropped tokens; null where there is none), ``loss`` (weighted sum
-    over the denominator's weight sum); since the start ``tokens_seen``, ``tokens_trained``, ``flops_student``,
+    over the denominator's weight sum), ``valid_by_source`` and ``kept_by_source`` (name -> tokens); since the start ``tokens_seen``, ``tokens_trained``, ``flops_student``,
     ``flops_scoring``, ``flops_reference``.
     """
 
@@ -59,6 +59,7 @@ class TokenLog:
     config: TokenLogConfig
     flops: TokenFlops
     spent: FlopsSpent
+    sources: Sequence[str] = ()
     tokens_seen: int = 0
     tokens_trained: int = 0
     flops_student: float = 0.0
@@ -72,9 +73,10 @@ class TokenLog:
     def lines(self, sums: np.ndarray, lowest: np.ndarray, positions: np.ndarray) -> list[dict[str, Any]]:
         """The pending steps as lines, given their totals over all ranks; moves the running sums on."""
         made = []
-        for (step, *_), (valid, kept, weight, kept_sum, dropped_sum, weighted), low, places in zip(
+        for (step, *_), totals, low, places in zip(
             self.pending, sums.tolist(), lowest.tolist(), positions.tolist(), strict=True
         ):
+            valid, kept, weight, kept_sum, dropped_sum, weighted = totals[:6]
             self.tokens_seen += round(valid)
             self.tokens_trained += round(kept)
             self.flops_student += self.flops.train(places, kept)
@@ -94,10 +96,22 @@ class TokenLog:
                     "flops_student": self.flops_student,
                     "flops_scoring": self.spent.scoring,
                     "flops_reference": self.spent.reference,
+                    **self._by_source(totals[6:]),
                 }
             )
         self.pending.clear()
         return made
+
+    def _by_source(self, counts: Sequence[float]) -> dict[str, dict[str, int]]:
+        """Valid and kept tokens of each source that occurred in the step."""
+        valid, kept = counts[: len(self.sources)], counts[len(self.sources) :]
+        names = [(i, name) for i, name in enumerate(self.sources) if valid[i]]
+        if not names:
+            return {}
+        return {
+            "valid_by_source": {name: round(valid[i]) for i, name in names},
+            "kept_by_source": {name: round(kept[i]) for i, name in names},
+        }
 
     def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append lines to ``tokens.jsonl`` and the time to ``times.jsonl``."""
@@ -144,7 +158,9 @@ def write_sample(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> 
     rows = sorted(rows, key=lambda r: r["row"])
     columns = {
         "step": np.concatenate([np.full(len(r["position"]), step, np.int64) for r in rows] or [np.empty(0, np.int64)]),
-        "row": np.concatenate([np.full(len(r["position"]), r["row"], np.int64) for r in rows] or [np.empty(0, np.int64)]),
+        "row": np.concatenate(
+            [np.full(len(r["position"]), r["row"], np.int64) for r in rows] or [np.empty(0, np.int64)]
+        ),
         "position": np.concatenate([r["position"] for r in rows] or [np.empty(0, np.int32)]).astype(np.int32),
         "nll": np.concatenate([r["nll"] for r in rows] or [np.empty(0, np.float32)]).astype(np.float32),
         "keep": np.concatenate([r["keep"] for r in rows] or [np.empty(0, bool)]).astype(bool),

@@ -25,10 +25,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..core import LinearHead, LinearNLL, Objective, objective as make_objective
 from ..data.rows import EpochSampler, Rows, collate
 from ..modeling.flops import TokenFlops, token_flops
-from ..modeling.seam import HeadSeam, probe_head, shift_targets
+from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
 from ..runs import UserError
 from .progress import TokenProgress
-from .step import Scope, score_columns, selection_totals, token_stats, valid_of
+from .step import Scope, next_token, score_columns, selection_totals, token_stats, valid_of
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -41,7 +41,7 @@ class SelectiveTrainer(Trainer):
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs. ``args``
-    are plain TrainingArguments. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``.
+    are plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``.
     Raises UserError before training for a missing column, a head it does not understand, or an engine it does not support.
     """
 
@@ -57,6 +57,7 @@ class SelectiveTrainer(Trainer):
         objective: Objective | None = None,
         token_log: TokenLogConfig | None = None,
         flops_spent: FlopsSpent | None = None,
+        sources: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         self.objective = objective or make_objective("clm")
@@ -79,7 +80,11 @@ class SelectiveTrainer(Trainer):
             self.objective, self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.gather
         )
         self.token_log = TokenLog(
-            Path(args.output_dir), token_log or TokenLogConfig(), TokenFlops(0, 0), flops_spent or FlopsSpent()
+            Path(args.output_dir),
+            token_log or TokenLogConfig(),
+            TokenFlops(0, 0),
+            flops_spent or FlopsSpent(),
+            tuple(sources),
         )
         self._weights: list[Tensor] | None = None  # of the step's micro-batches, where a first pass chose them
         self._micro: list[tuple[Tensor, Tensor]] = []  # (totals, lowest score kept) of the step so far
@@ -108,7 +113,7 @@ class SelectiveTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += ["row_id", "position_ids", *score_columns(self.objective)]
+        self._signature_columns += ["row_id", "source_id", "position_ids", *score_columns(self.objective)]
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -121,6 +126,8 @@ class SelectiveTrainer(Trainer):
         probe = collate([rows[0]])
         device = next(self.seam.model.parameters()).device
         probe_head(self.model, self.seam, *(probe[k][:, :64].to(device) for k in ("input_ids", "labels")))
+        if "position_ids" in probe:
+            probe_isolation(self.model, self.seam, probe["input_ids"][:, :64].to(device))
         self.token_log.flops = token_flops(self.model, int(probe["input_ids"].shape[1]))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -208,7 +215,9 @@ class SelectiveTrainer(Trainer):
         else:
             weight, lowest = self.scope.weigh(self._stats(inputs, nll.nll, entropy))
         valid = valid_of(inputs)
-        self._micro.append((selection_totals(weight, valid, nll.nll), lowest))
+        source = next_token(inputs["source_id"]) if "source_id" in inputs else None
+        totals = selection_totals(weight, valid, nll.nll, source, len(self.token_log.sources))
+        self._micro.append((totals, lowest))
         self._positions += valid.numel()
         if self.token_log.samples(self.state.global_step + 1):
             self._note_sample(inputs, nll.nll, weight, valid)
@@ -336,7 +345,9 @@ def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None
     if args.label_smoothing_factor:
         raise UserError("label_smoothing_factor changes what nll means: set it to 0")
     if args.n_gpu > 1:
-        raise UserError("several GPUs in one process (DataParallel) are not supported: use torchrun or accelerate launch")
+        raise UserError(
+            "several GPUs in one process (DataParallel) are not supported: use torchrun or accelerate launch"
+        )
 
 
 def _refuse_deferred_router_loss(objective: Objective, model: Any) -> None:

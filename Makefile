@@ -1,0 +1,47 @@
+# Everything lives in .venv; `make setup` builds it once and again only when pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread a test process: two workers with two threads each on two cores are slower than two with one.
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+
+.PHONY: help setup check test demo bench study-demo study-math mutants clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## install into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: setup ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup ## the test suite: offline, on CPU
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'not slow'
+
+demo: setup ## the whole method on text found on this machine; leaves runs/demo
+	$(BIN)/tokensieve demo
+
+bench: setup ## time and memory of the core functions
+	$(BIN)/python benchmarks/bench_core.py
+
+study-demo: setup ## the demo with three seeds: the table of docs/results.md
+	$(BIN)/python benchmarks/study_demo.py
+
+study-math: setup ## the arms of recipes/math-tiny.yaml
+	$(BIN)/tokensieve run recipes/math-tiny.yaml
+
+mutants: setup ## break the method on purpose, one bug at a time, and see a test fail for each
+	$(TEST_ENV) $(BIN)/python tests/mutants.py
+
+clean: ## remove .venv, caches and build output; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} +

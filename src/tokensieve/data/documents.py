@@ -1,0 +1,49 @@
+"""What a reader yields: documents, bad rows, and what is left out; and the blocks that readers read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Document(NamedTuple):
+    """One document. Either ``text``, or ``tokens`` where it came tokenised; ``where`` names file and line in messages."""
+
+    id: str
+    source: str
+    where: str
+    text: str = ""
+    solution: int = 0  # characters before the solution; 0 where all of the text counts
+    tokens: list[int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of text (4 a token where there is no text)."""
+        return 4 * len(self.tokens) if self.tokens is not None else len(self.text.encode())
+
+
+class BadRow(NamedTuple):
+    """A row that is not what the source's settings say."""
+
+    where: str
+    reason: str
+
+
+class Skipped(NamedTuple):
+    """A document left out without being wrong: ``empty``, ``short`` or ``unparsable``."""
+
+    reason: str
+
+
+Item = Document | BadRow | Skipped
+
+
+@dataclass(frozen=True)
+class Block:
+    """A bounded part of a source."""
+
+    payload: Any
+    file: str = ""  # relative name, in keys
+    path: str = ""  # as the user wrote it, in messages
+    start: int = 1  # number of its first line or row in the file
+    cost: int = 0  # bytes of input, for progress

@@ -1,0 +1,90 @@
+"""Score columns beside a corpus: written shard by shard, bound by hashes, joined to the rows without copying.
+
+corpus/rows-00000.arrow   row 0 row 1 row 2 ...      input_ids, doc_starts ...
+scores/rows-00000.arrow   row 0 row 1 row 2 ...      ref_nll: float16, as long as input_ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runs import UserError, atomic_file, check_files, read_manifest
+from .corpus import Corpus, open_corpus
+
+DTYPES = {"float16": np.float16, "float32": np.float32}
+
+
+def load_scored(corpus: Path | str, *scores: Path | str, verify: str | None = "full") -> Any:
+    """The corpus's rows with the score columns beside them: a memory-mapped ``datasets.Dataset``, verified.
+
+    Columns: those of the corpus (docs/formats.md), each score folder's columns, and ``isolated`` if the corpus keeps documents
+    apart. ``verify``: "full" (hash every file), "size", or None. Raises UserError naming what does not fit: another
+    corpus, tokenizer, window (row length or isolation), a missing, truncated or changed shard, a column given twice.
+    """
+    from datasets import Dataset, Value, concatenate_datasets
+
+    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus, verify=verify)
+    parts = [opened.rows]
+    for folder in scores:
+        columns = open_scores(folder, opened, verify=verify)
+        if twice := set(columns.column_names) & {c for p in parts for c in p.column_names}:
+            raise UserError(f"{folder} brings column {min(twice)!r}, which is there already")
+        parts.append(columns)
+    if opened.isolate_documents:
+        flag = Dataset.from_dict({"isolated": np.ones(opened.num_rows, dtype=bool)})
+        parts.append(flag.cast_column("isolated", Value("bool")))
+    return concatenate_datasets(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def open_scores(folder: Path | str, corpus: Corpus, *, verify: str | None = "full") -> Any:
+    """The score columns of ``folder`` as a ``datasets.Dataset`` aligned with ``corpus``'s rows; see :func:`load_scored`."""
+    from datasets import Dataset, concatenate_datasets
+
+    folder = Path(folder)
+    manifest = read_manifest(folder, "scores")
+    check_binding(folder, manifest, corpus)
+    if verify is not None:
+        check_files(folder, manifest, hashes=verify == "full")
+    shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
+    columns = concatenate_datasets(shards) if len(shards) > 1 else shards[0]
+    if len(columns) != corpus.num_rows:
+        raise UserError(f"{folder} has {len(columns)} rows, the corpus {corpus.num_rows}")
+    return columns
+
+
+def check_binding(folder: Path, manifest: Mapping[str, Any], corpus: Corpus) -> None:
+    """Scores depend on every token before them: the same rows of the same tokens, cut at the same places, or none."""
+    wanted = {
+        "tokenizer_hash": (corpus.tokenizer_hash, "tokenizer"),
+        "length": (corpus.length, "window (row length)"),
+        "isolate_documents": (corpus.isolate_documents, "window (isolate_documents)"),
+        "corpus_hash": (corpus.content_hash, "corpus"),
+    }
+    for key, (value, what) in wanted.items():
+        if manifest[key] != value:
+            raise UserError(
+                f"{folder} was computed from another {what} than {corpus.folder}: {key} is {manifest[key]}, here {value}"
+            )
+
+
+def write_score_shard(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write [rows, length] float16 or float32 arrays as an Arrow shard of list columns, atomically."""
+    import pyarrow as pa
+    from datasets import Features, Sequence, Value
+
+    features = Features({k: Sequence(Value(str(v.dtype))) for k, v in columns.items()})
+    schema = features.arrow_schema
+    arrays = [_lists(values) for values in columns.values()]
+    with atomic_file(path) as f, pa.ipc.new_stream(f, schema) as stream:
+        stream.write_table(pa.Table.from_arrays(arrays, schema=schema), max_chunksize=1024)
+
+
+def _lists(values_NT: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    offsets = np.arange(len(values_NT) + 1, dtype=np.int32) * values_NT.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_NT.reshape(-1)))

@@ -1,0 +1,266 @@
+"""Where text comes from: a source names files, and says which of their documents belong to a corpus.
+
+    path ──resolve──> files ──split──> documents whose hash lies in [lo, hi) ──max_bytes──> a seeded sample of them
+
+Whether a document is in is decided by a hash of its *key* alone: the row's own ``id``, else ``file:line``, or for formats with
+one document a file the file's name relative to the source's folder. A key knows nothing about the machine, the format or the
+seed, so two corpora that take ``split: [0, 0.5]`` and ``split: [0.5, 1]`` of the same files share no document, even where one
+reads ``.py`` files as code and the other reads their docstrings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.util
+import itertools
+import os
+import platform
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from tokensieve.runs import UserError, hash_json
+
+# Which files of a folder a format reads. An empty tuple: the format does not read single files.
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "jsonl": (".jsonl", ".jsonl.gz", ".json.gz"),
+    "parquet": (".parquet",),
+    "text": (".txt", ".md"),
+    "python": (".py",),
+    "docstrings": (".py",),
+    "tokens": (".jsonl", ".jsonl.gz", ".json.gz", ".parquet"),
+    "datasets": (),
+    "hub": (),
+}
+ONE_DOCUMENT_A_FILE = ("text", "python", "docstrings")
+_AUTO = ("jsonl", "parquet", "text", "python")
+_HASH_WHOLE_BYTES = 64 << 20  # larger inputs are identified by sizes and the ends of their files
+_HASH_END_BYTES = 1 << 16
+_STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of text of a corpus."""
+
+    path: str
+    """File, folder, glob, ``package:NAME`` (an installed one), ``package:stdlib``, ``hub:owner/name[:config[:split]]``."""
+    name: str | None = None
+    """Name in per-source figures; default: each row's ``source`` field, else the file's or folder's name."""
+    format: str = "auto"
+    """``auto`` (by suffix), jsonl, parquet, text, python, docstrings, datasets, or tokens (rows with ``input_ids``)."""
+    text: str = "text"
+    """Column that holds the text."""
+    problem: str | None = None
+    """Column of the problem: the text is then "Problem: ...\\nSolution: ...", and the solution's tokens are marked."""
+    solution: str | None = None
+    """Column of the solution."""
+    split: tuple[float, float] = (0.0, 1.0)
+    """Keep the documents whose hash lies in [lo, hi): disjoint ranges give disjoint documents."""
+    max_bytes: int | None = None
+    """Keep a seeded sample of at most this many bytes of text."""
+    weight: float | None = None
+    """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
+
+
+class InputFile(NamedTuple):
+    """A file of a source. ``name`` is relative to the source's folder and is what keys are made of."""
+
+    name: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved source: small, picklable, and all that a worker needs to judge a document."""
+
+    config: SourceConfig
+    format: str
+    name: str  # what documents are called that do not name their source themselves
+    files: tuple[InputFile, ...]
+    seed: int = 0
+    limit: float = 1.0  # of the sampling hash: documents at or above it did not fit into max_bytes
+    texts: Mapping[str, str] = field(default_factory=dict)  # file name -> text that sampling had to extract anyway
+
+    @property
+    def label(self) -> str:
+        return self.config.path
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files on disk; 0 where that is unknown."""
+        return sum(f.size for f in self.files)
+
+    def in_split(self, key: str) -> bool:
+        lo, hi = self.config.split
+        return lo <= split_position(key) < hi
+
+    def admits(self, key: str) -> bool:
+        """True if the document with this key belongs to the corpus: in the split range, and in the sample."""
+        return self.in_split(key) and (self.limit >= 1.0 or sample_position(key, self.seed) < self.limit)
+
+
+def split_position(key: str) -> float:
+    """hash(key) / 2^64: uniform in [0, 1), the same for every seed, machine and format."""
+    return (xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass")) >> 11) / (1 << 53)
+
+
+def sample_position(key: str, seed: int) -> float:
+    """hash(seed, key) / 2^64: uniform in [0, 1), independent of :func:`split_position`."""
+    return split_position(f"sample {seed}\n{key}")
+
+
+def resolve(config: SourceConfig, seed: int = 0) -> Source:
+    """Find a source's files, in name order. :class:`UserError` for a path, format or setting that makes no sense."""
+    _check(config)
+    if config.path.startswith("hub:"):
+        hub = config.path.removeprefix("hub:").split(":")[0].rstrip("/")
+        return Source(config, "hub", hub.split("/")[-1], (), seed)
+    root, name, paths = _find(config.path)
+    if len(paths) == 1 and _is_dataset(paths[0]):
+        if config.format not in ("auto", "datasets", "tokens"):
+            raise UserError(f"{config.path} is a datasets folder, it cannot be read as format {config.format!r}")
+        return Source(config, "datasets", name, tuple(_walk(root, [paths[0]], ())), seed)
+    if config.format == "datasets":
+        raise UserError(f"{config.path} is not a folder written by datasets' save_to_disk")
+    files, format = _matching(config, root, paths)
+    return Source(config, format, name, tuple(files), seed)
+
+
+def _check(config: SourceConfig) -> None:
+    formats = sorted({"auto", *SUFFIXES} - {"hub"})
+    if config.format not in formats:
+        raise UserError(f"source {config.path}: unknown format {config.format!r}; there are {', '.join(formats)}")
+    if (config.problem is None) != (config.solution is None):
+        raise UserError(f"source {config.path}: problem and solution columns go together, only one is set")
+    lo, hi = config.split
+    if not 0.0 <= lo < hi <= 1.0:
+        raise UserError(f"source {config.path}: split must be [lo, hi] with 0 <= lo < hi <= 1, not [{lo}, {hi}]")
+    if config.max_bytes is not None and config.max_bytes <= 0:
+        raise UserError(f"source {config.path}: max_bytes must be positive, not {config.max_bytes}")
+    if config.weight is not None and not 0 <= config.weight < float("inf"):
+        raise UserError(f"source {config.path}: weight must be a number >= 0, not {config.weight}")
+
+
+def _find(path: str) -> tuple[Path, str, list[Path]]:
+    """(folder that names are relative to, default name, what the path names)."""
+    if path.startswith("package:"):
+        return _package(path.removeprefix("package:"))
+    where = Path(os.path.expanduser(path))
+    if where.is_dir():
+        return where, where.resolve().name, [where]
+    if where.exists():
+        return where.parent, where.name.split(".")[0] or where.name, [where]
+    if not glob.has_magic(path):
+        raise UserError(f"source {path} does not exist")
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), where.parts))
+    found = sorted(Path(p) for p in glob.glob(str(where), recursive=True))
+    if not found:
+        raise UserError(f"source {path}: nothing matches this pattern")
+    return fixed, fixed.resolve().name, found
+
+
+def _package(name: str) -> tuple[Path, str, list[Path]]:
+    """The folder of an installed package, found without importing it; names start with the package (``torch/nn/...``)."""
+    if name == "stdlib":
+        folder = Path(sysconfig.get_path("stdlib"))
+        return folder, "stdlib", [folder]
+    try:
+        spec = importlib.util.find_spec(name) if name and "." not in name else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        raise UserError(f"source package:{name}: no installed package of this name")
+    if spec.submodule_search_locations:
+        folder = Path(next(iter(spec.submodule_search_locations)))
+        return folder.parent, name, [folder]
+    return Path(str(spec.origin)).parent, name, [Path(str(spec.origin))]
+
+
+def _is_dataset(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _matching(config: SourceConfig, root: Path, paths: list[Path]) -> tuple[list[InputFile], str]:
+    """The files to read and their one format. Files named singly or by a glob are taken whatever their suffix is."""
+    stdlib = config.path == "package:stdlib"
+    found = list(_walk(root, paths, _STDLIB_LEFT_OUT if stdlib else ()))
+    named = {str(p) for p in paths if p.is_file()}
+    format = config.format if config.format != "auto" else _guess(config.path, found)
+    fitting = [
+        f for f in found if f.name.lower().endswith(SUFFIXES[format]) or (f.path in named and format != "tokens")
+    ]
+    if not fitting:
+        raise UserError(
+            f"source {config.path}: no file for format {format!r} ({', '.join(SUFFIXES[format])}); "
+            f"it holds {_suffixes(found) or 'no files'}"
+        )
+    return fitting, format
+
+
+def _guess(path: str, files: list[InputFile]) -> str:
+    formats = {form for f in files for form in _AUTO if f.name.lower().endswith(SUFFIXES[form])}
+    if len(formats) == 1:
+        return formats.pop()
+    problem = "files of several formats" if formats else "no file of a known suffix"
+    raise UserError(
+        f"source {path}: {problem} ({_suffixes(files) or 'no files'}); set format to one of {', '.join(SUFFIXES)}"
+    )
+
+
+def _suffixes(files: list[InputFile]) -> str:
+    return ", ".join(sorted({Path(f.name).suffix or Path(f.name).name for f in files})[:12])
+
+
+def _walk(root: Path, paths: list[Path], left_out: Iterable[str]) -> Iterator[InputFile]:
+    """All files under ``paths`` in name order; hidden ones and byte code are left out."""
+    for path in paths:
+        if path.is_file():
+            yield InputFile(path.relative_to(root).as_posix(), str(path), path.stat().st_size)
+            continue
+        found = []
+        for folder, folders, names in os.walk(path):
+            folders[:] = [d for d in folders if d[0] != "." and d != "__pycache__" and d not in left_out]
+            found += [Path(folder) / n for n in names if n[0] != "."]
+        files = [InputFile(p.relative_to(root).as_posix(), str(p), p.stat().st_size) for p in found if p.is_file()]
+        yield from sorted(files)
+
+
+def identity(source: Source) -> str:
+    """What a source was, as a hash: names, sizes and bytes (past 64 MB: the ends of the files; packages: names and sizes)."""
+    if source.format == "hub":
+        from tokensieve.data.row_files import hub_revision
+
+        return hash_json(["hub", source.config.path, hub_revision(source)])
+    if source.config.path.startswith("package:"):
+        return hash_json(["package", _version(source.name), [(f.name, f.size) for f in source.files]])
+    whole = source.size <= _HASH_WHOLE_BYTES
+    return hash_json(["files", [(f.name, f.size, _content(f, whole)) for f in source.files]])
+
+
+def _version(package: str) -> str:
+    if package == "stdlib":
+        return platform.python_version()
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return ""
+
+
+def _content(file: InputFile, whole: bool) -> str:
+    digest = xxhash.xxh3_128()
+    with open(file.path, "rb") as f:
+        if whole or file.size <= 2 * _HASH_END_BYTES:
+            while block := f.read(1 << 22):
+                digest.update(block)
+        else:
+            digest.update(f.read(_HASH_END_BYTES))
+            f.seek(-_HASH_END_BYTES, os.SEEK_END)
+            digest.update(f.read())
+    return digest.hexdigest()

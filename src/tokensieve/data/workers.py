@@ -1,0 +1,70 @@
+"""Units over processes: as many in flight as memory allows, finished ones as they come."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+
+from tokensieve.data.units import Counts, Setup, Unit, read_counts, run_unit
+from tokensieve.runs import UserError
+
+
+def results(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple[Unit, Counts]]:
+    """(unit, counts) of each unit, as they finish; done ones come from their files. At most 2 a worker are in flight."""
+    if workers == 1:
+        for unit in units:
+            yield unit, read_counts(setup.parts, unit.name) or run_unit(unit, setup)
+        return
+    yield from _pooled(units, setup, workers)
+
+
+def _pooled(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple[Unit, Counts]]:
+    context = get_context("spawn")  # forking a process that runs tokenizer threads can deadlock
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (setup,))
+    waiting: dict[Future[Counts], Unit] = {}
+    try:
+        for unit in units:
+            known = read_counts(setup.parts, unit.name)
+            if known is not None:
+                yield unit, known
+                continue
+            waiting[pool.submit(_work, unit)] = unit
+            while len(waiting) >= 2 * workers:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from ((waiting.pop(f), f.result()) for f in done)
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from ((waiting.pop(f), f.result()) for f in done)
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died, most likely for want of memory: run again with fewer workers to go on"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_setup: Setup | None = None
+
+
+def _start_worker(setup: Setup) -> None:
+    global _worker_setup
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: there are as many processes as cores
+    parent = parent_process()
+    assert parent is not None
+
+    def leave() -> None:
+        parent.join()
+        os._exit(1)
+
+    # A pool's workers wait for work for ever if their parent is killed.
+    threading.Thread(target=leave, daemon=True).start()
+    _worker_setup = setup
+
+
+def _work(unit: Unit) -> Counts:
+    assert _worker_setup is not None
+    return run_unit(unit, _worker_setup)

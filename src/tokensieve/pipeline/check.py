@@ -1,0 +1,80 @@
+"""``tokensieve check``: are these folders whole, do they fit together, and is no document in two of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from ..runs import UserError, check_files, read_manifest
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Verify folders: every file against its hash, scores against their corpus, corpora against each other."""
+
+    folders: list[str]
+    """Corpus, scores, model, evaluation or run folders."""
+    corpus: str | None = None
+    """The corpus that score folders must fit."""
+    disjoint: bool = False
+    """No document (by id or by text) may stand in two of the corpora named."""
+
+
+def run(config: CheckConfig) -> list[str]:
+    """A line a folder; raises UserError at the first that is not as it was written."""
+    if not config.folders:
+        raise UserError("folders: name at least one folder to check")
+    lines = [line for folder in config.folders for line in check_folder(Path(folder), config.corpus)]
+    if config.disjoint:
+        corpora = [f for f in config.folders if read_manifest(f)["kind"] == "corpus"]
+        if len(corpora) < 2:
+            raise UserError("disjoint: name at least two corpora")
+        check_disjoint(corpora)
+        lines.append(f"disjoint: no document stands in two of {len(corpora)} corpora")
+    return lines
+
+
+def check_folder(folder: Path, corpus: str | None) -> list[str]:
+    """What was found whole."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    line = f"{folder}: {manifest['kind']}, {len(manifest['files'])} files whole"
+    if manifest["kind"] == "run":
+        return [
+            line,
+            *(text for s in manifest["stages"].values() for text in check_folder(folder / s["folder"], corpus)),
+        ]
+    if manifest["kind"] == "corpus":
+        from ..data.corpus import open_corpus
+
+        opened = open_corpus(folder, verify=None)
+        line += f", {opened.num_rows} rows of {opened.length}, {manifest['stats']['tokens']} tokens"
+    if manifest["kind"] == "scores" and corpus is not None:
+        from ..data.scored import load_scored
+
+        load_scored(corpus, folder)
+        line += f", fit {corpus}"
+    return [line]
+
+
+def check_disjoint(corpora: Sequence[str]) -> None:
+    """Raise UserError naming a document that stands in two corpora: the same id, or the same text under another id."""
+    tables = {folder: _documents(folder) for folder in corpora}
+    for (a, first), (b, second) in combinations(tables.items(), 2):
+        for key, what in (("id", "id"), ("text_hash", "text")):
+            if both := first[key].keys() & second[key].keys():
+                example = min(both, key=str)
+                raise UserError(
+                    f"{a} and {b} share {len(both)} documents by {what}, the first is {first[key][example]!r}: "
+                    "give their sources disjoint splits"
+                )
+
+
+def _documents(folder: str) -> dict[str, dict[Any, str]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(Path(folder) / "documents.parquet", columns=["id", "text_hash"]).to_pydict()
+    return {key: dict(zip(table[key], table["id"], strict=True)) for key in ("id", "text_hash")}

@@ -1,0 +1,109 @@
+"""``tokensieve compare``: the arms of an experiment in one table, with the axes named: tokens seen, tokens trained, FLOPs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runs import UserError, describe_files, read_json, read_manifest, start_folder, write_json, write_manifest
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare training runs on one evaluation set."""
+
+    out: str
+    """Folder to write: comparison.json, table.txt, table.md."""
+    evaluation: str
+    """A folder that `evaluate` wrote, with checkpoints."""
+    runs: dict[str, str]
+    """arm -> a folder that `train` wrote; the names are those used in the evaluation."""
+    target: str
+    """The evaluation set that the comparison is about."""
+    others: list[str] = dataclasses.field(default_factory=list)
+    """Further sets to show, forgetting for example."""
+    solution: bool = False
+    """On solutions only, for sets that have them."""
+    baseline: str = "clm"
+    """The arm whose end the others are measured against."""
+
+
+def run(config: CompareConfig) -> Path:
+    """Write the comparison; keys of a row of ``comparison.json`` are those of :func:`compare`."""
+    out = Path(config.out)
+    evaluated = read_manifest(config.evaluation, "evaluation")
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluation", "runs")}
+    settings["arms"] = list(config.runs)
+    inputs = {
+        "evaluation": evaluated["fingerprint"],
+        "runs": {arm: read_manifest(folder, "model")["fingerprint"] for arm, folder in config.runs.items()},
+    }
+    if not start_folder(out, "comparison", settings, inputs):
+        return out
+    rows = compare(config, read_json(Path(config.evaluation) / "evaluation.json"))
+    write_json(out / "comparison.json", rows)
+    for name, markdown in (("table.txt", False), ("table.md", True)):
+        (out / name).write_text(render(config, rows, markdown=markdown) + "\n", encoding="utf-8")
+    files = describe_files(out, ["comparison.json", "table.txt", "table.md"])
+    write_manifest(out, "comparison", config=settings, inputs=inputs, files=files)
+    return out
+
+
+def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row an arm: ``arm``, ``nll``, ``bits_per_byte``, ``tokens_seen``, ``tokens_trained``, ``flops_student``,
+    ``flops_scoring``, ``flops_reference``, ``seconds``, ``kept_share_by_source``, ``speedup`` (tokens the baseline saw over
+    tokens after which this arm reached the baseline's end; null if it never did), ``others`` (set -> nll).
+
+    Models that were evaluated but are no arm (base, reference, n-grams) come first, without a run's figures.
+    """
+    from ..analysis.comparison import curve, end, tokens_to_reach
+
+    on = "solution" if config.solution else "all"
+    try:
+        goal = end(results, config.baseline, config.target, on) if config.baseline in config.runs else None
+        names = list(dict.fromkeys(r["model"] for r in results))
+        rows = []
+        for name in [n for n in names if n not in config.runs] + list(config.runs):
+            record = end(results, name, config.target, on)
+            row = {"arm": name, "nll": record["nll"], "bits_per_byte": record["bits_per_byte"]}
+            row["others"] = {other: end(results, name, other, "all")["nll"] for other in config.others}
+            if name in config.runs:
+                row |= read_manifest(config.runs[name], "model")["summary"]
+            if name in config.runs and goal is not None:
+                reached = tokens_to_reach(curve(results, name, config.target, on), goal["nll"])
+                row["speedup"] = goal["tokens_seen"] / reached if reached and name != config.baseline else None
+            rows.append(row)
+    except KeyError as e:
+        raise UserError(f"{config.evaluation}: {e.args[0]}") from None
+    return rows
+
+
+def render(config: CompareConfig, rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
+    """The table for people."""
+    from ..report.terminal import table
+
+    cells = [_cells(config, row) for row in rows]
+    return table(cells, list(cells[0]), markdown=markdown)
+
+
+def _cells(config: CompareConfig, row: dict[str, Any]) -> dict[str, str]:
+    def number(key: str, form: str, scale: float = 1.0) -> str:
+        value = row.get(key)
+        return "" if value is None else format(value / scale, form)
+
+    speedup = row.get("speedup")
+    return {
+        "arm": row["arm"],
+        f"{config.target} nll": number("nll", ".4f"),
+        "bits/byte": number("bits_per_byte", ".4f"),
+        **{f"{other} nll": format(nll, ".4f") for other, nll in row["others"].items()},
+        "Mtok seen": number("tokens_seen", ".3f", 1e6),
+        "Mtok trained": number("tokens_trained", ".3f", 1e6),
+        "student TFLOP": number("flops_student", ".2f", 1e12),
+        "+ scoring": number("flops_scoring", ".2f", 1e12),
+        "+ reference": number("flops_reference", ".2f", 1e12),
+        "seconds": number("seconds", ".0f"),
+        f"{config.baseline}'s end with": "" if not speedup else f"1/{speedup:.2f} tokens",
+    }

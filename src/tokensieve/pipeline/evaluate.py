@@ -1,0 +1,231 @@
+"""``tokensieve evaluate``: models x evaluation sets -> nll per token and bits per byte, with n-gram baselines beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runs import UserError, describe_files, start_folder, write_json, write_manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.corpus import Corpus
+
+NGRAMS = {"unigram": 1, "trigram": 3}
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure models on evaluation sets: nats per token and bits per byte, on whole texts and on solutions only."""
+
+    out: str
+    """Folder to write: evaluation.json."""
+    models: dict[str, str]
+    """name -> Hugging Face folder or a folder that `train` wrote."""
+    sets: dict[str, str]
+    """name -> a folder that `prepare` wrote."""
+    checkpoints: bool = False
+    """Also every checkpoint of the runs among the models."""
+    baselines: list[str] = field(default_factory=list)
+    """Corpora to count a unigram and a trigram model on: an undertrained model must not look like a result."""
+    batch_rows: int = 0
+    """Rows of one forward; 0 for about 8192 tokens."""
+    device: str | None = None
+    """cpu, cuda or cuda:0; the GPU where there is one."""
+
+
+def run(config: EvaluateConfig) -> Path:
+    """Write ``evaluation.json``: a list of ``{model, step, tokens_seen, set, on, nll, bits_per_byte, tokens, bytes}``.
+
+    ``nll`` is the mean over target tokens in nats; ``on`` is ``all`` or, for sets with marked solutions, also ``solution``;
+    ``step`` and ``tokens_seen`` are null for models that no run of ours trained.
+    """
+    from ..data.corpus import open_corpus
+
+    if not config.models and not config.baselines:
+        raise UserError("models: name at least one model to evaluate")
+    if not config.sets:
+        raise UserError("sets: name at least one evaluation set")
+    out = Path(config.out)
+    sets = {name: open_corpus(folder, verify="full") for name, folder in config.sets.items()}
+    targets = [t for name, folder in config.models.items() for t in _targets(name, folder, config.checkpoints)]
+    settings, inputs = _identity(config, sets, targets)
+    if not start_folder(out, "evaluation", settings, inputs):
+        return out
+    results = list(_baseline_results(config, sets))
+    results += [record for target in targets for record in _results(config, target, sets)]
+    write_json(out / "evaluation.json", results)
+    write_manifest(
+        out,
+        "evaluation",
+        config=settings,
+        inputs=inputs,
+        files=describe_files(out, ["evaluation.json"]),
+        results=len(results),
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class Target:
+    """One set of weights to evaluate."""
+
+    name: str
+    folder: Path
+    step: int | None = None
+    tokens_seen: int | None = None
+    tokens_trained: int | None = None
+
+
+def _targets(name: str, folder: str, checkpoints: bool) -> Iterator[Target]:
+    """The model of a folder and, if asked for, the checkpoints of the run it belongs to, in order of steps."""
+    from ..modeling.load import model_folder
+
+    log = {line["step"]: line for line in _token_lines(Path(folder))}
+    if checkpoints:
+        found = [p for p in Path(folder).glob("checkpoint-*") if (p / "config.json").is_file()]
+        for path in sorted(found, key=lambda p: int(p.name.split("-")[1])):
+            step = int(path.name.split("-")[1])
+            if step != max(log, default=None):  # the last one is the model itself
+                yield Target(name, path, step, *_seen(log, step))
+    step = max(log, default=None)
+    yield Target(name, model_folder(folder), step, *_seen(log, step))
+
+
+def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None, int | None]:
+    line = log.get(step, {}) if step is not None else {}
+    return line.get("tokens_seen"), line.get("tokens_trained")
+
+
+def _token_lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "tokens.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _identity(
+    config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Target]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from ..data.corpus import open_corpus
+    from ..modeling.load import model_hash
+
+    settings = {"models": sorted(config.models), "sets": sorted(config.sets), "checkpoints": config.checkpoints}
+    inputs = {
+        "models": [(t.name, t.step, model_hash(t.folder)) for t in targets],
+        "sets": {name: corpus.content_hash for name, corpus in sets.items()},
+        "baselines": [open_corpus(b, verify="size").content_hash for b in config.baselines],
+    }
+    return settings, json.loads(json.dumps(inputs))
+
+
+def _results(config: EvaluateConfig, target: Target, sets: dict[str, Corpus]) -> Iterator[dict[str, Any]]:
+    from tqdm.auto import tqdm
+
+    from ..data.rows import Rows
+    from ..data.scored import load_scored
+    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
+    from ..scoring.engine import Scorer
+
+    quiet_loading()
+    model = load_causal_lm(target.folder)
+    scorer = Scorer(model, device=config.device, batch_rows=config.batch_rows)
+    for name, corpus in sets.items():
+        check_vocabulary(model, corpus.vocab_size, str(target.folder))
+        check_length(model, corpus.length, str(target.folder))
+        rows = Rows(load_scored(corpus, verify=None))
+        label = f"{target.name}{'' if target.step is None else f' @{target.step}'} on {name}"
+        with tqdm(total=corpus.num_rows * corpus.length, desc=label, unit="tok", unit_scale=True, leave=False) as bar:
+            sums = _Sums(corpus)
+            for batch in scorer.run(rows):
+                for i, nll_T in enumerate(batch.nll):
+                    sums.add(batch.start + i, nll_T)
+                bar.update(batch.nll.size)
+        for record in sums.records():
+            yield {**dataclasses.asdict(target), "folder": None, "model": target.name, "set": name, **record}
+
+
+class _Sums:
+    """(nll, tokens, bytes) sums of a set, over all targets and over those of solutions."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        import numpy as np
+
+        from ..data.tokenizer import token_bytes
+
+        self.rows = corpus.rows.with_format("numpy")
+        self.bytes_V = token_bytes(corpus.tokenizer())
+        self.exact = bool(corpus.manifest["stats"]["token_bytes_exact"])
+        self.sums = {"all": np.zeros(3), "solution": np.zeros(3)}
+        self.has_solutions = False
+
+    def add(self, index: int, nll_T: np.ndarray) -> None:
+        import numpy as np
+
+        from ..data.rows import solution_mask
+
+        row = self.rows[index]
+        ids_T, starts, targets = (np.asarray(row[k]) for k in ("input_ids", "doc_starts", "doc_targets"))
+        self.has_solutions |= bool((targets != starts).any())
+        solution_T = solution_mask(starts, targets, len(ids_T))
+        target_T = ~np.isnan(nll_T)
+        for on, mask_T in (("all", target_T), ("solution", target_T & solution_T)):
+            self.sums[on] += (nll_T[mask_T].sum(dtype=np.float64), mask_T.sum(), self.bytes_V[ids_T[mask_T]].sum())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        import math
+
+        for on in ("all", "solution") if self.has_solutions else ("all",):
+            nll, tokens, num_bytes = self.sums[on].tolist()
+            yield {
+                "on": on,
+                "nll": nll / tokens if tokens else None,
+                "bits_per_byte": nll / (math.log(2) * num_bytes) if num_bytes else None,
+                "bits_per_byte_exact": self.exact,
+                "tokens": round(tokens),
+                "bytes": round(num_bytes),
+            }
+
+
+def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[dict[str, Any]]:
+    """n-gram models counted on the baseline corpora, on exactly the target positions of the neural evaluation."""
+    if not config.baselines:
+        return
+    from ..analysis.ngram import NGram
+    from ..data.corpus import open_corpus
+    from ..data.rows import Rows
+    from ..data.scored import load_scored
+
+    corpora = [open_corpus(folder, verify="size") for folder in config.baselines]
+    vocab_size = max(c.vocab_size for c in [*corpora, *sets.values()])
+    for corpus in [*corpora, *sets.values()]:
+        if corpus.tokenizer_hash != corpora[0].tokenizer_hash:
+            raise UserError(f"baselines: {corpus.folder} has another tokenizer than {corpora[0].folder}")
+    text = [row for corpus in corpora for row in _token_rows(corpus)]
+    for label, order in NGRAMS.items():
+        ngram = NGram.fit(text, vocab_size, order)
+        for name, corpus in sets.items():
+            sums, rows = _Sums(corpus), Rows(load_scored(corpus, verify=None))
+            for index in range(corpus.num_rows):
+                sums.add(index, _ngram_nll(ngram, rows[index]))
+            for record in sums.records():
+                yield {"name": label, "folder": None, "step": None, "model": label, "set": name, **record}
+
+
+def _token_rows(corpus: Corpus) -> Iterator[np.ndarray]:
+    import numpy as np
+
+    for row in corpus.rows.select_columns(["input_ids", "num_tokens"]).with_format("numpy"):
+        yield np.asarray(row["input_ids"])[: int(row["num_tokens"])]
+
+
+def _ngram_nll(ngram: Any, row: Any) -> np.ndarray:
+    """nll of a row's targets, NaN elsewhere: the masks of the neural evaluation."""
+    import numpy as np
+
+    nll_T: np.ndarray = ngram.nll(row["input_ids"].numpy())
+    labels_T = row["labels"].numpy()
+    return np.where(labels_T == -100, np.nan, nll_T)

@@ -1,0 +1,39 @@
+"""The processes of one command: ranks under torchrun or accelerate launch, their device, and waiting for each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those started together."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+def ranks() -> Ranks:
+    """From the environment that torchrun and accelerate launch set; one process without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return Ranks(int(os.environ.get("RANK", "0")), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def device(ranks: Ranks) -> str:
+    """This rank's GPU, or the CPU."""
+    import torch
+
+    return f"cuda:{ranks.local_rank}" if torch.cuda.is_available() else "cpu"
+
+
+def wait_for_all(ranks: Ranks) -> None:
+    """Return when every rank has come here. gloo: the ranks exchange nothing else."""
+    if ranks.size == 1:
+        return
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size)
+    dist.barrier()

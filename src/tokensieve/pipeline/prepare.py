@@ -1,0 +1,286 @@
+"""prepare: text in, a corpus of packed token rows out.
+
+    sources ──sample──> blocks ──units (several processes)──> parts.tmp/ ──assemble──> rows-*.arrow, documents.parquet
+
+A unit is a bounded part of a source; it is done once its part is there, so a run that was killed goes on where it stopped.
+The corpus does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, resolve
+from tokensieve.runs import (
+    UserError,
+    atomic_file,
+    describe_files,
+    fingerprint,
+    read_json,
+    start_folder,
+    write_json,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from tokensieve.data.assemble import Part
+    from tokensieve.data.units import Setup, Unit
+
+KIND = "corpus"
+PARTS = "parts.tmp"
+MAX_WORKERS = 8
+_TOKENIZER_SAMPLE_BYTES = 20 << 20
+_ONE_PROCESS_BYTES = 32 << 20  # below this, starting processes costs more than they bring
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Text -> corpus."""
+
+    out: str
+    """Folder to write."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Where the text comes from."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer, or of a corpus whose tokenizer to use; none: train a byte-level BPE on a sample of the text."""
+    vocab_size: int = 32000
+    """Size of the vocabulary of a tokenizer trained here."""
+    length: int = 1024
+    """Tokens in a row."""
+    isolate_documents: bool = False
+    """Make each document a context of its own: positions restart and attention stops at its end."""
+    max_rows: int | None = None
+    """Keep at most this many rows, chosen by the seed; with source weights exactly this many."""
+    seed: int = 0
+    """Seed of every sample."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a malformed row: stop and name it, or count it and list it in bad_rows.jsonl."""
+    workers: int = 0
+    """Processes; 0: one for small inputs, else as many as there are cores, at most 8."""
+    unit_bytes: int = 16 << 20
+    """Input bytes of a unit of work: what a process holds at a time, and what a kill can lose."""
+    shard_tokens: int = 8 << 20
+    """Most tokens in one file of rows."""
+
+
+def run(config: PrepareConfig, progress: bool = True) -> Path:
+    """Make the corpus and return its folder; if it is there already, do nothing. :class:`UserError` if another one is there."""
+    _check(config)
+    out = Path(config.out)
+    sources = [resolve(s, config.seed) for s in config.sources]
+    inputs = {f"source {i}": identity(s) for i, s in enumerate(sources)}
+    if config.tokenizer is not None:
+        from tokensieve.data.tokenizer import tokenizer_identity
+
+        inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
+    resolved = _resolved(config)
+    if start_folder(out, KIND, resolved, inputs):
+        _start_parts(out, fingerprint(KIND, resolved, inputs))
+        _make(config, out, sources, resolved, inputs, progress)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    return out
+
+
+def _check(config: PrepareConfig) -> None:
+    if not config.sources:
+        raise UserError("prepare needs at least one source")
+    for name in ("length", "unit_bytes", "shard_tokens"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
+    if config.length < 2:
+        raise UserError("length must be at least 2: a row of one token has nothing to predict")
+    if config.workers < 0:
+        raise UserError(f"workers must be at least 0, not {config.workers}")
+    if config.max_rows is not None and config.max_rows < 1:
+        raise UserError(f"max_rows must be at least 1, not {config.max_rows}")
+    if config.on_bad_row not in ("error", "skip"):
+        raise UserError(f"on_bad_row must be 'error' or 'skip', not {config.on_bad_row!r}")
+    weights = [s.weight for s in config.sources]
+    if any(w is not None for w in weights):
+        if None in weights:
+            raise UserError("either all sources have a weight or none has")
+        if config.max_rows is None:
+            raise UserError("source weights need max_rows: they share out its rows")
+        if not any(weights):
+            raise UserError("at least one source needs a weight above 0")
+
+
+def _resolved(config: PrepareConfig) -> dict[str, Any]:
+    """The configuration as JSON has it, without what cannot change the corpus."""
+    resolved: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    del resolved["workers"]
+    return resolved
+
+
+def _start_parts(out: Path, work: str) -> None:
+    """Keep the parts of an earlier run only if they are parts of this very work. Refuse a folder that holds something else."""
+    parts = out / PARTS
+    plan = parts / "plan.json"
+    if plan.is_file() and read_json(plan) == {"fingerprint": work}:
+        return
+    strangers = [p.name for p in out.iterdir() if p.name == "tokenizer" or p.suffix in (".arrow", ".json", ".parquet")]
+    if strangers and not plan.is_file():
+        raise UserError(
+            f"{out} holds {sorted(strangers)[0]}, which an unfinished prepare did not write: choose an empty folder"
+        )
+    shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    shutil.rmtree(parts, ignore_errors=True)
+    write_json(plan, {"fingerprint": work})
+
+
+def _make(
+    config: PrepareConfig, out: Path, sources: list[Source], resolved: Any, inputs: dict[str, str], progress: bool
+) -> None:
+    from tokensieve.data import assemble
+    from tokensieve.data.corpus import write_dataset_files
+    from tokensieve.data.readers import sample
+    from tokensieve.data.tokenizer import tokenizer_hash, vocab_size
+
+    sources = [sample(s, config.unit_bytes) for s in sources]
+    tokenizer, setup = _setup(config, out, sources)
+    parts = _run_units(config, sources, setup, progress)
+    rows = _allot(config, sources, parts)
+    shard_rows = max(1, config.shard_tokens // config.length)
+    writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed)
+    content_hash = writer.content.hexdigest()
+    names = [s["file"] for s in writer.shards] + ["documents.parquet"]
+    names += write_dataset_files(out, writer.shards, content_hash) + _write_bad_rows(out, parts)
+    names += sorted(f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir() if p.is_file())
+    _remove_strangers(out, names)
+    write_manifest(
+        out,
+        KIND,
+        config=resolved,
+        inputs=inputs,
+        files=describe_files(out, names),
+        length=config.length,
+        isolate_documents=config.isolate_documents,
+        vocab_size=vocab_size(tokenizer),
+        eos_id=setup.encoder.eos_id,
+        pad_id=setup.pad_id,
+        sources=list(state.numbers),
+        content_hash=content_hash,
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        shards=writer.shards,
+        stats=assemble.figures(state, sum(rows), parts),
+    )
+
+
+# ---- tokenizer ----
+
+
+def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any, Setup]:
+    """The tokenizer, saved as ``out/tokenizer``, and what units need of it."""
+    from tokensieve.data import tokenizer as tok
+    from tokensieve.data.units import Setup
+
+    folder = out / "tokenizer"
+    if not folder.is_dir():
+        made = tok.load_tokenizer(config.tokenizer) if config.tokenizer is not None else _train(config, sources)
+        tmp = out / PARTS / "tokenizer"
+        shutil.rmtree(tmp, ignore_errors=True)
+        made.save_pretrained(str(tmp))
+        os.replace(tmp, folder)
+    tokenizer = tok.load_tokenizer(folder)
+    encoder = tok.Encoder(folder / "tokenizer.json", int(tokenizer.eos_token_id), tok.token_bytes(tokenizer))
+    return tokenizer, Setup(out / PARTS, encoder, config.length, tok.pad_id(tokenizer), config.on_bad_row == "skip")
+
+
+def _train(config: PrepareConfig, sources: list[Source]) -> Any:
+    from tokensieve.data.readers import training_texts
+    from tokensieve.data.tokenizer import train_tokenizer
+
+    if any(s.config.format == "tokens" for s in sources):
+        raise UserError("a source of format 'tokens' needs the tokenizer its ids come from: set tokenizer")
+    share = _TOKENIZER_SAMPLE_BYTES // len(sources)
+    texts = (text for s in sources for text in training_texts(s, share, config.unit_bytes))
+    return train_tokenizer(texts, config.vocab_size)
+
+
+# ---- units ----
+
+
+def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[Unit]:
+    from tokensieve.data.readers import blocks
+    from tokensieve.data.units import Unit
+
+    for s, source in enumerate(sources):
+        light = replace(source, texts={}, files=source.files[:1])  # all that reading a block needs
+        for i, block in enumerate(blocks(source, config.unit_bytes)):
+            yield Unit(s, i, light, block)
+
+
+def _run_units(config: PrepareConfig, sources: list[Source], setup: Setup, progress: bool) -> list[Part]:
+    """Do every unit that is not done yet; parts in unit order."""
+    from tqdm.auto import tqdm
+
+    from tokensieve.data.assemble import Part
+    from tokensieve.data.readers import input_bytes
+    from tokensieve.data.workers import results
+
+    size = sum(min(input_bytes(s), s.config.max_bytes or input_bytes(s)) for s in sources)
+    total = None if any(s.format == "hub" for s in sources) else sum(_bytes_to_read(s) for s in sources)
+    found: dict[tuple[int, int], Part] = {}
+    tokens = 0
+    with tqdm(total=total, unit="B", unit_scale=True, desc="prepare", disable=not progress) as bar:
+        for unit, counts in results(_units(config, sources), setup, _num_workers(config, size)):
+            found[unit.source_index, unit.number] = Part(unit.source_index, setup.parts / unit.name, counts)
+            tokens += counts.tokens
+            bar.update(unit.block.cost)
+            elapsed = bar.format_dict["elapsed"]
+            bar.set_postfix_str(f"{tokens / 1e6:.1f}M tokens, {tokens / max(1e-3, elapsed):,.0f} tokens/s")
+    return [found[key] for key in sorted(found)]
+
+
+def _bytes_to_read(source: Source) -> int:
+    """Row files are read whole; where a file is a document, only what the split and the sample keep is opened."""
+    if source.format not in ONE_DOCUMENT_A_FILE:
+        return source.size
+    lo, hi = source.config.split
+    return min(round(source.size * (hi - lo)), source.config.max_bytes or source.size)
+
+
+def _num_workers(config: PrepareConfig, size: int) -> int:
+    if config.workers:
+        return config.workers
+    return min(MAX_WORKERS, os.cpu_count() or 1) if size > _ONE_PROCESS_BYTES else 1
+
+
+# ---- the corpus ----
+
+
+def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> list[int]:
+    from tokensieve.data.assemble import allot
+
+    available = [sum(p.counts.rows for p in parts if p.source_index == s) for s in range(len(sources))]
+    if not sum(available):
+        left_out = sum(sum(p.counts.skipped.values()) + p.counts.num_bad_rows for p in parts)
+        raise UserError(
+            f"no document found in {', '.join(s.label for s in sources)} ({left_out} left out as empty, short or bad; "
+            "split and max_bytes may leave none)"
+        )
+    return allot(available, [s.config.weight for s in sources], config.max_rows, [s.label for s in sources])
+
+
+def _write_bad_rows(out: Path, parts: list[Part]) -> list[str]:
+    from tokensieve.data.units import MAX_BAD_ROWS_LISTED
+
+    bad = [row for part in parts for row in part.counts.bad_rows][:MAX_BAD_ROWS_LISTED]
+    if not bad:
+        return []
+    with atomic_file(out / "bad_rows.jsonl", "w") as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in bad)
+    return ["bad_rows.jsonl"]
+
+
+def _remove_strangers(out: Path, names: list[str]) -> None:
+    """Remove shards that a killed run with other settings left behind."""
+    for path in (*out.glob("rows-*.arrow"), *out.glob("bad_rows.jsonl")):
+        if path.name not in names:
+            path.unlink()

@@ -1,0 +1,155 @@
+"""``tokensieve score``: a model x a corpus -> score columns, shard by shard.
+
+rank r of W writes shards r, r + W, ...   a shard that is there is done; the last rank to finish writes the manifest
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runs import UserError, bind_unfinished, describe_files, is_done, read_manifest, start_folder, write_manifest
+from . import launch
+
+if TYPE_CHECKING:
+    from ..data.corpus import Corpus
+
+COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy"}
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Score every token of a corpus with a reference model."""
+
+    out: str
+    """Folder to write."""
+    model: str
+    """The reference model: a Hugging Face folder, or a folder that `train` wrote."""
+    corpus: str
+    """A folder that `prepare` wrote."""
+    columns: list[str] = dataclasses.field(default_factory=lambda: ["ref_nll"])
+    """ref_nll and, if wanted, ref_entropy."""
+    dtype: str = "float16"
+    """How scores are stored: float16 (error at most 0.008 nats) or float32."""
+    model_dtype: str = "float32"
+    """What the model computes in: float32, bfloat16 or float16."""
+    batch_rows: int = 0
+    """Rows of one forward; 0 for about 8192 tokens."""
+    device: str | None = None
+    """cpu, cuda or cuda:0; the GPU where there is one."""
+
+
+def run(config: ScoreConfig) -> Path:
+    """Write the scores folder of docs/formats.md; shards that an interrupted run finished are kept."""
+    from ..data.corpus import open_corpus
+    from ..data.scored import DTYPES
+    from ..modeling.load import model_hash
+
+    _check(config, tuple(DTYPES))
+    out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "model", "corpus", "device")}
+    inputs = {
+        "corpus": corpus.content_hash,
+        "tokenizer": corpus.tokenizer_hash,
+        "model": model_hash(config.model),
+    }
+    if not start_folder(out, "scores", settings, inputs):
+        return out
+    ranks = launch.ranks()
+    bind_unfinished(out, "scores", settings, inputs, write=ranks.rank == 0)
+    flops = _write_shards(config, corpus, out, ranks)
+    launch.wait_for_all(ranks)
+    if ranks.rank == 0:
+        _finish(out, config, corpus, settings, inputs, flops)
+    launch.wait_for_all(ranks)
+    return out
+
+
+def _check(config: ScoreConfig, dtypes: tuple[str, ...]) -> None:
+    if unknown := [c for c in config.columns if c not in COLUMNS]:
+        raise UserError(f"columns: unknown column {unknown[0]!r}, one of {', '.join(COLUMNS)}")
+    if not config.columns:
+        raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
+    if config.dtype not in dtypes:
+        raise UserError(f"dtype: scores are stored as {' or '.join(dtypes)}, not {config.dtype!r}")
+
+
+def _write_shards(config: ScoreConfig, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float:
+    """Score this rank's missing shards; the FLOPs that the whole corpus takes."""
+    from tqdm.auto import tqdm
+
+    from ..data.rows import Rows
+    from ..data.scored import load_scored, write_score_shard
+    from ..modeling.flops import token_flops
+    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
+    from ..scoring.engine import Scorer
+
+    quiet_loading()
+    model = load_causal_lm(config.model, dtype=config.model_dtype)
+    check_vocabulary(model, corpus.vocab_size, config.model)
+    check_length(model, corpus.length, config.model)
+    device = config.device or launch.device(ranks)
+    scorer = Scorer(model, device=device, batch_rows=config.batch_rows, entropy="ref_entropy" in config.columns)
+    rows = Rows(load_scored(corpus, verify=None))
+    start = 0
+    with tqdm(
+        total=corpus.num_rows * corpus.length,
+        desc=f"score {out.name}",
+        unit="tok",
+        unit_scale=True,
+        disable=ranks.rank > 0,
+    ) as bar:
+        for number, shard in enumerate(corpus.manifest["shards"]):
+            stop = start + shard["rows"]
+            if number % ranks.size == ranks.rank and not (out / shard["file"]).exists():
+                write_score_shard(out / shard["file"], _score_shard(config, scorer, rows, start, stop, bar))
+            elif ranks.rank == 0:
+                bar.update(shard["rows"] * corpus.length)
+            start = stop
+    return token_flops(model, corpus.length).forward(corpus.num_rows * corpus.length)
+
+
+def _score_shard(config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: int, bar: Any) -> dict[str, Any]:
+    import numpy as np
+
+    from ..data.scored import DTYPES
+
+    parts: dict[str, list[Any]] = {name: [] for name in config.columns}
+    for batch in scorer.run(rows, start=start, stop=stop):
+        for name in config.columns:
+            parts[name].append(getattr(batch, COLUMNS[name]).astype(DTYPES[config.dtype]))
+        bar.update(batch.nll.size)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _finish(out: Path, config: ScoreConfig, corpus: Corpus, settings: Any, inputs: Any, flops: float) -> None:
+    shards = [{"file": s["file"], "rows": s["rows"]} for s in corpus.manifest["shards"]]
+    if missing := [s["file"] for s in shards if not (out / s["file"]).exists()]:
+        raise UserError(f"{out / missing[0]} is missing: another process of this run failed; start it again to go on")
+    write_manifest(
+        out,
+        "scores",
+        config=settings,
+        inputs=inputs,
+        files=describe_files(out, [s["file"] for s in shards]),
+        columns=config.columns,
+        dtype=config.dtype,
+        corpus_hash=corpus.content_hash,
+        tokenizer_hash=corpus.tokenizer_hash,
+        model_hash=inputs["model"],
+        length=corpus.length,
+        isolate_documents=corpus.isolate_documents,
+        shards=shards,
+        flops=flops,
+        reference_flops=training_flops(config.model),
+    )
+
+
+def training_flops(model: str) -> float:
+    """FLOPs that trained a model, if `train` wrote its folder; 0 for a model from elsewhere."""
+    for folder in (Path(model), Path(model).parent):
+        if is_done(folder):
+            return float(read_manifest(folder).get("summary", {}).get("flops_student", 0.0))
+    return 0.0

@@ -1,0 +1,272 @@
+"""``tokensieve train``: one verb for every model. A reference model is ``objective: clm`` on curated text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runs import UserError, bind_unfinished, describe_files, read_manifest, start_folder, write_json, write_manifest
+from . import launch
+
+if TYPE_CHECKING:
+    from ..core import Objective
+    from ..data.corpus import Corpus
+
+# What we recommend over TrainingArguments' own defaults. A NaN loss must be seen, not filtered out of the log.
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "logging_nan_inf_filter": False,
+    "save_strategy": "steps",
+    "save_steps": 0.2,
+    "lr_scheduler_type": "cosine",
+    "disable_tqdm": False,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a causal language model on a corpus with an objective."""
+
+    out: str
+    """Folder to write: checkpoints, model/, tokens.jsonl, summary.json."""
+    corpus: str
+    """A folder that `prepare` wrote."""
+    model: str | dict[str, Any]
+    """A Hugging Face folder or a folder that `train` wrote (continue from it), or a config (from scratch): model_type, ..."""
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "clm"})
+    """name (clm, random, rho1, or package.module:factory) and its options: ratio, scope ..."""
+    scores: list[str] = field(default_factory=list)
+    """Folders that `score` wrote for this corpus, where the objective needs them."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any field of transformers.TrainingArguments."""
+    lora: dict[str, Any] | None = None
+    """Train a LoRA adapter instead of all weights: fields of peft.LoraConfig (r, target_modules ...)."""
+    seed: int = 0
+    """Seed of new weights, row order and dropout."""
+    dtype: str = "float32"
+    """What weights are kept in. For mixed precision leave it and set training.bf16."""
+    token_log_every: int = 0
+    """Log some rows token by token every so many steps (and at the first); 0 for never."""
+    token_log_rows: int = 8
+    """How many rows."""
+    resume: str = "auto"
+    """auto: go on from the last checkpoint in `out`, if there is one; never: refuse a folder with checkpoints."""
+
+
+def run(config: TrainConfig) -> Path:
+    """Train and write the model folder; an interrupted run of the same config goes on from its last checkpoint."""
+    from ..core import objective as make_objective
+    from ..data.corpus import open_corpus
+
+    options = dict(config.objective)
+    try:
+        objective = make_objective(options.pop("name", "clm"), **options)
+    except ValueError as e:
+        raise UserError(f"objective: {e}") from None
+    out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
+    settings, inputs = _identity(config, corpus)
+    if not start_folder(out, "model", settings, inputs):
+        return out
+    checkpoint = _bind(config, out, settings, inputs)
+    _train(config, corpus, objective, checkpoint)
+    ranks = launch.ranks()
+    if ranks.rank == 0:
+        _finish(out, config, corpus, objective, settings, inputs)
+    launch.wait_for_all(ranks)
+    return out
+
+
+def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, inputs) without paths: folders count by what is in them."""
+    from ..modeling.load import model_hash
+
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "corpus", "scores", "resume")}
+    inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
+    inputs["scores"] = [read_manifest(s, "scores")["fingerprint"] for s in config.scores]
+    if isinstance(config.model, str):
+        settings["model"], inputs["model"] = None, model_hash(config.model)
+    return settings, inputs
+
+
+def _bind(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> str | None:
+    """The checkpoint to go on from, if any. Checkpoints of other work are refused."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    checkpoint: str | None = get_last_checkpoint(str(out))
+    if checkpoint and config.resume != "auto":
+        raise UserError(f"{out} has checkpoints of an unfinished run: set resume: auto to go on, or remove it")
+    bind_unfinished(out, "model", settings, inputs, write=launch.ranks().rank == 0)
+    return checkpoint
+
+
+def _train(config: TrainConfig, corpus: Corpus, objective: Objective, checkpoint: str | None) -> None:
+    from ..data.scored import load_scored
+    from ..modeling.load import check_length, check_vocabulary, quiet_loading
+    from ..training.token_log import FlopsSpent, TokenLogConfig
+    from ..training.trainer import SelectiveTrainer
+
+    out = Path(config.out)
+    quiet_loading()
+    args = training_arguments(config)
+    scored = load_scored(corpus, *config.scores, verify="full")
+    model = _model(config, corpus)
+    what = config.model if isinstance(config.model, str) else "the model"
+    check_vocabulary(model, corpus.vocab_size, what)
+    check_length(model, corpus.length, what)
+    trainer = SelectiveTrainer(
+        model,
+        args,
+        train_dataset=scored,
+        objective=objective,
+        token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
+        flops_spent=FlopsSpent(*_flops_spent(config)),
+        sources=corpus.sources,
+        processing_class=corpus.tokenizer(),
+    )
+    _write_config(config, args, out)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.seam.close()
+    _save(trainer, config, out)
+    if trainer.is_world_process_zero():
+        _write_metrics(out, trainer.state.log_history)
+
+
+def _save(trainer: Any, config: TrainConfig, out: Path) -> None:
+    """``model/`` is a whole model in Hugging Face format; a LoRA run also has its ``adapter/``."""
+    if config.lora is None:
+        trainer.save_model(str(out / "model"))
+        return
+    trainer.save_model(str(out / "adapter"))
+    if trainer.is_world_process_zero():
+        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        merged.save_pretrained(out / "model")
+        trainer.processing_class.save_pretrained(out / "model")
+
+
+def training_arguments(config: TrainConfig) -> Any:
+    """``config.training`` as TrainingArguments, every field typed.
+
+    YAML 1.1 reads ``3e-4`` as a string and ``no`` as false; both come out as they were meant.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+    from transformers import TrainingArguments
+
+    fixed = {"output_dir": config.out, "seed": config.seed, "data_seed": config.seed, "run_name": Path(config.out).name}
+    if clash := sorted(set(fixed) & set(config.training)):
+        raise UserError(f"training.{clash[0]}: set by tokensieve ({'out' if clash[0] == 'output_dir' else 'seed'})")
+    # The json mode: the yaml one would read the string "no" as false once more.
+    parser = ArgumentParser(exit_on_error=False, parser_mode="json")
+    parser.add_class_arguments(TrainingArguments, fail_untyped=False)
+    given = {**TRAINING_DEFAULTS, **config.training, **fixed}
+    given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
+    try:
+        parsed = parser.parse_object(given)
+        made = parser.instantiate_classes(parsed)
+        return TrainingArguments(**{name: made[name] for name in given})
+    except (ArgumentError, TypeError, ValueError, ImportError) as e:
+        text = str(e).strip().replace("\n", " ")
+        raise UserError(f"training: {text}") from None
+
+
+def _model(config: TrainConfig, corpus: Corpus) -> Any:
+    from ..modeling.load import load_causal_lm, new_causal_lm
+
+    if isinstance(config.model, str):
+        model = load_causal_lm(config.model, dtype=config.dtype)
+    else:
+        defaults = {"vocab_size": corpus.vocab_size, "eos_token_id": corpus.eos_id, "bos_token_id": corpus.eos_id}
+        model = new_causal_lm(config.model, seed=config.seed, dtype=config.dtype, **defaults)
+    return _with_lora(model, config.lora) if config.lora is not None else model
+
+
+def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError("lora: needs peft: pip install 'tokensieve[peft]'") from None
+    try:
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    except (TypeError, ValueError) as e:
+        raise UserError(f"lora: {e}") from None
+
+
+def _flops_spent(config: TrainConfig) -> tuple[float, float]:
+    """(scoring, reference training) of the scores used."""
+    manifests = [read_manifest(s, "scores") for s in config.scores]
+    return sum(m["flops"] for m in manifests), sum(m["reference_flops"] for m in manifests)
+
+
+def _write_config(config: TrainConfig, args: Any, out: Path) -> None:
+    """The resolved config beside the run: ours, and every TrainingArgument as it came out."""
+    if launch.ranks().rank == 0:
+        write_json(out / "config.json", {**dataclasses.asdict(config), "training_arguments": args.to_sanitized_dict()})
+
+
+def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
+    import json
+
+    from ..runs import atomic_file
+
+    clocks = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+    with atomic_file(out / "metrics.jsonl", "w") as f:
+        f.writelines(json.dumps({k: v for k, v in line.items() if k not in clocks}) + "\n" for line in history)
+
+
+def summarize(out: Path) -> dict[str, Any]:
+    """The figures of a finished run, from its logs.
+
+    ``steps``, ``tokens_seen``, ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``, ``seconds``,
+    ``kept_share`` (tokens_trained / tokens_seen), ``kept_share_by_source``.
+    """
+    import json
+
+    lines = [json.loads(line) for line in (out / "tokens.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = lines[-1]
+    valid: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    for line in lines:
+        for name, count in line.get("valid_by_source", {}).items():
+            valid[name] = valid.get(name, 0) + count
+            kept[name] = kept.get(name, 0) + line["kept_by_source"][name]
+    keys = ("tokens_seen", "tokens_trained", "flops_student", "flops_scoring", "flops_reference")
+    return {
+        "steps": last["step"],
+        **{key: last[key] for key in keys},
+        "seconds": _seconds(out),
+        "kept_share": last["tokens_trained"] / max(1, last["tokens_seen"]),
+        "kept_share_by_source": {name: kept[name] / valid[name] for name in sorted(valid)},
+    }
+
+
+def _seconds(out: Path) -> float:
+    """Training time over all processes that worked on the run: the clock starts again at each resume."""
+    import json
+
+    total = previous = 0.0
+    for line in (out / "times.jsonl").read_text(encoding="utf-8").splitlines():
+        now = json.loads(line)["seconds"]
+        total += now - previous if now >= previous else now
+        previous = now
+    return round(total, 3)
+
+
+def _finish(out: Path, config: TrainConfig, corpus: Corpus, objective: Objective, settings: Any, inputs: Any) -> None:
+    summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
+    write_json(out / "summary.json", summary)
+    names = ["config.json", "summary.json", "tokens.jsonl", "metrics.jsonl"]
+    names += sorted(str(p.relative_to(out)) for p in (out / "model").iterdir() if p.is_file())
+    names += sorted(str(p.relative_to(out)) for p in (out / "tokens").glob("*.parquet"))
+    write_manifest(
+        out,
+        "model",
+        config=settings,
+        inputs=inputs,
+        files=describe_files(out, names),
+        corpus_hash=corpus.content_hash,
+        tokenizer_hash=corpus.tokenizer_hash,
+        summary=summary,
+    )

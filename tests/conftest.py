@@ -1,0 +1,11 @@
+"""Settings of every test process: offline, one thread, the same examples on every run."""
+
+import os
+
+# Before anything imports torch or transformers: both read these once, at import.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+
+from hypothesis import settings
+
+settings.register_profile("tokensieve", derandomize=True, deadline=None, database=None)
+settings.load_profile("tokensieve")

@@ -1,0 +1,141 @@
+"""The arrows between rooms, read from the AST of every module, imports inside functions included.
+
+cli -> pipeline -> {training, scoring, analysis, report} -> modeling -> data -> core        runs: below all but core
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "tokensieve"
+
+# A room may import rooms of a lower height; rooms of one height are siblings and don't know each other.
+HEIGHT = {
+    "core": 0,
+    "data": 1,
+    "modeling": 2,
+    "training": 3,
+    "scoring": 3,
+    "analysis": 3,
+    "report": 3,
+    "tokensieve": 4,
+    "pipeline": 4,
+    "cli": 5,
+    "__main__": 6,
+}
+# No files, no config, no logging, no process groups: what is left of the standard library for functions of tensors.
+CORE_MAY_IMPORT = {
+    "torch",
+    *("__future__", "abc", "collections", "dataclasses", "enum", "functools", "importlib", "inspect"),
+    *("itertools", "math", "operator", "types", "typing"),
+}
+CORE_MUST_NOT = ("torch.distributed", "torch.utils.data")
+
+
+def room_of(module: str) -> str:
+    """``tokensieve.core.nll`` -> ``core``; the package itself and what is not a room -> ``tokensieve``, the front door."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (parts[1] in HEIGHT or parts[1] == "runs") else "tokensieve"
+
+
+def module_of(path: Path) -> str:
+    parts = ("tokensieve", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
+    """Absolute dotted names of all that ``source`` imports; ``from a import b`` gives ``a.b``, whatever ``b`` is."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{stem}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+def violation(module: str, imported: str) -> str | None:
+    """Why ``module`` may not import ``imported``; None if it may."""
+    room = room_of(module)
+    top = imported.split(".")[0]
+    if top != "tokensieve":
+        forbidden = room == "core" and (top not in CORE_MAY_IMPORT or imported.startswith(CORE_MUST_NOT))
+        return f"{module} imports {imported}: core is torch only" if forbidden else None
+    other = room_of(imported)
+    if other == room:
+        return None
+    if room == "runs" or (room, other) in {("core", "runs"), ("tokensieve", "report")}:
+        return f"{module} imports {imported}: {room} must not know {other}"
+    if other != "runs" and HEIGHT[other] >= HEIGHT[room]:
+        return f"{module} imports {imported}: {other} stands above {room} or beside it"
+    return None
+
+
+def all_violations() -> list[str]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = module_of(path)
+        names = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+        found += [v for v in (violation(module, name) for name in names) if v]
+    return found
+
+
+def test_every_arrow_goes_down() -> None:
+    assert all_violations() == []
+
+
+def test_every_module_lies_in_a_room() -> None:
+    """A new folder that nobody placed would count as the front door and be free to import almost anything."""
+    stems = {f"{module_of(p)}.tokensieve".split(".")[1] for p in PACKAGE.rglob("*.py")}
+    assert stems <= {*HEIGHT, "runs"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tokensieve.core.nll", "def f():\n    import json"),
+        ("tokensieve.core.nll", "import torch.distributed as dist"),
+        ("tokensieve.core.nll", "from torch import distributed"),
+        ("tokensieve.core.nll", "from tokensieve import runs"),
+        ("tokensieve.core.nll", "from ..data import corpus"),
+        ("tokensieve.data.corpus", "from tokensieve.modeling import body"),
+        ("tokensieve.training.trainer", "def f():\n    from tokensieve.scoring.pass_ import stream"),
+        ("tokensieve.scoring.pass_", "import importlib\nimportlib.import_module('tokensieve.training')"),
+        ("tokensieve.analysis.ngram", "from tokensieve.report.terminal import table"),
+        ("tokensieve.report.terminal", "from tokensieve.pipeline import demo"),
+        ("tokensieve.pipeline.train", "from tokensieve import cli"),
+        ("tokensieve.pipeline.train", "import tokensieve"),
+        ("tokensieve.runs", "from tokensieve.core import nll"),
+        ("tokensieve", "from tokensieve.report import terminal"),
+    ],
+)
+def test_the_reader_sees_what_is_forbidden(module: str, source: str) -> None:
+    """An import reader that misses relative, nested or aliased imports passes everything."""
+    found = [violation(module, name) for name in imports(source, module, is_package=module == "tokensieve")]
+    assert any(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "tokensieve.core.nll",
+            "import math\nimport torch.nn.functional as F\nfrom tokensieve.core.tally import Tally",
+        ),
+        ("tokensieve.report.terminal", "from tokensieve.runs import UserError"),
+        ("tokensieve.pipeline.demo", "from tokensieve.report.terminal import table\nimport transformers"),
+        ("tokensieve.cli", "from tokensieve.pipeline.train import run\nfrom tokensieve import __version__"),
+        ("tokensieve", "from tokensieve.training import trainer"),
+    ],
+)
+def test_the_reader_lets_the_allowed_through(module: str, source: str) -> None:
+    names = list(imports(source, module, is_package=module == "tokensieve"))
+    assert names
+    assert [v for v in (violation(module, name) for name in names) if v] == []

@@ -40,7 +40,7 @@ study-math: setup ## the arms of recipes/math-tiny.yaml
 	$(BIN)/tokensieve run recipes/math-tiny.yaml
 
 mutants: setup ## break the method on purpose, one bug at a time, and see a test fail for each
-	$(TEST_ENV) $(BIN)/python tests/mutants.py
+	$(TEST_ENV) $(BIN)/python tests/mutants/run.py
 
 clean: ## remove .venv, caches and build output; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -9,3 +9,9 @@ from hypothesis import settings
 
 settings.register_profile("tokensieve", derandomize=True, deadline=None, database=None)
 settings.load_profile("tokensieve")
+
+import sys
+from pathlib import Path
+
+# Shared parts of tests (tiny models, oracles): importable by tests and by the processes that they start.
+sys.path.append(str(Path(__file__).parent / "helpers"))

@@ -81,7 +81,9 @@ def test_a_stream_gives_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_tokens(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{"input_ids": [1, 2]}, {"input_ids": "12"}, {"input_ids": [1, True]}, {"input_ids": []}])
+    path = jsonl(
+        tmp_path / "a.jsonl", [{"input_ids": [1, 2]}, {"input_ids": "12"}, {"input_ids": [1, True]}, {"input_ids": []}]
+    )
     good, text, boolean, empty = read(path, format="tokens")
     assert isinstance(good, Document)
     assert good.tokens == [1, 2]
@@ -135,7 +137,11 @@ def test_damaged_files_are_errors_by_name(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "dict"))
-    for name, message in [("cut.jsonl.gz", "damaged gzip"), ("bad.parquet", "not a readable Parquet"), ("dict", "dict/train")]:
+    for name, message in [
+        ("cut.jsonl.gz", "damaged gzip"),
+        ("bad.parquet", "not a readable Parquet"),
+        ("dict", "dict/train"),
+    ]:
         with pytest.raises(UserError, match=message) as e:
             read(tmp_path / name)
         assert str(tmp_path / name) in str(e.value)

@@ -33,7 +33,14 @@ def test_folders_are_walked_in_name_order_without_hidden_files_and_byte_code(tmp
 
 @pytest.mark.parametrize(
     ("name", "format"),
-    [("a.jsonl", "jsonl"), ("a.jsonl.gz", "jsonl"), ("a.parquet", "parquet"), ("a.md", "text"), ("a.txt", "text"), ("a.py", "python")],
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.jsonl.gz", "jsonl"),
+        ("a.parquet", "parquet"),
+        ("a.md", "text"),
+        ("a.txt", "text"),
+        ("a.py", "python"),
+    ],
 )
 def test_auto_goes_by_suffix(tmp_path: Path, name: str, format: str) -> None:
     write(tmp_path / name)
@@ -90,7 +97,9 @@ def test_a_position_depends_on_the_key_alone_and_the_sample_on_the_seed() -> Non
         ({"path": "{tmp}/mixed/a.md", "problem": "q"}, "go together"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+def test_what_makes_no_sense_is_refused_in_one_sentence(
+    tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
     for name in ("mixed/a.md", "mixed/b.jsonl", "odd/c.xyz"):
         write(tmp_path / name)
     settings["path"] = str(settings["path"]).format(tmp=tmp_path)

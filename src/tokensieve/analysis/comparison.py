@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ def tokens_to_reach(curve: Sequence[tuple[float, float]], goal: float) -> float 
     Between two points the curve is a straight line. The curve need not be monotone: the first crossing counts.
     """
     points = sorted(curve)
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if y0 > goal >= y1:
             return x0 + (x1 - x0) * (y0 - goal) / (y0 - y1)
     return points[0][0] if points and points[0][1] <= goal else None

@@ -41,7 +41,8 @@ def weighted_sum(nll: LinearNLL, weight: Tensor, max_rows: int | None) -> tuple[
     weight_T = weight.detach().reshape(-1).to(nll.nll.dtype)
     weight_T = weight_T.masked_fill(nll.targets_T == IGNORE_INDEX, 0)
     # apply() needs tensors as direct arguments to give them gradients; the rest travels in the object.
-    loss_sum: Tensor = _WeightedSum.apply(nll.hidden_TD, nll.head.weight, nll.head.bias, weight_T, nll, max_rows)
+    inputs = (nll.hidden_TD, nll.head.weight, nll.head.bias, weight_T, nll, max_rows)
+    loss_sum: Tensor = _WeightedSum.apply(*inputs)  # type: ignore[no-untyped-call]
     return loss_sum, weight_T.sum()
 
 

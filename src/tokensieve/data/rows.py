@@ -22,10 +22,11 @@ PAD_ROW = -1  # as a row index: a row that is all padding
 
 
 class Rows(Dataset[dict[str, Tensor]]):
-    """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], plus float32 ``scores`` columns and ``position_ids`` if isolated.
+    """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], float32 ``scores`` columns, ``position_ids`` if isolated.
 
-    ``dataset`` has at least ``input_ids``; optional: ``labels``, ``num_tokens``, ``doc_starts`` with ``isolated``, ``row_id``.
-    Item -1 (PAD_ROW) is an ignored row: labels all -100. A NaN score on a target raises UserError naming row and position.
+    ``source_id`` [T] where the corpus says which source each piece is from. ``dataset`` has at least ``input_ids``;
+    optional: ``labels``, ``num_tokens``, ``doc_starts`` with ``isolated``, ``doc_sources``, ``row_id``. Item -1 (PAD_ROW)
+    is an ignored row: labels all -100. A NaN score on a target raises UserError naming row and position.
     """
 
     def __init__(self, dataset: Any, scores: Sequence[str] = ()) -> None:
@@ -52,7 +53,7 @@ class Rows(Dataset[dict[str, Tensor]]):
 
     def _row(self, row: Mapping[str, Any], index: int) -> dict[str, Tensor]:
         ids_T = np.asarray(row["input_ids"], dtype=np.int64)
-        labels_T = np.array(row["labels"] if "labels" in row else ids_T, dtype=np.int64)
+        labels_T = np.array(row.get("labels", ids_T), dtype=np.int64)
         labels_T[int(row.get("num_tokens", len(ids_T))) :] = IGNORE_INDEX
         item = {"input_ids": torch.from_numpy(ids_T)}
         if bool(row.get("isolated", False)):
@@ -134,8 +135,8 @@ def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def piece_positions(starts: np.ndarray, length: int) -> np.ndarray:
     """Position of each token within its piece: 0 at every start. int64 [T]"""
-    positions_T = np.arange(length, dtype=np.int64)
-    return positions_T - per_token(starts, starts, length)
+    positions_T: np.ndarray = np.arange(length, dtype=np.int64) - per_token(starts, starts, length)
+    return positions_T
 
 
 def per_token(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
@@ -145,7 +146,7 @@ def per_token(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray
 
 def solution_mask(starts: np.ndarray, targets: np.ndarray, length: int) -> np.ndarray:
     """Whether each token belongs to its piece's solution: bool [T], all true for plain text (``targets == starts``)."""
-    return np.arange(length) >= per_token(np.asarray(targets, np.int64), starts, length)  # type: ignore[no-any-return]
+    return np.arange(length) >= per_token(np.asarray(targets, np.int64), starts, length)
 
 
 def _right_padded(values: Tensor, length: int, fill: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,29 +18,36 @@ from .corpus import Corpus, open_corpus
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
-def load_scored(corpus: Path | str, *scores: Path | str, verify: str | None = "full") -> Any:
+Verify = Literal["full", "size"] | None
+
+
+def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify = "full") -> Any:
     """The corpus's rows with the score columns beside them: a memory-mapped ``datasets.Dataset``, verified.
 
     Columns: those of the corpus (docs/formats.md), each score folder's columns, and ``isolated`` if the corpus keeps documents
     apart. ``verify``: "full" (hash every file), "size", or None. Raises UserError naming what does not fit: another
     corpus, tokenizer, window (row length or isolation), a missing, truncated or changed shard, a column given twice.
     """
+    return join_scores(open_corpus(corpus, verify=verify), *scores, verify=verify)
+
+
+def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify = "full") -> Any:
+    """:func:`load_scored` for a corpus that is open already."""
     from datasets import Dataset, Value, concatenate_datasets
 
-    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus, verify=verify)
-    parts = [opened.rows]
+    parts = [corpus.rows]
     for folder in scores:
-        columns = open_scores(folder, opened, verify=verify)
+        columns = open_scores(folder, corpus, verify=verify)
         if twice := set(columns.column_names) & {c for p in parts for c in p.column_names}:
             raise UserError(f"{folder} brings column {min(twice)!r}, which is there already")
         parts.append(columns)
-    if opened.isolate_documents:
-        flag = Dataset.from_dict({"isolated": np.ones(opened.num_rows, dtype=bool)})
+    if corpus.isolate_documents:
+        flag = Dataset.from_dict({"isolated": np.ones(corpus.num_rows, dtype=bool)})
         parts.append(flag.cast_column("isolated", Value("bool")))
     return concatenate_datasets(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
-def open_scores(folder: Path | str, corpus: Corpus, *, verify: str | None = "full") -> Any:
+def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify = "full") -> Any:
     """The score columns of ``folder`` as a ``datasets.Dataset`` aligned with ``corpus``'s rows; see :func:`load_scored`."""
     from datasets import Dataset, concatenate_datasets
 

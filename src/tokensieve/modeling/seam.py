@@ -43,12 +43,12 @@ class HeadSeam:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = base_model(model)
+        self.model: Any = base_model(model)
         self.layer = _plain_head(self.model)
         self.scale, self.softcap = _logit_transform(self.model)
         self._compute: Compute | None = None
         self._hidden: Tensor | None = None
-        self._own_loss = self.model.loss_function
+        self._own_loss: Callable[..., Tensor] = self.model.loss_function
         self.model.loss_function = self._loss_function
         # FSDP gathers the weight in a pre-hook placed before ours and frees it in a hook placed after ours.
         self._handles = [
@@ -77,7 +77,7 @@ class HeadSeam:
         self._hidden = args[0]
         return (args[0][:, :0], *args[1:])
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if self._compute is not None and self._hidden is not None:
             weight, bias = self.layer.weight, self.layer.bias
@@ -86,14 +86,14 @@ class HeadSeam:
     def _loss_function(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's own loss when idle; 0 for the model to add its router losses to when running."""
         if self._compute is None:
-            return self._own_loss(*args, **kwargs)  # type: ignore[no-any-return]
+            return self._own_loss(*args, **kwargs)
         logits: Tensor = kwargs["logits"] if "logits" in kwargs else args[0]
         return logits.new_zeros((), dtype=torch.float32)
 
 
-def base_model(model: nn.Module) -> nn.Module:
+def base_model(model: nn.Module) -> Any:
     """The transformers model inside PEFT's wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[no-any-return, operator]
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 @torch.no_grad()

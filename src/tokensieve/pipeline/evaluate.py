@@ -93,8 +93,8 @@ def _targets(name: str, folder: str, checkpoints: bool) -> Iterator[Target]:
             step = int(path.name.split("-")[1])
             if step != max(log, default=None):  # the last one is the model itself
                 yield Target(name, path, step, *_seen(log, step))
-    step = max(log, default=None)
-    yield Target(name, model_folder(folder), step, *_seen(log, step))
+    last = max(log, default=None)
+    yield Target(name, model_folder(folder), last, *_seen(log, last))
 
 
 def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None, int | None]:
@@ -126,7 +126,7 @@ def _results(config: EvaluateConfig, target: Target, sets: dict[str, Corpus]) ->
     from tqdm.auto import tqdm
 
     from ..data.rows import Rows
-    from ..data.scored import load_scored
+    from ..data.scored import join_scores
     from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
     from ..scoring.engine import Scorer
 
@@ -136,7 +136,7 @@ def _results(config: EvaluateConfig, target: Target, sets: dict[str, Corpus]) ->
     for name, corpus in sets.items():
         check_vocabulary(model, corpus.vocab_size, str(target.folder))
         check_length(model, corpus.length, str(target.folder))
-        rows = Rows(load_scored(corpus, verify=None))
+        rows = Rows(join_scores(corpus, verify=None))
         label = f"{target.name}{'' if target.step is None else f' @{target.step}'} on {name}"
         with tqdm(total=corpus.num_rows * corpus.length, desc=label, unit="tok", unit_scale=True, leave=False) as bar:
             sums = _Sums(corpus)
@@ -197,7 +197,7 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
     from ..analysis.ngram import NGram
     from ..data.corpus import open_corpus
     from ..data.rows import Rows
-    from ..data.scored import load_scored
+    from ..data.scored import join_scores
 
     corpora = [open_corpus(folder, verify="size") for folder in config.baselines]
     vocab_size = max(c.vocab_size for c in [*corpora, *sets.values()])
@@ -208,7 +208,7 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
     for label, order in NGRAMS.items():
         ngram = NGram.fit(text, vocab_size, order)
         for name, corpus in sets.items():
-            sums, rows = _Sums(corpus), Rows(load_scored(corpus, verify=None))
+            sums, rows = _Sums(corpus), Rows(join_scores(corpus, verify=None))
             for index in range(corpus.num_rows):
                 sums.add(index, _ngram_nll(ngram, rows[index]))
             for record in sums.records():

@@ -81,7 +81,7 @@ def _write_shards(config: ScoreConfig, corpus: Corpus, out: Path, ranks: launch.
     from tqdm.auto import tqdm
 
     from ..data.rows import Rows
-    from ..data.scored import load_scored, write_score_shard
+    from ..data.scored import join_scores, write_score_shard
     from ..modeling.flops import token_flops
     from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
     from ..scoring.engine import Scorer
@@ -92,7 +92,7 @@ def _write_shards(config: ScoreConfig, corpus: Corpus, out: Path, ranks: launch.
     check_length(model, corpus.length, config.model)
     device = config.device or launch.device(ranks)
     scorer = Scorer(model, device=device, batch_rows=config.batch_rows, entropy="ref_entropy" in config.columns)
-    rows = Rows(load_scored(corpus, verify=None))
+    rows = Rows(join_scores(corpus, verify=None))
     start = 0
     with tqdm(
         total=corpus.num_rows * corpus.length,

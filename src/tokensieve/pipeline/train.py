@@ -104,7 +104,7 @@ def _bind(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> str | N
 
 
 def _train(config: TrainConfig, corpus: Corpus, objective: Objective, checkpoint: str | None) -> None:
-    from ..data.scored import load_scored
+    from ..data.scored import join_scores
     from ..modeling.load import check_length, check_vocabulary, quiet_loading
     from ..training.token_log import FlopsSpent, TokenLogConfig
     from ..training.trainer import SelectiveTrainer
@@ -112,7 +112,7 @@ def _train(config: TrainConfig, corpus: Corpus, objective: Objective, checkpoint
     out = Path(config.out)
     quiet_loading()
     args = training_arguments(config)
-    scored = load_scored(corpus, *config.scores, verify="full")
+    scored = join_scores(corpus, *config.scores, verify="full")
     model = _model(config, corpus)
     what = config.model if isinstance(config.model, str) else "the model"
     check_vocabulary(model, corpus.vocab_size, what)
@@ -152,6 +152,7 @@ def training_arguments(config: TrainConfig) -> Any:
 
     YAML 1.1 reads ``3e-4`` as a string and ``no`` as false; both come out as they were meant.
     """
+    import torch
     from jsonargparse import ArgumentError, ArgumentParser
     from transformers import TrainingArguments
 
@@ -161,7 +162,7 @@ def training_arguments(config: TrainConfig) -> Any:
     # The json mode: the yaml one would read the string "no" as false once more.
     parser = ArgumentParser(exit_on_error=False, parser_mode="json")
     parser.add_class_arguments(TrainingArguments, fail_untyped=False)
-    given = {**TRAINING_DEFAULTS, **config.training, **fixed}
+    given = {**TRAINING_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **config.training, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
     try:
         parsed = parser.parse_object(given)
@@ -203,7 +204,9 @@ def _flops_spent(config: TrainConfig) -> tuple[float, float]:
 def _write_config(config: TrainConfig, args: Any, out: Path) -> None:
     """The resolved config beside the run: ours, and every TrainingArgument as it came out."""
     if launch.ranks().rank == 0:
-        write_json(out / "config.json", {**dataclasses.asdict(config), "training_arguments": args.to_sanitized_dict()})
+        write_json(
+            out / "train_config.json", {**dataclasses.asdict(config), "training_arguments": args.to_sanitized_dict()}
+        )
 
 
 def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
@@ -257,7 +260,7 @@ def _seconds(out: Path) -> float:
 def _finish(out: Path, config: TrainConfig, corpus: Corpus, objective: Objective, settings: Any, inputs: Any) -> None:
     summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
     write_json(out / "summary.json", summary)
-    names = ["config.json", "summary.json", "tokens.jsonl", "metrics.jsonl"]
+    names = ["train_config.json", "summary.json", "tokens.jsonl", "metrics.jsonl"]
     names += sorted(str(p.relative_to(out)) for p in (out / "model").iterdir() if p.is_file())
     names += sorted(str(p.relative_to(out)) for p in (out / "tokens").glob("*.parquet"))
     write_manifest(

@@ -8,6 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ..runs import UserError
@@ -101,7 +102,7 @@ def field_docs(config_class: type) -> dict[str, str]:
     """The string under each field of a dataclass: its one line of documentation."""
     body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0].body  # type: ignore[attr-defined]
     docs = {}
-    for node, following in zip(body, body[1:], strict=False):
+    for node, following in pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(node.target, ast.Name):
             docs[node.target.id] = str(ast.literal_eval(following.value))
     return docs

@@ -72,9 +72,10 @@ class Scorer:
     def _probe(self, rows: Rows) -> None:
         if not self._probed:
             row = collate([rows[0]])
-            probe_head(self.model, self.seam, *(row[k][:, :64].to(self.device) for k in ("input_ids", "labels")))
+            ids = row["input_ids"][:, :64].to(self.device)
+            probe_head(self.model, self.seam, ids, ids)  # not its labels: they may all be ignored
             if "position_ids" in row:
-                probe_isolation(self.model, self.seam, row["input_ids"][:, :64].to(self.device))
+                probe_isolation(self.model, self.seam, ids)
             self._probed = True
 
 

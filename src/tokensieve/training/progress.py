@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 
-class TokenProgress(TrainerCallback):  # type: ignore[misc]
+class TokenProgress(TrainerCallback):
     """Takes the place of the Trainer's step bar, on rank 0. Advances by the positions that a step computed."""
 
     def __init__(self, trainer: Any) -> None:

@@ -70,39 +70,48 @@ def map_stats(stats: TokenStats, change: Callable[[Tensor], Tensor]) -> TokenSta
     named = {
         n: getattr(stats, n) for n in ("nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position")
     }
-    return replace(
-        stats,
-        valid=change(stats.valid),
-        columns={k: change(v) for k, v in stats.columns.items()},
-        **{k: None if v is None else change(v) for k, v in named.items()},
-    )
+    changed: Any = {k: None if v is None else change(v) for k, v in named.items()}
+    columns = {k: change(v) for k, v in stats.columns.items()}
+    return replace(stats, valid=change(stats.valid), columns=columns, **changed)
 
 
 def joined(parts: Sequence[TokenStats]) -> TokenStats:
-    """Statistics of several micro-batches as those of one, rows after rows."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    tensors = [_tensors(p) for p in parts]
+    """Statistics of several micro-batches as those of one, rows after rows; shorter ones are widened by invalid places."""
+    first, width = parts[0], max(p.valid.shape[1] for p in parts)
+    tensors = [_tensors(map_stats(p, lambda t: widened(t, width))) for p in parts]
     stacked = iter([torch.cat(column) for column in zip(*tensors, strict=True)])
     return map_stats(first, lambda _: next(stacked))
+
+
+def widened(values: Tensor, width: int) -> Tensor:
+    """Filled up with zeros (not valid) on the right. [B, T] -> [B, width]"""
+    return torch.nn.functional.pad(values, (0, width - values.shape[1]))
 
 
 def _tensors(stats: TokenStats) -> list[Tensor]:
     """The statistics' tensors, in the order in which :func:`map_stats` visits them."""
     seen: list[Tensor] = []
-    map_stats(stats, lambda t: (seen.append(t), t)[1])
+
+    def note(values: Tensor) -> Tensor:
+        seen.append(values)
+        return values
+
+    map_stats(stats, note)
     return seen
+
+
+def _alone(values: Tensor) -> Tensor:
+    return values
 
 
 @dataclass
 class Scope:
-    """The scope of an objective over the ranks of a run. ``gather`` concatenates [B, ...] over ranks, in rank order."""
+    """The scope of an objective over the ranks of a run. ``gather`` concatenates [B, T] over ranks, in rank order."""
 
     objective: Objective
     num_ranks: int = 1
     rank: int = 0
-    gather: Gather = staticmethod(lambda t: t)
+    gather: Gather = _alone
 
     @property
     def spans_ranks(self) -> bool:
@@ -115,10 +124,11 @@ class Scope:
         lowest = lowest_kept(self.objective, whole, weight)
         if self.spans_ranks:
             weight = weight[self.rank * len(stats.valid) : (self.rank + 1) * len(stats.valid)]
-        return weight, lowest
+        return weight[:, : stats.valid.shape[1]], lowest
 
     def weigh_step(self, parts: Sequence[TokenStats]) -> tuple[list[Tensor], Tensor]:
         """(weight of each of this rank's micro-batches, lowest score kept), all of the step ranked together."""
+        widths = [p.valid.shape[1] for p in parts]
         if self.spans_ranks:
             parts = [map_stats(p, self.gather) for p in parts]
         whole = joined(parts)
@@ -128,21 +138,22 @@ class Scope:
         if self.spans_ranks:
             rows = [len(w) // self.num_ranks for w in per_batch]
             per_batch = [w[self.rank * b : (self.rank + 1) * b] for w, b in zip(per_batch, rows, strict=True)]
-        return per_batch, lowest
+        return [w[:, :width] for w, width in zip(per_batch, widths, strict=True)], lowest
 
     def denominator(self, valids: Iterable[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The step's denominator over all micro-batches and ranks, float32 scalar on the device; None if not known yet.
 
         ``reduce`` sums a tensor over ranks. At least 1, so that a step without a valid token gives 0, not NaN.
         """
-        if not self.spans_ranks:
-            counts = [self.objective.count(v) for v in valids]
-            total = _sum(counts)
-            return None if total is None else reduce(total).clamp(min=1)
-        whole = [self.gather(v) for v in valids]
-        whole = [torch.cat(whole)] if self.objective.scope == "step" else whole
+        whole = [self.gather(v) for v in valids] if self.spans_ranks else list(valids)
+        if self.objective.scope == "step":
+            # Counted together, as they are ranked: k of the union is not the sum of the parts' k.
+            width = max(v.shape[1] for v in whole)
+            whole = [torch.cat([widened(v, width) for v in whole])]
         total = _sum([self.objective.count(v) for v in whole])
-        return None if total is None else total.clamp(min=1)
+        if total is None:
+            return None
+        return (total if self.spans_ranks else reduce(total)).clamp(min=1)
 
 
 def _sum(counts: list[Tensor | None]) -> Tensor | None:

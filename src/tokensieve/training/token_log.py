@@ -51,8 +51,8 @@ class TokenLog:
 
     Keys of a line: ``step``; of this step ``valid``, ``kept``, ``ratio``, ``threshold`` (lowest score kept), ``nll``,
     ``kept_nll``, ``dropped_nll`` (means over valid, kept, dropped tokens; null where there is none), ``loss`` (weighted sum
-    over the denominator's weight sum), ``valid_by_source`` and ``kept_by_source`` (name -> tokens); since the start ``tokens_seen``, ``tokens_trained``, ``flops_student``,
-    ``flops_scoring``, ``flops_reference``.
+    over weight sum), ``valid_by_source``, ``kept_by_source`` (name -> tokens); since the start ``tokens_seen``,
+    ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``.
     """
 
     folder: Path

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from ..core import LinearHead, LinearNLL, Objective, objective as make_objective
+from ..core import LinearHead, LinearNLL, Objective
+from ..core import objective as make_objective
 from ..data.rows import EpochSampler, Rows, collate
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
@@ -41,8 +42,9 @@ class SelectiveTrainer(Trainer):
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs. ``args``
-    are plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``.
-    Raises UserError before training for a missing column, a head it does not understand, or an engine it does not support.
+    are plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes
+    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a
+    missing column, a head it does not understand, or an engine it does not support.
     """
 
     loss_is_scaled_for_ga = True
@@ -77,7 +79,7 @@ class SelectiveTrainer(Trainer):
             self.add_callback(TokenProgress(self))
         self.seam = HeadSeam(self.model)
         self.scope = Scope(
-            self.objective, self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.gather
+            self.objective, self.accelerator.num_processes, self.accelerator.process_index, self._gather_rows
         )
         self.token_log = TokenLog(
             Path(args.output_dir),
@@ -90,7 +92,7 @@ class SelectiveTrainer(Trainer):
         self._micro: list[tuple[Tensor, Tensor]] = []  # (totals, lowest score kept) of the step so far
         self._positions = 0
         self._sample: list[dict[str, Any]] = []
-        self._eval_sums: Tensor | None = None
+        self._eval_sums: Any = None
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -115,6 +117,12 @@ class SelectiveTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns += ["row_id", "source_id", "position_ids", *score_columns(self.objective)]
 
+    def _gather_rows(self, values: Tensor) -> Tensor:
+        """[B, T] of each rank, one below the other. Rows of a prepared corpus have one length; others are widened first."""
+        if "num_tokens" not in self.train_dataset.dataset.column_names:
+            values = self.accelerator.pad_across_processes(values, dim=1)
+        return self.accelerator.gather(values)  # type: ignore[no-any-return]
+
     # --- the step -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
@@ -124,10 +132,10 @@ class SelectiveTrainer(Trainer):
             raise UserError("there is nothing to train on: the data set is empty")
         _refuse_deferred_router_loss(self.objective, self.seam.model)
         probe = collate([rows[0]])
-        device = next(self.seam.model.parameters()).device
-        probe_head(self.model, self.seam, *(probe[k][:, :64].to(device) for k in ("input_ids", "labels")))
+        ids = probe["input_ids"][:, :64].to(next(self.seam.model.parameters()).device)
+        probe_head(self.model, self.seam, ids, ids)  # not its labels: a row may begin with a long ignored prompt
         if "position_ids" in probe:
-            probe_isolation(self.model, self.seam, probe["input_ids"][:, :64].to(device))
+            probe_isolation(self.model, self.seam, ids)
         self.token_log.flops = token_flops(self.model, int(probe["input_ids"].shape[1]))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -244,7 +252,8 @@ class SelectiveTrainer(Trainer):
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(denominator.to(parameter.grad.dtype))
-        return (weighted / denominator).float()
+        loss: Tensor = (weighted / denominator).float()
+        return loss
 
     # --- evaluation during training -------------------------------------------------------------------------------------
 

@@ -1,0 +1,247 @@
+"""Real transformers classes with tiny random weights: everything kept, the seam's loss is the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tokensieve.core import LinearHead, weighted_nll
+from tokensieve.modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
+from tokensieve.runs import UserError
+
+V, B, T = 97, 3, 12
+COMMON = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+# name -> (config class, fields beside the common ones)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "qwen2": ("Qwen2Config", {}),
+    "gemma2-softcap": ("Gemma2Config", {"head_dim": 16, "final_logit_softcapping": 3.0}),
+    "gemma3-softcap": ("Gemma3TextConfig", {"head_dim": 16, "final_logit_softcapping": 3.0}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}),
+    "mixtral-router": ("MixtralConfig", {"num_local_experts": 4, **EXPERTS}),
+    "qwen3moe-router": (
+        "Qwen3MoeConfig",
+        {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 16, "decoder_sparse_step": 1, **EXPERTS},
+    ),
+    "mamba2": (
+        "Mamba2Config",
+        {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "expand": 2, "chunk_size": 8},
+    ),
+    "olmo2": ("Olmo2Config", {}),
+    "cohere-scale": ("CohereConfig", {"logit_scale": 0.25}),
+    "granite-scale": ("GraniteConfig", {"logits_scaling": 3.0}),
+    "phi-bias": ("PhiConfig", {}),
+}
+
+
+def build(name: str) -> Any:
+    kind, fields = MODELS[name]
+    shared = {} if name == "gpt2" else {k: v for k, v in COMMON.items() if not (name == "mamba2" and "num_a" in k)}
+    config = getattr(transformers, kind)(**{**shared, "vocab_size": V, "bos_token_id": 0, "eos_token_id": 0, **fields})
+    torch.manual_seed(0)
+    # The grouped matmul that experts use by default has no float64.
+    eager = {"experts_implementation": "eager"} if "router" in name else {}
+    model = AutoModelForCausalLM.from_config(config, **eager).eval()
+    if name == "phi-bias":
+        torch.nn.init.normal_(model.lm_head.bias)
+    return model.double()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """(input_ids, labels): some labels ignored, at both ends and within."""
+    ids = torch.randint(1, V, (B, T), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[0, :4] = labels[1, 6] = labels[2, 8:] = -100
+    return ids, labels
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def full_keep_loss(model: Any, seam: HeadSeam, ids: Tensor, labels: Tensor) -> Tensor:
+    """Our loss with weight 1 on every target, and what the model adds by itself."""
+    targets = shift_targets(labels)
+    sums: list[tuple[Tensor, Tensor]] = []
+
+    def compute(hidden: Tensor, head: LinearHead) -> None:
+        sums.append(weighted_nll(hidden, head, targets, torch.ones_like(targets)))
+
+    with seam.run(compute):
+        added = model(input_ids=ids, labels=labels).loss
+    return sums[0][0] / sums[0][1] + added
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_kept_is_the_models_own_loss(name: str) -> None:
+    """A head read from its weight alone: logit scale, soft-cap, bias and router losses are lost, and training still runs."""
+    model, (ids, labels) = build(name), batch()
+    own = model(input_ids=ids, labels=labels).loss
+    wanted = gradients(model, own)
+    seam = HeadSeam(model)
+    ours = full_keep_loss(model, seam, ids, labels)
+    torch.testing.assert_close(ours.double(), own.double(), rtol=1e-6, atol=0)
+    found = gradients(model, ours)
+    assert found.keys() == wanted.keys()
+    largest = max(float(g.abs().max()) for g in wanted.values())
+    for key in wanted:
+        torch.testing.assert_close(found[key], wanted[key], rtol=0, atol=2e-6 * largest, msg=key)
+    probe_head(model, seam, ids, labels)
+
+
+@pytest.mark.parametrize("name", ["mixtral-router", "qwen3moe-router"])
+def test_router_losses_are_kept(name: str) -> None:
+    """A loss function that replaces the model's drops the router loss, and the experts collapse unseen."""
+    model, (ids, labels) = build(name), batch()
+    out = model(input_ids=ids, labels=labels)
+    assert out.aux_loss.item() > 0
+    with HeadSeam(model).run(lambda hidden, head: None):
+        added = model(input_ids=ids, labels=labels).loss
+    torch.testing.assert_close(added.double(), 0.5 * out.aux_loss.double(), rtol=1e-5, atol=0)
+
+
+def untouched(model: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        out = model(input_ids=ids, labels=labels)
+        return out.loss, out.logits, model.generate(ids[:, :4], max_new_tokens=3, do_sample=False)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gemma3-softcap", "mixtral-router"])
+def test_an_idle_seam_changes_nothing(name: str) -> None:
+    """A model patched for training that no longer generates: the seam is seen only while it runs, and goes when closed."""
+    model, (ids, labels) = build(name), batch()
+    before = untouched(model, ids, labels)
+    own_loss, hooks = model.loss_function, len(model.get_output_embeddings()._forward_hooks)
+    seam = HeadSeam(model)
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(untouched(model, ids, labels), before, strict=True))
+        full_keep_loss(model, seam, ids, labels)
+    seam.close()
+    assert all(torch.equal(a, b) for a, b in zip(untouched(model, ids, labels), before, strict=True))
+    assert model.loss_function is own_loss
+    assert len(model.get_output_embeddings()._forward_hooks) == hooks == 0
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_a_forward_that_fails_leaves_the_seam_idle() -> None:
+    """A seam left running by an exception: the next plain forward silently returns a loss of 0."""
+    model, (ids, labels) = build("llama"), batch()
+    own = model(input_ids=ids, labels=labels).loss
+    seam = HeadSeam(model)
+
+    def fail(hidden: Tensor, head: LinearHead) -> None:
+        raise RuntimeError("in the head")
+
+    with pytest.raises(RuntimeError, match="in the head"), seam.run(fail):
+        model(input_ids=ids, labels=labels)
+    assert torch.equal(model(input_ids=ids, labels=labels).loss, own)
+
+
+def test_logits_are_never_made() -> None:
+    """[tokens, vocab] logits that are made and thrown away: the memory that the chunked head was to save."""
+    model, (ids, labels) = build("gemma2-softcap"), batch()
+    shapes: list[torch.Size] = []
+    seam = HeadSeam(model)
+    model.get_output_embeddings().register_forward_hook(lambda module, args, out: shapes.append(out.shape))
+    with seam.run(lambda hidden, head: shapes.append(hidden.shape)):
+        out = model(input_ids=ids, labels=labels)
+    assert shapes == [torch.Size([B, T, 32]), torch.Size([B, 0, V])]
+    assert out.logits.shape == (B, 0, V)
+    assert float(out.loss) == 0
+
+
+TAMPERED: dict[str, Callable[[HeadSeam], None]] = {
+    "cohere-scale": lambda seam: setattr(seam, "scale", 1.0),
+    "granite-scale": lambda seam: setattr(seam, "scale", 1.0),
+    "gemma2-softcap": lambda seam: setattr(seam, "softcap", None),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_head_that_does_more_is_refused(name: str) -> None:
+    """A logit scale that nobody knew of trains on other probabilities than the model predicts with."""
+    model, (ids, labels) = build(name), batch()
+    seam = HeadSeam(model)
+    TAMPERED[name](seam)
+    with pytest.raises(UserError, match=r"ForCausalLM computes a loss of .* its head does more"):
+        probe_head(model, seam, ids, labels)
+
+
+def test_a_head_that_is_not_called_is_refused() -> None:
+    """A model with logits of its own making would never run our loss."""
+    model, (ids, labels) = build("llama"), batch()
+    seam = HeadSeam(model)
+    model.lm_head.forward = model.lm_head.forward  # the module stays, its call does not
+    model.get_output_embeddings = lambda: seam.layer
+    model.lm_head = torch.nn.Linear(32, V, bias=False).double()
+    with pytest.raises(UserError, match="does not call its output embedding"):
+        probe_head(model, seam, ids, labels)
+
+
+class Linear4bit(torch.nn.Linear):
+    """Stands for a quantised layer: a subclass of Linear whose weight is not what it multiplies with."""
+
+
+def test_quantised_head_is_refused_by_name() -> None:
+    """isinstance(head, nn.Linear) holds for bitsandbytes' layers too; reading their packed weight gives noise."""
+    model = build("llama")
+    model.lm_head = Linear4bit(32, V, bias=False)
+    with pytest.raises(UserError, match="Linear4bit, not torch.nn.Linear: quantised or adapter-wrapped"):
+        HeadSeam(model)
+
+
+@pytest.mark.parametrize("wrap", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_adapter_on_the_head_is_refused_by_name(wrap: dict[str, Any]) -> None:
+    """LoRA on the head: its base weight alone would be trained against, and the adapter never."""
+    peft = pytest.importorskip("peft", reason="LoRA needs peft, which is not installed")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **{"target_modules": ["q_proj"], **wrap})
+    with pytest.raises(UserError, match=r"the head of LlamaForCausalLM is peft\..*not torch.nn.Linear"):
+        HeadSeam(peft.get_peft_model(build("llama"), config))
+
+
+def test_models_that_are_no_causal_lm_are_refused() -> None:
+    with pytest.raises(UserError, match="LlamaModel has no output embedding"):
+        HeadSeam(build("llama").model)
+    with pytest.raises(UserError, match="Linear has no output embedding"):
+        HeadSeam(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3-softcap", "gpt2"])
+def test_isolation_is_accepted(name: str) -> None:
+    model, (ids, _) = build(name), batch()
+    probe_isolation(model, HeadSeam(model), ids[:1])
+
+
+def test_isolation_that_is_ignored_is_refused() -> None:
+    """A state-space model runs on over a boundary whatever its positions say: isolated pieces that are not."""
+    model, (ids, _) = build("mamba2"), batch()
+    with pytest.raises(UserError, match="looks across document boundaries"):
+        probe_isolation(model, HeadSeam(model), ids[:1])
+
+
+def test_shift_targets() -> None:
+    """A label used where it stands: the model learns to copy its input, at a loss near zero."""
+    assert shift_targets(torch.tensor([[5, 6, -100, 8]])).tolist() == [[6, -100, 8, -100]]
+    assert shift_targets(torch.tensor([5, 6])).tolist() == [6, -100]

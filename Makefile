@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DATA ?= ../shared/data/math
 # One thread a test process: two workers with two threads each on two cores are slower than two with one.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
@@ -30,14 +31,14 @@ test: setup ## the test suite: offline, on CPU
 demo: setup ## the whole method on text found on this machine; leaves runs/demo
 	$(BIN)/tokensieve demo
 
-bench: setup ## time and memory of the core functions
-	$(BIN)/python benchmarks/bench_core.py
+bench: setup ## the weighted head against dense cross-entropy: time and memory
+	$(BIN)/python benchmarks/head.py
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
-	$(BIN)/python benchmarks/study_demo.py
+	$(BIN)/python benchmarks/study.py demo --seeds 0 1 2 --out runs/study-demo
 
-study-math: setup ## the arms of recipes/math-tiny.yaml
-	$(BIN)/tokensieve run recipes/math-tiny.yaml
+study-math: setup ## recipes/math-tiny.yaml, one seed; DATA=folder with the maths text
+	$(BIN)/python benchmarks/study.py math-tiny --seeds 0 --out runs/study-math --set '{data: $(DATA)}'
 
 mutants: setup ## break the method on purpose, one bug at a time, and see a test fail for each
 	$(TEST_ENV) $(BIN)/python tests/mutants/run.py

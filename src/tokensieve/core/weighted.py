@@ -85,7 +85,7 @@ class _WeightedSum(torch.autograd.Function):
                 if d_hidden_TD is not None:
                     d_hidden_TD.index_add_(0, rows_C, (grad_CV @ weight_VD.to(nll.dtype)).to(hidden_TD.dtype))
                 if d_weight_VD is not None:
-                    d_weight_VD += (grad_CV.T @ hidden_TD[rows_C].to(nll.dtype)).to(sums)
+                    _add_product(d_weight_VD, grad_CV.T, hidden_TD[rows_C].to(nll.dtype))
                 if d_bias_V is not None:
                     d_bias_V += grad_CV.sum(0, dtype=sums)
         nll.kept_logits = None  # the largest thing here: gone as soon as it was used
@@ -97,6 +97,14 @@ class _WeightedSum(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """``sum += left @ right``; without a [V, D] product beside the sum where dtypes allow it."""
+    if left_VC.dtype == sum_VD.dtype:
+        sum_VD.addmm_(left_VC, right_CD)
+    else:
+        sum_VD += left_VC @ right_CD
 
 
 def _chunks_of_rows(weight_T: Tensor, chunk_rows: int, max_rows: int | None) -> tuple[Tensor, ...]:

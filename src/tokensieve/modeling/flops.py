@@ -34,7 +34,7 @@ class TokenFlops:
 def token_flops(model: nn.Module, length: int) -> TokenFlops:
     """FLOPs a token at rows of ``length``. Of mixtures, only the experts a token visits count."""
     base = base_model(model)
-    head: Any = base.get_output_embeddings()  # type: ignore[operator]
+    head: Any = base.get_output_embeddings()
     config: Any = base.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     outside = {id(p) for m in base.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}

@@ -169,6 +169,11 @@ def lowest_kept(objective: Objective, stats: TokenStats, weight: Tensor) -> Tens
     return torch.where(weight > 0, objective.score(stats).float(), infinity).min()
 
 
+def sum_dtype(like: Tensor) -> torch.dtype:
+    """What sums over many batches are kept in: float32 stops counting at 16.7 million. MPS has nothing wider."""
+    return torch.float64 if like.device.type != "mps" else torch.float32
+
+
 def selection_totals(
     weight: Tensor, valid: Tensor, nll: Tensor, source: Tensor | None = None, num_sources: int = 0
 ) -> Tensor:
@@ -178,7 +183,7 @@ def selection_totals(
     """
     keep = (weight > 0) & valid
     drop = valid & ~keep
-    wide: Any = torch.float64 if weight.device.type != "mps" else torch.float32
+    wide = sum_dtype(weight)
     sums = torch.stack(
         [
             valid.sum(dtype=wide),

@@ -126,10 +126,9 @@ class TokenLog:
         """Go back to a checkpoint's step: later lines were written by a run that did not get to save. Restores the sums."""
         path = self.folder / "tokens.jsonl"
         lines = [line for line in _read_lines(path) if line["step"] <= step]
-        if lines:
-            last = lines[-1]
-            self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
-            self.flops_student = last["flops_student"]
+        last = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}
+        self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
+        self.flops_student = last["flops_student"]
         if write and path.exists():
             with atomic_file(path, "w") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines)

@@ -29,7 +29,7 @@ from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
 from ..runs import UserError
 from .progress import TokenProgress
-from .step import Scope, next_token, score_columns, selection_totals, token_stats, valid_of
+from .step import Scope, next_token, score_columns, selection_totals, sum_dtype, token_stats, valid_of
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -261,9 +261,9 @@ class SelectiveTrainer(Trainer):
         with torch.no_grad():
             outputs, nll, _ = self._forward(model, inputs, weigh=None)
         valid = valid_of(inputs)
-        sums = torch.stack([nll.sum(dtype=torch.float32), valid.sum(dtype=torch.float32)])
+        sums = torch.stack([nll.sum(dtype=sum_dtype(nll)), valid.sum(dtype=sum_dtype(nll))])
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
-        loss = sums[0] / sums[1].clamp(min=1)
+        loss = (sums[0] / sums[1].clamp(min=1)).float()
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:

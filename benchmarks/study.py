@@ -1,0 +1,148 @@
+"""Run a recipe with several seeds and say what came out: mean, spread, paired differences.
+
+    python benchmarks/study.py demo --seeds 0 1 2 --out runs/study-demo
+    python benchmarks/study.py math-tiny --seeds 0 --out runs/study-math --set '{data: ../shared/data/math}'
+
+Each seed is a run of its own (<out>/seed-0 ...): what is done is skipped, so a study that was stopped goes on. The seed
+changes weights, row order and random masks; text and tokenizer stay the same. Writes study.md and study.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tokensieve.analysis.comparison import mean_and_spread
+from tokensieve.pipeline import recipe
+from tokensieve.report.terminal import table
+from tokensieve.runs import read_json, versions, write_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", type=yaml.safe_load, default={}, help="settings of the recipe, as YAML")
+    parser.add_argument("--baseline", default="clm")
+    args = parser.parse_args()
+    runs = {}
+    for seed in args.seeds:
+        folder = args.out / f"seed-{seed}"
+        print(f"== seed {seed}", flush=True)
+        recipe.run(recipe.RecipeConfig(args.recipe, out=str(folder), set={**args.set, "seed": seed}))
+        runs[seed] = read_json(folder / "table" / "comparison.json")
+    write_json(args.out / "study.json", {"environment": environment(), "recipe": args.recipe, "seeds": runs})
+    text = render(args.recipe, runs, args.baseline)
+    (args.out / "study.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def render(name: str, runs: dict[int, list[dict[str, Any]]], baseline: str) -> str:
+    """The study as Markdown: arms, paired differences, what was kept of each source, environment."""
+    arms = [row["arm"] for row in next(iter(runs.values()))]
+    by_arm = {arm: [next(r for r in rows if r["arm"] == arm) for rows in runs.values()] for arm in arms}
+    parts = [
+        f"Recipe `{name}`, seeds {', '.join(map(str, runs))}; mean ± sample standard deviation over seeds.",
+        table([_arm(by_arm[arm]) for arm in arms], list(_arm(by_arm[arms[0]])), markdown=True),
+        "Paired differences in target nll (same seed, same base, same batches; negative: the first is better):",
+        table(_differences(by_arm, baseline), ["difference", "by seed", "mean ± sd"], markdown=True),
+    ]
+    if shares := _shares(by_arm):
+        parts += [
+            "Share of valid tokens kept, by source (mean over seeds):",
+            table(shares, list(shares[0]), markdown=True),
+        ]
+    env = environment()
+    parts.append("Measured " + ", ".join(f"{k} {v}" for k, v in env.items()) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def _arm(rows: list[dict[str, Any]]) -> dict[str, str]:
+    cells = {"arm": rows[0]["arm"], "target nll": _spread([r["nll"] for r in rows], ".4f")}
+    cells["bits/byte"] = _spread([r["bits_per_byte"] for r in rows], ".4f")
+    for other in rows[0]["others"]:
+        cells[f"{other} nll"] = _spread([r["others"][other] for r in rows], ".4f")
+    for key, scale, form, heading in (
+        ("tokens_seen", 1e6, ".3f", "Mtok seen"),
+        ("tokens_trained", 1e6, ".3f", "Mtok trained"),
+        ("flops_student", 1e12, ".2f", "student TFLOP"),
+        ("flops_scoring", 1e12, ".2f", "+ scoring"),
+        ("flops_reference", 1e12, ".2f", "+ reference"),
+        ("seconds", 1, ".0f", "seconds"),
+    ):
+        cells[heading] = _spread([r[key] / scale for r in rows], form) if key in rows[0] else ""
+    speedups = [r.get("speedup") for r in rows]
+    cells["reached the baseline's end with"] = (
+        "" if None in speedups else f"1/{mean_and_spread(speedups)[0]:.2f} of its tokens"
+    )
+    return cells
+
+
+def _spread(values: list[float], form: str) -> str:
+    mean, spread = mean_and_spread(values)
+    text = f"{mean:{form}}"
+    return text if len(values) == 1 or f"{spread:{form}}" == f"{0:{form}}" else f"{text} ± {spread:{form}}"
+
+
+def _differences(by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, str]]:
+    trained = [arm for arm, rows in by_arm.items() if "tokens_seen" in rows[0]]
+    pairs = (
+        [(arm, baseline) for arm in trained if arm != baseline]
+        + ([("rho1", "random")] if {"rho1", "random"} <= set(trained) else [])
+        + [("rho1_mixed", "clm_mixed")] * ({"rho1_mixed", "clm_mixed"} <= set(trained))
+    )
+    lines = []
+    for first, second in pairs:
+        gaps = [a["nll"] - b["nll"] for a, b in zip(by_arm[first], by_arm[second], strict=True)]
+        by_seed = ", ".join(f"{gap:+.4f}" for gap in gaps)
+        lines.append({"difference": f"{first} - {second}", "by seed": by_seed, "mean ± sd": _spread(gaps, "+.4f")})
+    return lines
+
+
+def _shares(by_arm: dict[str, list[dict[str, Any]]]) -> list[dict[str, str]]:
+    kept = {
+        arm: [r["kept_share_by_source"] for r in rows]
+        for arm, rows in by_arm.items()
+        if "kept_share_by_source" in rows[0]
+    }
+    selective = {arm: shares for arm, shares in kept.items() if any(v < 0.999 for v in shares[0].values())}
+    sources = sorted({name for shares in selective.values() for name in shares[0]})
+    return [
+        {
+            "source": name,
+            **{
+                arm: f"{mean_and_spread([s[name] for s in shares if name in s] or [0])[0]:.1%}"
+                for arm, shares in selective.items()
+            },
+        }
+        for name in sources
+    ]
+
+
+def environment() -> dict[str, str]:
+    """When and on what."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
+    found = versions()
+    keep = {k: found[k] for k in ("tokensieve", "torch", "transformers", "python", "revision") if k in found}
+    threads = os.environ.get("OMP_NUM_THREADS", "default")
+    return {
+        "on": datetime.date.today().isoformat(),
+        "cpu": cpu or platform.processor(),
+        "cores": str(os.cpu_count()),
+        "threads": threads,
+        **keep,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -161,9 +161,7 @@ def save(records: list[dict[str, Any]], text: str) -> None:
     folder.mkdir(exist_ok=True)
     stem = folder / f"head-{datetime.date.today().isoformat()}"
     stem.with_suffix(".md").write_text(f"# Weighted head against dense logits\n\n{text}\n", encoding="utf-8")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"environment": environment(), "records": records}, indent=1), encoding="utf-8"
-    )
+    write_json(stem.with_suffix(".json"), {"environment": environment(), "records": records})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The one seam into a model: run a token loss where its vocabulary head would have made [tokens, vocab] logits.
 
-    model.forward: body -> hidden --pre-hook--> hidden[:, :0] -> head -> empty logits -> scale, cap -> loss_function -> 0
-                                 \\--hook-----> compute(hidden, head)  -> our loss                   (+ router losses)
+    model.forward: body -> hidden --pre-hook--> hidden[:, :0] -> head -> empty logits -> scale, cap -> loss_function -> loss
+                                 \\--hook-----> compute(hidden, head) -> our loss ---carried along----/    (+ router losses)
 
 Two module hooks on the output embedding and the documented ``loss_function`` setter: nothing of a model class is copied
 or replaced, so it works for every causal LM whose head is one linear layer. The computation runs inside the head's own
-forward call, where DDP has the module and FSDP has its weights unsharded; what else the model adds to its loss (router
-losses) comes out of the model as it always does.
+forward call, where DDP has the module and FSDP has its weights unsharded; the loss leaves it through the head's output and
+comes out as the model's own loss, with what else the model adds to it (router losses).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core import IGNORE_INDEX, LinearHead, token_nll
 from ..runs import UserError
 
-Compute = Callable[[Tensor, LinearHead], None]
+Compute = Callable[[Tensor, LinearHead], Tensor | None]
 
 
 def shift_targets(labels: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class HeadSeam:
         seam = HeadSeam(model)
         with seam.run(compute):                      # compute(hidden [B, T, D], head)
             out = wrapped_model(input_ids=..., labels=...)
-        out.loss                                     # what the model adds by itself (router losses), else 0
+        out.loss                                     # what compute returned (None: 0) + the model's router losses
 
     Raises UserError for a head that is not a plain linear layer, naming it: a quantised or adapter-wrapped head would be
     read wrongly.
@@ -48,6 +48,8 @@ class HeadSeam:
         self.scale, self.softcap = _logit_transform(self.model)
         self._compute: Compute | None = None
         self._hidden: Tensor | None = None
+        self._loss: Tensor | None = None
+        self._box: list[Tensor] = []
         self._own_loss: Callable[..., Tensor] = self.model.loss_function
         self.model.loss_function = self._loss_function
         # FSDP gathers the weight in a pre-hook placed before ours and frees it in a hook placed after ours.
@@ -69,7 +71,7 @@ class HeadSeam:
         try:
             yield
         finally:
-            self._compute = self._hidden = None
+            self._compute = self._hidden = self._loss = None
 
     def _capture(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._compute is None:
@@ -78,17 +80,57 @@ class HeadSeam:
         return (args[0][:, :0], *args[1:])
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _run(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if self._compute is not None and self._hidden is not None:
-            weight, bias = self.layer.weight, self.layer.bias
-            self._compute(self._hidden, LinearHead(weight, bias, self.scale, self.softcap))
+    def _run(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self._compute is None or self._hidden is None:
+            return None
+        head = LinearHead(self.layer.weight, self.layer.bias, self.scale, self.softcap)
+        self._loss, self._box = self._compute(self._hidden, head), []
+        if self._loss is None or not self._loss.requires_grad:
+            return None
+        return _Carry.apply(output, self._loss, self._box)  # type: ignore[no-any-return, no-untyped-call]
 
     def _loss_function(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The model's own loss when idle; 0 for the model to add its router losses to when running."""
+        """The model's own loss when idle; ours, for the model to add its router losses to, when running."""
         if self._compute is None:
             return self._own_loss(*args, **kwargs)
         logits: Tensor = kwargs["logits"] if "logits" in kwargs else args[0]
-        return logits.new_zeros((), dtype=torch.float32)
+        if self._loss is None:
+            return logits.new_zeros((), dtype=torch.float32)
+        if not self._loss.requires_grad:
+            return self._loss.clone()
+        return _Release.apply(logits, self._loss.detach(), self._box)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Carry(torch.autograd.Function):
+    """The head's (empty) output with our loss attached: its backward is the loss's, with the gradient left in ``box``.
+
+    FSDP2 gathers a module's weights for the backward when a gradient reaches the module's *output*. A loss that left the head
+    by another door would find the weights freed ("data is not allocated yet"); and an empty tensor carries no number, so
+    the number travels in the box.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, loss: Tensor, box: list[Tensor]) -> Tensor:
+        ctx.box = box
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], ctx.box.pop() if ctx.box else None, None
+
+
+class _Release(torch.autograd.Function):
+    """The carried loss, taken off the logits again where the model asks for its loss."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, loss: Tensor, box: list[Tensor]) -> Tensor:
+        ctx.box, ctx.like = box, logits
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.box.append(grads[0])
+        return torch.zeros_like(ctx.like), None, None
 
 
 def base_model(model: nn.Module) -> Any:

@@ -126,7 +126,7 @@ class TokenLog:
         """Go back to a checkpoint's step: later lines were written by a run that did not get to save. Restores the sums."""
         path = self.folder / "tokens.jsonl"
         lines = [line for line in _read_lines(path) if line["step"] <= step]
-        last = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}
+        last: dict[str, Any] = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}
         self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
         self.flops_student = last["flops_student"]
         if write and path.exists():

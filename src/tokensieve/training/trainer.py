@@ -12,7 +12,7 @@ What differs from the Trainer, and why (transformers 5.23):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ class SelectiveTrainer(Trainer):
             for batch in batches:
                 inputs = self._prepare_inputs(dict(batch))
                 with self.compute_loss_context_manager():
-                    _, nll, entropy = self._forward(self.model_wrapped, inputs, weigh=None)
+                    _, nll, entropy = self._forward(self.model_wrapped, inputs, loss_of=None)
                 parts.append(self._stats(inputs, nll, entropy))
         weights, self._lowest = self.scope.weigh_step(parts)
         return weights
@@ -176,16 +176,17 @@ class SelectiveTrainer(Trainer):
     def _stats(self, inputs: Mapping[str, Tensor], nll: Tensor, entropy: Tensor | None) -> Any:
         return token_stats(self.objective, inputs, step=self.state.global_step, nll=nll, entropy=entropy)
 
-    def _forward(self, model: nn.Module, inputs: Mapping[str, Tensor], weigh: Any) -> tuple[Any, Tensor, Tensor | None]:
-        """One forward with the loss at the head: ``weigh(nll, entropy, head) -> None``; (outputs, nll, entropy)."""
+    def _forward(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], loss_of: Callable[[LinearNLL], Tensor] | None
+    ) -> tuple[Any, Tensor, Tensor | None]:
+        """One forward with ``loss_of`` as its loss, or none: (outputs, nll, entropy if the objective needs it)."""
         targets = shift_targets(inputs["labels"])
         wants_entropy = "entropy" in self.objective.needs
         made: list[LinearNLL] = []
 
-        def compute(hidden: Tensor, head: LinearHead) -> None:
+        def compute(hidden: Tensor, head: LinearHead) -> Tensor | None:
             made.append(LinearNLL(hidden, head, targets, entropy=wants_entropy))
-            if weigh is not None:
-                weigh(made[0])
+            return None if loss_of is None else loss_of(made[0])
 
         with self.seam.run(compute):
             outputs = model(**{k: inputs[k] for k in MODEL_INPUTS if k in inputs}, labels=inputs["labels"])
@@ -201,18 +202,15 @@ class SelectiveTrainer(Trainer):
         """``ranks * sum(weight * nll) / denominator + router losses / micro-batches``; without the division if deferred."""
         if not model.training:
             return self._eval_loss(model, inputs, return_outputs)
-        sums: list[Tensor] = []
+        parts = self.current_gradient_accumulation_steps
 
-        def weigh(nll: LinearNLL) -> None:
-            weight = self._weigh(inputs, nll)
-            loss_sum, _ = nll.weighted_sum(weight)
-            sums.append(loss_sum)
+        def weighted_loss(nll: LinearNLL) -> Tensor:
+            loss_sum, _ = nll.weighted_sum(self._weigh(inputs, nll))
+            loss_sum = loss_sum * (self.accelerator.num_processes * parts)
+            return loss_sum if num_items_in_batch is None else loss_sum / num_items_in_batch
 
-        outputs, _, _ = self._forward(model, inputs, weigh)
-        loss = sums[0] * self.accelerator.num_processes
-        if num_items_in_batch is not None:
-            loss = loss / num_items_in_batch
-        loss = loss + outputs.loss / self.current_gradient_accumulation_steps
+        outputs, _, _ = self._forward(model, inputs, weighted_loss)
+        loss: Tensor = outputs.loss / parts  # router losses are means of a micro-batch: averaged over them
         return (loss, outputs) if return_outputs else loss
 
     def _weigh(self, inputs: Mapping[str, Tensor], nll: LinearNLL) -> Tensor:
@@ -259,7 +257,7 @@ class SelectiveTrainer(Trainer):
 
     def _eval_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         with torch.no_grad():
-            outputs, nll, _ = self._forward(model, inputs, weigh=None)
+            outputs, nll, _ = self._forward(model, inputs, loss_of=None)
         valid = valid_of(inputs)
         sums = torch.stack([nll.sum(dtype=sum_dtype(nll)), valid.sum(dtype=sum_dtype(nll))])
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tokensieve.analysis.comparison import mean_and_spread
+from tokensieve.analysis.comparison import kept_by_source, mean_and_spread
 from tokensieve.pipeline import recipe
 from tokensieve.report.terminal import table
 from tokensieve.runs import read_json, versions, write_json
@@ -54,7 +54,7 @@ def render(name: str, runs: dict[int, list[dict[str, Any]]], baseline: str) -> s
         "Paired differences in target nll (same seed, same base, same batches; negative: the first is better):",
         table(_differences(by_arm, baseline), ["difference", "by seed", "mean ± sd"], markdown=True),
     ]
-    if shares := _shares(by_arm):
+    if shares := _shares(runs):
         parts += [
             "Share of valid tokens kept, by source (mean over seeds):",
             table(shares, list(shares[0]), markdown=True),
@@ -106,24 +106,17 @@ def _differences(by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list
     return lines
 
 
-def _shares(by_arm: dict[str, list[dict[str, Any]]]) -> list[dict[str, str]]:
-    kept = {
-        arm: [r["kept_share_by_source"] for r in rows]
-        for arm, rows in by_arm.items()
-        if "kept_share_by_source" in rows[0]
-    }
-    selective = {arm: shares for arm, shares in kept.items() if any(v < 0.999 for v in shares[0].values())}
-    sources = sorted({name for shares in selective.values() for name in shares[0]})
-    return [
-        {
-            "source": name,
-            **{
-                arm: f"{mean_and_spread([s[name] for s in shares if name in s] or [0])[0]:.1%}"
-                for arm, shares in selective.items()
-            },
+def _shares(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, str]]:
+    """Share of each source that the selective arms kept, mean over seeds."""
+    by_seed = [kept_by_source(rows) for rows in runs.values()]
+    lines = []
+    for same_source in zip(*by_seed, strict=True):
+        arms = [k for k in same_source[0] if k != "source"]
+        means = {
+            arm: f"{mean_and_spread([r[arm] for r in same_source if r[arm] is not None] or [0])[0]:.1%}" for arm in arms
         }
-        for name in sources
-    ]
+        lines.append({"source": same_source[0]["source"], **means})
+    return lines
 
 
 def environment() -> dict[str, str]:

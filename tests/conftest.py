@@ -1,6 +1,8 @@
 """Settings of every test process: offline, one thread, the same examples on every run."""
 
 import os
+import sys
+from pathlib import Path
 
 # Before anything imports torch or transformers: both read these once, at import.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
@@ -9,9 +11,6 @@ from hypothesis import settings
 
 settings.register_profile("tokensieve", derandomize=True, deadline=None, database=None)
 settings.load_profile("tokensieve")
-
-import sys
-from pathlib import Path
 
 # Shared parts of tests (tiny models, oracles): importable by tests and by the processes that they start.
 sys.path.append(str(Path(__file__).parent / "helpers"))

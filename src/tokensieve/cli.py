@@ -5,20 +5,29 @@ Exit codes: 0 done; 1 unexpected error (``--debug`` shows where); 2 bad input, t
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .pipeline.verbs import VERBS, field_docs, one_line
+from .pipeline.config import class_parser, describe_fields, explain, one_line, read_yaml, unknown
+from .pipeline.verbs import VERBS, Verb
 from .runs import UserError
+
+COMMON = """\
+  --config FILE.yaml      Read these fields from a file; what stands after it on the command line wins.
+  --field.key value       One key of a field that is a mapping.
+  --print_config          Print the fields as YAML, defaults included, and stop.
+  --json                  Print a machine-readable last line.
+  --debug                 Show where an error came from."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if arguments else 2
     if arguments[0] == "--version":
@@ -28,22 +37,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
-        return _fail(f"unknown verb {verb!r}{_did_you_mean(verb)}; see tokensieve --help")
+        return _fail(f"{unknown(verb, VERBS, 'verb')}; see tokensieve --help")
+    if "-h" in rest or "--help" in rest:
+        print(usage(verb))
+        return 0
     debug = "--debug" in rest
     try:
         return _run(verb, [a for a in rest if a != "--debug"])
-    except UserError as e:
+    except BrokenPipeError:  # the reader has seen enough: tokensieve show ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as e:
         if debug:
             raise
-        return _fail(one_line(e), verb)
-    except KeyboardInterrupt:
-        if debug:
-            raise
+        return _told(e, verb)
+
+
+def _told(error: BaseException, verb: str) -> int:
+    """What went wrong as one sentence on stderr; the exit code."""
+    if isinstance(error, UserError):
+        return _fail(one_line(error), verb)
+    if isinstance(error, KeyboardInterrupt):
         return _fail("interrupted; start it again to go on", verb, 130)
-    except Exception as e:
-        if debug:
-            raise
-        return _fail(f"unexpected {type(e).__name__}: {one_line(e)} (--debug shows where)", verb, 1)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return _fail(f"{error.filename}: {error.strerror}", verb)
+    return _fail(f"unexpected {type(error).__name__}: {one_line(error)} (--debug shows where)", verb, 1)
 
 
 def overview() -> str:
@@ -54,95 +72,132 @@ def overview() -> str:
         "usage: tokensieve VERB [--config FILE.yaml] [--field value ...]\n\n"
         "Selective language modeling: train on the tokens that matter (Rho-1, arXiv 2404.07965).\n\n"
         f"verbs:\n{verbs}\n\n"
-        "Every verb has --help, --print_config, --json (a machine-readable last line) and --debug (tracebacks).\n"
-        "Start with: tokensieve demo"
+        "tokensieve VERB --help lists a verb's fields. Start with: tokensieve demo"
+    )
+
+
+def usage(verb: str) -> str:
+    """What ``tokensieve VERB --help`` prints."""
+    config_class, positional = VERBS[verb].config_class(), VERBS[verb].positional
+    words = f" {positional.upper()}" if positional else ""
+    fields = "\n".join(describe_fields(config_class))
+    return (
+        f"usage: tokensieve {verb}{words} [--config FILE.yaml] [--field value ...]\n\n"
+        f"{(config_class.__doc__ or '').strip()}\n\nfields:\n{fields}\n\nalways:\n{COMMON}\n\n"
+        f"example:\n  {VERBS[verb].example}"
     )
 
 
 def parser(verb: str) -> Any:
     """The argument parser of one verb, built from its config dataclass."""
-    import argparse
-
-    from jsonargparse import ArgumentParser
-
-    config_class = VERBS[verb].config_class()
-    made = ArgumentParser(
-        prog=f"tokensieve {verb}",
-        description=(config_class.__doc__ or "").strip(),
-        epilog=f"example:\n  {VERBS[verb].example}",
-        exit_on_error=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = class_parser(VERBS[verb].config_class(), prog=f"tokensieve {verb}", allow_abbrev=False)
     made.add_argument("--config", action="config", help="YAML file with these fields; later arguments win")
-    made.add_argument("--json", action="store_true", help="print a machine-readable last line")
-    made.add_class_arguments(config_class, fail_untyped=False)
-    docs = field_docs(config_class)
-    for action in made._actions:
-        if action.dest in docs:
-            action.help = docs[action.dest].replace("%", "%%")
     return made
 
 
 def _run(verb: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentError
 
-    if verb == "run" and arguments and not arguments[0].startswith("-"):
-        arguments = ["--recipe", *arguments]
+    as_json, config_class = "--json" in arguments, VERBS[verb].config_class()
+    arguments = list(spelled_out(VERBS[verb], [a for a in arguments if a != "--json"]))
+    _check_config_files(arguments, config_class)
     made = parser(verb)
     try:
-        parsed = made.parse_args(arguments)
-        fields = vars(made.instantiate_classes(parsed))
-    except ArgumentError as e:
-        return _fail(one_line(e), verb)
-    as_json = fields.pop("json")
+        fields = vars(made.instantiate_classes(made.parse_args(arguments)))
+    except (ArgumentError, TypeError, ValueError) as e:
+        raise UserError(explain(e, config_class)) from None
     fields.pop("config", None)
-    result = VERBS[verb].runner()(VERBS[verb].config_class()(**fields))
-    _tell(verb, result, as_json)
+    _tell(verb, VERBS[verb].runner()(config_class(**fields)), as_json)
     return 0
 
 
+def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
+    """What people type as what the parser reads: ``--dry-run`` is ``--dry_run true``, ``--folders a b`` is ``--folders [a, b]``.
+
+    Words before the first ``--field`` belong to the verb's positional field.
+    """
+    types = {f.name: str(f.type) for f in dataclasses.fields(verb.config_class())}
+    waiting = list(arguments)
+    if waiting and not waiting[0].startswith("-") and verb.positional:
+        waiting.insert(0, f"--{verb.positional}")
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--"):
+            yield word
+            continue
+        name, equals, value = word[2:].partition("=")
+        head, dot, key = name.partition(".")
+        name, values = head.replace("-", "_") + dot + key, [value] if equals else []
+        while waiting and not equals and not waiting[0].startswith("--"):
+            values.append(waiting.pop(0))
+        if types.get(name, "").startswith("bool") and not _is_switch(values[:1]):
+            yield from (f"--{name}", "true")
+            if not values:
+                continue
+            name = verb.positional or ""  # tokensieve run --dry-run demo
+        if types.get(name) == "list[str]" and values and not values[0].startswith("["):
+            values = [json.dumps(values)]
+        yield from (f"--{name}={values[0]}",) if equals else (f"--{name}", *values)
+
+
+def _is_switch(values: Sequence[str]) -> bool:
+    return bool(values) and values[0].lower() in ("true", "false", "yes", "no", "on", "off", "null")
+
+
+def _check_config_files(arguments: Sequence[str], config_class: Any) -> None:
+    """Name the file and the line where a config file is at fault: the parser only names the field."""
+    names = [f.name for f in dataclasses.fields(config_class)]
+    for i, word in enumerate(arguments):
+        if word == "--config" and i + 1 < len(arguments) or word.startswith("--config="):
+            path = word.removeprefix("--config=") if "=" in word else arguments[i + 1]
+            for key in read_yaml(path):
+                if str(key).split(".")[0] not in names:
+                    raise UserError(f"{path}: {unknown(str(key), names)}")
+
+
 def _tell(verb: str, result: Any, as_json: bool) -> None:
-    """What a verb came to: text as it is, a folder with what its manifest says in a line."""
+    """What a verb came to: text as it is, a folder with what its manifest says in a line. The first process speaks."""
     from pathlib import Path
 
+    from .pipeline.launch import ranks
+
+    if ranks().rank > 0:
+        return
     if as_json:
         told = {"folder": str(result), **_facts(result)} if isinstance(result, Path) else {"text": result}
-        print(json.dumps({"verb": verb, **told}, ensure_ascii=False))
+        print(json.dumps({"verb": verb, **told}, ensure_ascii=False), flush=True)
     elif isinstance(result, Path):
-        print(f"{result}{_sentence(result)}")
+        print(f"{result}{_sentence(result)}", flush=True)
     else:
-        print("\n".join(result) if isinstance(result, list) else result)
+        print("\n".join(result) if isinstance(result, list) else result, flush=True)
+
+
+def _manifest(folder: Any) -> dict[str, Any]:
+    from .runs import is_done, read_manifest
+
+    return read_manifest(folder) if is_done(folder) else {}
 
 
 def _facts(folder: Any) -> dict[str, Any]:
-    from .runs import is_done, read_manifest
-
-    manifest = read_manifest(folder) if is_done(folder) else {}
+    manifest = _manifest(folder)
     return {key: manifest[key] for key in ("kind", "fingerprint", "stats", "summary") if key in manifest}
 
 
 def _sentence(folder: Any) -> str:
-    facts = _facts(folder)
-    if "stats" in facts:
+    manifest = _manifest(folder)
+    if "stats" in manifest:
         from .data.corpus import describe
-        from .runs import read_manifest
 
-        return "\n" + describe(read_manifest(folder))
-    if "summary" in facts:
-        s = facts["summary"]
+        return "\n" + describe(manifest)
+    if "summary" in manifest:
+        s = manifest["summary"]
         return (
             f": {s['steps']} steps, {s['tokens_seen']:,} tokens seen, {s['tokens_trained']:,} trained "
             f"({s['kept_share']:.1%}), {s['seconds']:.0f} s"
         )
-    if facts.get("kind") in ("comparison", "run"):
-        table = folder / "table.txt"
-        return "\n\n" + table.read_text(encoding="utf-8") if table.is_file() else ""
-    return ""
-
-
-def _did_you_mean(verb: str) -> str:
-    close = difflib.get_close_matches(verb, VERBS, 1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    compared = [folder / s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] == "compare"]
+    tables = [path / "table.txt" for path in (folder, *compared)]
+    return "".join("\n\n" + t.read_text(encoding="utf-8").rstrip("\n") for t in tables if t.is_file())
 
 
 def _fail(sentence: str, verb: str | None = None, code: int = 2) -> int:

@@ -180,9 +180,11 @@ def start_folder(folder: Path | str, kind: str, config: Any, inputs: Mapping[str
     """
     folder = Path(folder)
     if is_done(folder):
-        manifest = read_manifest(folder, kind)
+        manifest = read_manifest(folder)
         if manifest["fingerprint"] == fingerprint(kind, config, inputs):
             return False
+        if manifest["kind"] != kind:
+            raise StaleFolder(f"{folder} holds {manifest['kind']!r}: choose another --out, or remove the folder")
         raise StaleFolder(
             f"{folder} is done, but from other inputs ({_difference(manifest, config, inputs)}): "
             "choose another --out, or remove the folder to do it again"

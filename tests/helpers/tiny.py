@@ -36,6 +36,27 @@ def llama(*, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -
     return LlamaForCausalLM(LlamaConfig(**given)).to(dtype)
 
 
+def mixtral() -> Any:
+    """A float64 mixture of 4 experts whose router loss is strong."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        output_router_logits=True,
+        router_aux_loss_coef=3.0,
+        initializer_range=0.3,
+    )
+    config._experts_implementation = "eager"  # the grouped matmul has no float64
+    return MixtralForCausalLM(config).double()
+
+
 def rows(num_rows: int = 8, length: int = LENGTH, seed: int = 0, *, uneven: bool = True, **columns: Any) -> Dataset:
     """Random rows with ``labels`` and ``ref_nll``. ``uneven``: their numbers of targets differ by up to ten times."""
     rng = np.random.default_rng(seed)

@@ -208,7 +208,7 @@ def test_quantised_head_is_refused_by_name() -> None:
     """isinstance(head, nn.Linear) holds for bitsandbytes' layers too; reading their packed weight gives noise."""
     model = build("llama")
     model.lm_head = Linear4bit(32, V, bias=False)
-    with pytest.raises(UserError, match="Linear4bit, not torch.nn.Linear: quantised or adapter-wrapped"):
+    with pytest.raises(UserError, match=r"Linear4bit, not torch\.nn\.Linear: quantised or adapter-wrapped"):
         HeadSeam(model)
 
 

@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, random_uniform
 from tokensieve.runs import UserError
@@ -45,9 +44,7 @@ def test_a_mean_of_means_would_be_seen() -> None:
     """The trap has teeth here: on these rows a mean of means is another gradient by far more than the tolerance."""
     model = tiny.llama(dtype=torch.float64)
     truth = tiny.truth_gradients(model, BATCH, torch.ones_like)
-    parts = [
-        tiny.truth_gradients(model, ROWS.select(group).to_dict(), torch.ones_like) for group in micro_batches(1)
-    ]
+    parts = [tiny.truth_gradients(model, ROWS.select(group).to_dict(), torch.ones_like) for group in micro_batches(1)]
     mean_of_means = {n: sum(p[n] for p in parts) / len(parts) for n in truth}
     assert tiny.gap(mean_of_means, truth) > 0.05
 
@@ -90,9 +87,7 @@ def random_keep(seed: int, step: int, groups: list[range]) -> Tensor:
 @pytest.mark.parametrize(("batch", "accumulate"), SPLITS)
 def test_random(tmp_path: Path, scope: str, batch: int, accumulate: int) -> None:
     """The random control's mask is a matter of seed, step, row and position, not of how rows are split."""
-    found = tiny.step_gradients(
-        tmp_path, ROWS, objective("random", ratio=0.4, scope=scope, seed=7), batch, accumulate
-    )
+    found = tiny.step_gradients(tmp_path, ROWS, objective("random", ratio=0.4, scope=scope, seed=7), batch, accumulate)
     assert_gradients(found, lambda _: random_keep(7, 0, micro_batches(1) if scope == "sequence" else ALL))
 
 
@@ -172,29 +167,11 @@ def test_denominator_of_all_valid_tokens(tmp_path: Path, batch: int, accumulate:
     assert tiny.gap(found, {n: g * share for n, g in truth.items()}) < 1e-6
 
 
-def mixtral() -> Any:
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=tiny.VOCAB,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=4,
-        output_router_logits=True,
-        router_aux_loss_coef=3.0,
-        initializer_range=0.3,
-    )
-    config._experts_implementation = "eager"  # the grouped matmul has no float64
-    return MixtralForCausalLM(config).double()
-
-
 @pytest.mark.parametrize(("batch", "accumulate"), [(8, 1), (2, 4)])
 def test_router_loss_is_averaged_over_micro_batches(tmp_path: Path, batch: int, accumulate: int) -> None:
     """Router losses added once a micro-batch and not divided: accumulation by 4 makes them 4 times as strong."""
-    model = mixtral()
-    found = tiny.step_gradients(tmp_path, ROWS, objective("clm"), batch, accumulate, model=mixtral())
+    model = tiny.mixtral()
+    found = tiny.step_gradients(tmp_path, ROWS, objective("clm"), batch, accumulate, model=tiny.mixtral())
     nll, valid = tiny.shifted_nll(model, BATCH), tiny.valid_targets(BATCH)
     parts = [model(input_ids=torch.tensor(ROWS.select(g)["input_ids"])).aux_loss for g in micro_batches(batch)]
     ((nll * valid).sum() / valid.sum() + 3.0 * torch.stack(parts).mean()).backward()
@@ -203,8 +180,8 @@ def test_router_loss_is_averaged_over_micro_batches(tmp_path: Path, batch: int, 
 
 def test_deferred_scaling_with_a_router_loss_is_refused(tmp_path: Path) -> None:
     """The one division would divide the router loss's gradients too."""
-    with pytest.raises(UserError, match="'soft' knows its weight sum only after the forward.*output_router_logits"):
-        tiny.train(mixtral(), tiny.arguments(tmp_path), ROWS, SOFT)
+    with pytest.raises(UserError, match=r"'soft' knows its weight sum only after the forward.*output_router_logits"):
+        tiny.train(tiny.mixtral(), tiny.arguments(tmp_path), ROWS, SOFT)
 
 
 # --- empty is legal ----------------------------------------------------------------------------------------------------

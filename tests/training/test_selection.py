@@ -168,9 +168,7 @@ def test_an_objective_is_given_what_it_asked_for(tmp_path: Path) -> None:
 def test_a_missing_score_column_is_refused_by_name(tmp_path: Path) -> None:
     """Found out at the first step, a missing column costs the time that the model took to load on a hundred machines."""
     with pytest.raises(UserError, match="needs a column 'ref_nll'; the data set has input_ids, labels"):
-        tiny.train(
-            tiny.llama(), tiny.arguments(tmp_path), ROWS.remove_columns("ref_nll"), objective("rho1", ratio=0.5)
-        )
+        tiny.train(tiny.llama(), tiny.arguments(tmp_path), ROWS.remove_columns("ref_nll"), objective("rho1", ratio=0.5))
     assert not (tmp_path / "tokens.jsonl").exists()
 
 

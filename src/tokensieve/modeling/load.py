@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,25 +31,40 @@ def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
 
 
 def new_causal_lm(config: Mapping[str, Any], *, seed: int, dtype: str = "float32", **defaults: Any) -> Any:
-    """A causal LM with random weights. ``config`` holds ``model_type`` and any of that config class's fields.
+    """A causal LM with random weights of :func:`model_config`. The same seed gives the same weights."""
+    from transformers import AutoModelForCausalLM, set_seed
 
-    ``defaults`` (vocabulary size, token ids) fill in what ``config`` does not say. The same seed gives the same weights.
+    made = model_config(config, **defaults)
+    set_seed(seed)
+    return AutoModelForCausalLM.from_config(made, dtype=_dtype(dtype))
+
+
+def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
+    """A transformers config. ``config`` holds ``model_type`` and any of that config class's fields.
+
+    ``defaults`` (vocabulary size, token ids) fill in what ``config`` does not say.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     fields = {**defaults, **config}
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise UserError("model: a config needs the field model_type (llama, qwen2, gpt2 ...)")
+    if model_type not in CAUSAL:
+        close = difflib.get_close_matches(str(model_type), CAUSAL, 1)
+        near = f", did you mean {close[0]!r}?" if close else ": transformers knows llama, qwen2, gpt2 ..."
+        raise UserError(f"model: {model_type!r} is no type of causal language model{near}")
     try:
         made = AutoConfig.for_model(model_type, **fields)
     except (ValueError, TypeError) as e:
         raise UserError(f"model: {_first_line(e)}") from None
     known = set(type(made)().to_dict())
-    if unknown := sorted(set(config) - known - {"model_type"}):
-        raise UserError(f"model: {type(made).__name__} has no field {unknown[0]!r}")
-    set_seed(seed)
-    return AutoModelForCausalLM.from_config(made, dtype=_dtype(dtype))
+    if wrong := sorted(set(config) - known - {"model_type"}):
+        close = difflib.get_close_matches(wrong[0], known, 1)
+        near = f", did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"model: {type(made).__name__} has no field {wrong[0]!r}{near}")
+    return made
 
 
 def model_folder(folder: Path | str) -> Path:
@@ -95,9 +111,13 @@ def quiet_loading() -> None:
     hf_logging.set_verbosity(logging.ERROR)
 
 
-def _dtype(name: str) -> torch.dtype:
+def check_dtype(name: str) -> None:
     if name not in DTYPES:
         raise UserError(f"unknown dtype {name!r}: one of {', '.join(DTYPES)}")
+
+
+def _dtype(name: str) -> torch.dtype:
+    check_dtype(name)
     return DTYPES[name]
 
 

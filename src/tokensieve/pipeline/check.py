@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..runs import UserError, check_files, read_manifest
+from ..runs import MANIFEST, UserError, check_files, read_manifest
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,12 @@ def run(config: CheckConfig) -> list[str]:
 
 
 def check_folder(folder: Path, corpus: str | None) -> list[str]:
-    """What was found whole."""
+    """What was found whole: a line for the folder, and one for each stage of a run."""
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    line = f"{folder}: {manifest['kind']}, {len(manifest['files'])} files whole"
+    line = f"{folder}: {manifest['kind']}, whole, {len(manifest['files'])} files"
     if manifest["kind"] == "run":
-        return [
-            line,
-            *(text for s in manifest["stages"].values() for text in check_folder(folder / s["folder"], corpus)),
-        ]
+        return [line, *_check_stages(folder, manifest)]
     if manifest["kind"] == "corpus":
         from ..data.corpus import open_corpus
 
@@ -58,6 +55,17 @@ def check_folder(folder: Path, corpus: str | None) -> list[str]:
         load_scored(corpus, folder)
         line += f", fit {corpus}"
     return [line]
+
+
+def _check_stages(run: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Every stage is whole and is the work that the run lists; scores fit the stage that is their corpus."""
+    folders = {name: run / stage["folder"] for name, stage in manifest["stages"].items()}
+    found = {name: read_manifest(folder) for name, folder in folders.items()}
+    corpora = {m["content_hash"]: str(folders[name]) for name, m in found.items() if m["kind"] == "corpus"}
+    for name, stage in manifest["stages"].items():
+        if found[name]["fingerprint"] != stage["fingerprint"]:
+            raise UserError(f"{folders[name]} is other work than {run / MANIFEST} lists: run the recipe again")
+        yield from check_folder(folders[name], corpora.get(found[name].get("corpus_hash", "")))
 
 
 def check_disjoint(corpora: Sequence[str]) -> None:

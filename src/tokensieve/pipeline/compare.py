@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs import UserError, describe_files, read_json, read_manifest, start_folder, write_json, write_manifest
+from ..runs import (
+    UserError,
+    atomic_file,
+    describe_files,
+    read_json,
+    read_manifest,
+    start_folder,
+    write_json,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,10 @@ class CompareConfig:
 
 def run(config: CompareConfig) -> Path:
     """Write the comparison; keys of a row of ``comparison.json`` are those of :func:`compare`."""
+    validate(config)
     out = Path(config.out)
     evaluated = read_manifest(config.evaluation, "evaluation")
+    _check_weights(config, evaluated)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluation", "runs")}
     settings["arms"] = list(config.runs)
     inputs = {
@@ -45,10 +57,29 @@ def run(config: CompareConfig) -> Path:
     rows = compare(config, read_json(Path(config.evaluation) / "evaluation.json"))
     write_json(out / "comparison.json", rows)
     for name, markdown in (("table.txt", False), ("table.md", True)):
-        (out / name).write_text(render(config, rows, markdown=markdown) + "\n", encoding="utf-8")
+        with atomic_file(out / name, "w") as f:
+            f.write(render(config, rows, markdown=markdown) + "\n")
     files = describe_files(out, ["comparison.json", "table.txt", "table.md"])
     write_manifest(out, "comparison", config=settings, inputs=inputs, files=files)
     return out
+
+
+def validate(config: CompareConfig) -> None:
+    """Raise UserError if there are no arms, or the baseline is none of them."""
+    if not config.runs:
+        raise UserError("runs: name at least one arm")
+    if config.baseline not in config.runs:
+        raise UserError(f"baseline: {config.baseline!r} is none of the arms {', '.join(config.runs)}")
+
+
+def _check_weights(config: CompareConfig, evaluated: Mapping[str, Any]) -> None:
+    """The evaluation must be of the very weights that the runs hold: a run done again since would lend it its figures."""
+    from ..modeling.load import model_hash
+
+    for arm, folder in config.runs.items():
+        hashes = [found for name, _, found in evaluated["inputs"]["models"] if name == arm]
+        if hashes and model_hash(folder) not in hashes:
+            raise UserError(f"{config.evaluation} evaluated other weights under the name {arm!r} than {folder} holds")
 
 
 def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,7 +93,7 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
 
     on = "solution" if config.solution else "all"
     try:
-        goal = end(results, config.baseline, config.target, on) if config.baseline in config.runs else None
+        goal = end(results, config.baseline, config.target, on)
         names = list(dict.fromkeys(r["model"] for r in results))
         rows = []
         for name in [n for n in names if n not in config.runs] + list(config.runs):
@@ -71,9 +102,10 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
             row["others"] = {other: end(results, name, other, "all")["nll"] for other in config.others}
             if name in config.runs:
                 row |= read_manifest(config.runs[name], "model")["summary"]
-            if name in config.runs and goal is not None:
-                reached = tokens_to_reach(curve(results, name, config.target, on), goal["nll"])
-                row["speedup"] = goal["tokens_seen"] / reached if reached and name != config.baseline else None
+                reached = None
+                if name != config.baseline and None not in (goal["nll"], goal["tokens_seen"]):
+                    reached = tokens_to_reach(curve(results, name, config.target, on), goal["nll"])
+                row["speedup"] = goal["tokens_seen"] / reached if reached else None
             rows.append(row)
     except KeyError as e:
         raise UserError(f"{config.evaluation}: {e.args[0]}") from None
@@ -81,29 +113,34 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
 
 
 def render(config: CompareConfig, rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
-    """The table for people."""
+    """The tables for people: the arms, and what share of each source the selective ones kept."""
+    from ..analysis.comparison import kept_by_source
     from ..report.terminal import table
 
     cells = [_cells(config, row) for row in rows]
-    return table(cells, list(cells[0]), markdown=markdown)
+    text = table(cells, list(cells[0]), markdown=markdown)
+    if shares := kept_by_source(rows):
+        percent = [{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in shares]
+        text += "\n\nshare of valid tokens kept, by source\n\n" + table(percent, list(percent[0]), markdown=markdown)
+    return text
 
 
-def _cells(config: CompareConfig, row: dict[str, Any]) -> dict[str, str]:
-    def number(key: str, form: str, scale: float = 1.0) -> str:
-        value = row.get(key)
-        return "" if value is None else format(value / scale, form)
+def _cells(config: CompareConfig, row: dict[str, Any]) -> dict[str, str | None]:
+    def number(value: float | None, form: str, scale: float = 1.0) -> str | None:
+        return None if value is None else format(value / scale, form)
 
-    speedup = row.get("speedup")
+    is_other_arm = row["arm"] in config.runs and row["arm"] != config.baseline
+    speedup = f"1/{row['speedup']:.2f}" if row.get("speedup") else "never" if is_other_arm else None
     return {
         "arm": row["arm"],
-        f"{config.target} nll": number("nll", ".4f"),
-        "bits/byte": number("bits_per_byte", ".4f"),
-        **{f"{other} nll": format(nll, ".4f") for other, nll in row["others"].items()},
-        "Mtok seen": number("tokens_seen", ".3f", 1e6),
-        "Mtok trained": number("tokens_trained", ".3f", 1e6),
-        "student TFLOP": number("flops_student", ".2f", 1e12),
-        "+ scoring": number("flops_scoring", ".2f", 1e12),
-        "+ reference": number("flops_reference", ".2f", 1e12),
-        "seconds": number("seconds", ".0f"),
-        f"{config.baseline}'s end with": "" if not speedup else f"1/{speedup:.2f} tokens",
+        f"{config.target} nll": number(row["nll"], ".4f"),
+        "bits/byte": number(row["bits_per_byte"], ".4f"),
+        **{f"{other} nll": number(nll, ".4f") for other, nll in row["others"].items()},
+        "Mtok seen": number(row.get("tokens_seen"), ".3f", 1e6),
+        "Mtok trained": number(row.get("tokens_trained"), ".3f", 1e6),
+        "student TFLOP": number(row.get("flops_student"), ".2f", 1e12),
+        "+ scoring": number(row.get("flops_scoring"), ".2f", 1e12),
+        "+ reference": number(row.get("flops_reference"), ".2f", 1e12),
+        "seconds": number(row.get("seconds"), ".0f"),
+        f"tokens to {config.baseline}'s end": speedup,
     }

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError, describe_files, start_folder, write_json, write_manifest
+from ..runs import (
+    UserError,
+    atomic_file,
+    describe_files,
+    is_done,
+    read_manifest,
+    start_folder,
+    write_json,
+    write_manifest,
+)
+from . import launch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +34,7 @@ class EvaluateConfig:
     """Measure models on evaluation sets: nats per token and bits per byte, on whole texts and on solutions only."""
 
     out: str
-    """Folder to write: evaluation.json."""
+    """Folder to write: evaluation.json, table.txt."""
     models: dict[str, str]
     """name -> Hugging Face folder or a folder that `train` wrote."""
     sets: dict[str, str]
@@ -40,19 +50,19 @@ class EvaluateConfig:
 
 
 def run(config: EvaluateConfig) -> Path:
-    """Write ``evaluation.json``: a list of ``{model, step, tokens_seen, set, on, nll, bits_per_byte, tokens, bytes}``.
+    """Write ``evaluation.json``, a list of records (docs/formats.md), and ``table.txt`` of the models' last weights.
 
     ``nll`` is the mean over target tokens in nats; ``on`` is ``all`` or, for sets with marked solutions, also ``solution``;
     ``step`` and ``tokens_seen`` are null for models that no run of ours trained.
     """
     from ..data.corpus import open_corpus
 
-    if not config.models and not config.baselines:
-        raise UserError("models: name at least one model to evaluate")
-    if not config.sets:
-        raise UserError("sets: name at least one evaluation set")
+    validate(config)
+    launch.check_device(config.device)
     out = Path(config.out)
     sets = {name: open_corpus(folder, verify="full") for name, folder in config.sets.items()}
+    for folder in config.models.values():
+        _check_tokenizer(folder, sets)
     targets = [t for name, folder in config.models.items() for t in _targets(name, folder, config.checkpoints)]
     settings, inputs = _identity(config, sets, targets)
     if not start_folder(out, "evaluation", settings, inputs):
@@ -60,15 +70,46 @@ def run(config: EvaluateConfig) -> Path:
     results = list(_baseline_results(config, sets))
     results += [record for target in targets for record in _results(config, target, sets)]
     write_json(out / "evaluation.json", results)
+    with atomic_file(out / "table.txt", "w") as f:
+        f.write(render(results) + "\n")
     write_manifest(
         out,
         "evaluation",
         config=settings,
         inputs=inputs,
-        files=describe_files(out, ["evaluation.json"]),
+        files=describe_files(out, ["evaluation.json", "table.txt"]),
         results=len(results),
     )
     return out
+
+
+def validate(config: EvaluateConfig) -> None:
+    """Raise UserError where there is nothing to evaluate, or a model's name would be taken for an n-gram baseline's."""
+    if not config.models and not config.baselines:
+        raise UserError("models: name at least one model to evaluate")
+    if not config.sets:
+        raise UserError("sets: name at least one evaluation set")
+    if config.baselines and (taken := [name for name in config.models if name in NGRAMS]):
+        raise UserError(f"models: {taken[0]!r} is the name of a baseline, choose another")
+
+
+def render(results: list[dict[str, Any]]) -> str:
+    """A line a model and set, of the model's last weights."""
+    from ..report.terminal import table
+
+    last = {(r["model"], r["set"], r["on"]): r for r in results}  # checkpoints come in order of steps
+    lines = [
+        {
+            "model": r["model"],
+            "set": r["set"] if r["on"] == "all" else f"{r['set']} ({r['on']}s)",
+            "tokens": r["tokens"],
+            "nll": None if r["nll"] is None else f"{r['nll']:.4f}",
+            "bits/byte": None if r["bits_per_byte"] is None else f"{r['bits_per_byte']:.4f}",
+            "tokens seen": r["tokens_seen"],
+        }
+        for r in last.values()
+    ]
+    return table(lines, list(lines[0]))
 
 
 @dataclass(frozen=True)
@@ -87,14 +128,28 @@ def _targets(name: str, folder: str, checkpoints: bool) -> Iterator[Target]:
     from ..modeling.load import model_folder
 
     log = {line["step"]: line for line in _token_lines(Path(folder))}
-    if checkpoints:
-        found = [p for p in Path(folder).glob("checkpoint-*") if (p / "config.json").is_file()]
-        for path in sorted(found, key=lambda p: int(p.name.split("-")[1])):
-            step = int(path.name.split("-")[1])
-            if step != max(log, default=None):  # the last one is the model itself
-                yield Target(name, path, step, *_seen(log, step))
     last = max(log, default=None)
+    for step, path in _checkpoints(Path(folder)) if checkpoints else ():
+        if step != last:  # the last one is the model itself
+            yield Target(name, path, step, *_seen(log, step))
     yield Target(name, model_folder(folder), last, *_seen(log, last))
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of a run's checkpoints that hold a whole model. A LoRA run's hold only the adapter: said, left out."""
+    found = {int(p.name[11:]): p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()}
+    whole = {step: p for step, p in found.items() if (p / "config.json").is_file()}
+    if len(whole) < len(found):
+        print(f"{folder}: {len(found) - len(whole)} checkpoints hold no whole model and are left out", file=sys.stderr)
+    return sorted(whole.items())
+
+
+def _check_tokenizer(folder: str, sets: dict[str, Corpus]) -> None:
+    """A model of ours knows whose token ids it was trained on; another tokenizer of the same size would go unnoticed."""
+    trained = read_manifest(folder).get("tokenizer_hash") if is_done(folder) else None
+    for corpus in sets.values():
+        if trained not in (None, corpus.tokenizer_hash):
+            raise UserError(f"{folder} was trained with another tokenizer than {corpus.folder} was made with")
 
 
 def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None, int | None]:
@@ -145,7 +200,12 @@ def _results(config: EvaluateConfig, target: Target, sets: dict[str, Corpus]) ->
                     sums.add(batch.start + i, nll_T)
                 bar.update(batch.nll.size)
         for record in sums.records():
-            yield {**dataclasses.asdict(target), "folder": None, "model": target.name, "set": name, **record}
+            yield _record(target, name, record)
+
+
+def _record(target: Target, name: str, figures: dict[str, Any]) -> dict[str, Any]:
+    trained = {"step": target.step, "tokens_seen": target.tokens_seen, "tokens_trained": target.tokens_trained}
+    return {"model": target.name, **trained, "set": name, **figures}
 
 
 class _Sums:
@@ -212,20 +272,23 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
             for index in range(corpus.num_rows):
                 sums.add(index, _ngram_nll(ngram, rows[index]))
             for record in sums.records():
-                yield {"name": label, "folder": None, "step": None, "model": label, "set": name, **record}
+                yield _record(Target(label, Path()), name, record)
 
 
 def _token_rows(corpus: Corpus) -> Iterator[np.ndarray]:
+    """Tokens that have one context: a row without its padding or, with isolated documents, each of its pieces."""
     import numpy as np
 
-    for row in corpus.rows.select_columns(["input_ids", "num_tokens"]).with_format("numpy"):
-        yield np.asarray(row["input_ids"])[: int(row["num_tokens"])]
+    for row in corpus.rows.select_columns(["input_ids", "num_tokens", "doc_starts"]).with_format("numpy"):
+        ids = np.asarray(row["input_ids"])[: int(row["num_tokens"])]
+        yield from np.split(ids, np.asarray(row["doc_starts"])[1:]) if corpus.isolate_documents else [ids]
 
 
 def _ngram_nll(ngram: Any, row: Any) -> np.ndarray:
-    """nll of a row's targets, NaN elsewhere: the masks of the neural evaluation."""
+    """nll of a row's targets, NaN elsewhere: the masks and the contexts of the neural evaluation."""
     import numpy as np
 
-    nll_T: np.ndarray = ngram.nll(row["input_ids"].numpy())
+    starts = np.flatnonzero(row["position_ids"].numpy() == 0)[1:] if "position_ids" in row else []
+    nll_T = np.concatenate([ngram.nll(ids) for ids in np.split(row["input_ids"].numpy(), starts)])
     labels_T = row["labels"].numpy()
     return np.where(labels_T == -100, np.nan, nll_T)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from ..runs import UserError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -26,6 +28,16 @@ def device(ranks: Ranks) -> str:
     import torch
 
     return f"cuda:{ranks.local_rank}" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name: str | None) -> None:
+    """Raise UserError if ``name`` is no device of this machine. None: whichever there is."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device: {name!r} cannot be used: {str(e).splitlines()[0]}") from None
 
 
 def wait_for_all(ranks: Ranks) -> None:

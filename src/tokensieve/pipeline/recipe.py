@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..runs import MANIFEST, StaleFolder, UserError, atomic_file, describe_files, read_manifest, write_manifest
-from .verbs import VERBS, make_config
+from ..runs import MANIFEST, StaleFolder, UserError, atomic_file, describe_files, is_done, read_manifest, write_manifest
+from .config import read_yaml, unknown
+from .verbs import VERBS, make_config, validate
 
 STAGE_VERBS = ("prepare", "train", "score", "evaluate", "compare", "check")
+KEYS = ("name", "out", "settings", "requires", "templates", "stages")
+RESOLVED = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def run(config: RecipeConfig) -> Path | str:
         from .plan import describe
 
         return describe(recipe)
+    _start(recipe)
     chosen = [s for s in recipe.stages if not config.only or s.name in config.only]
     for number, stage in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {stage.name} ({stage.verb})", flush=True)
@@ -82,28 +86,41 @@ def run(config: RecipeConfig) -> Path | str:
 def load(config: RecipeConfig) -> Recipe:
     """Read, resolve and check a recipe: every stage's fields are parsed before the first one runs."""
     path = find(config.recipe)
-    source = _read_yaml(path)
-    unknown = set(source) - {"name", "out", "settings", "requires", "stages", "templates"}
-    if unknown:
-        raise UserError(
-            f"{path}: unknown key {min(unknown)!r}; a recipe has name, out, settings, requires, templates, stages"
-        )
-    if not isinstance(source.get("stages"), dict) or not source["stages"]:
-        raise UserError(f"{path}: stages: a mapping of stage name to verb and config is needed")
-    settings = dict(source.get("settings") or {})
-    if wrong := set(config.set) - set(settings):
-        raise UserError(f"{path}: no setting {min(wrong)!r}; it has {', '.join(settings) or 'none'}")
-    settings.update(config.set)
-    out = Path(config.out or _filled(source.get("out") or f"runs/{path.stem}", settings, path))
-    for need in source.get("requires") or []:
-        if not Path(_filled(need["path"], settings, path)).exists():
+    source = read_yaml(path)
+    for key in source:
+        if key not in KEYS:
+            raise UserError(f"{path}: {unknown(str(key), KEYS, 'key')}")
+    stages = source.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise UserError(f"{path}: stages: a mapping of stage name to verb and fields is needed")
+    settings = _settings(path, source, config.set)
+    out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
+    _check_requirements(path, source.get("requires") or [], settings)
+    made: list[Stage] = []
+    for name, fields in stages.items():
+        made.append(_stage(path, name, fields, settings, out, made))
+    for name in config.only:
+        if name not in stages:
+            raise UserError(f"only: {unknown(name, stages, 'stage')}")
+    return Recipe(source.get("name") or path.stem, out, tuple(made), {**source, "settings": settings})
+
+
+def _settings(path: Path, source: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    own = source.get("settings") or {}
+    if not isinstance(own, dict):
+        raise UserError(f"{path}: settings: a mapping of name to value is needed")
+    for name in given:
+        if name not in own:
+            raise UserError(f"{path}: {unknown(name, own, 'setting')}")
+    return {**own, **given}
+
+
+def _check_requirements(path: Path, needs: Any, settings: Mapping[str, Any]) -> None:
+    for need in needs if isinstance(needs, list) else [needs]:
+        if not isinstance(need, dict) or set(need) != {"path", "message"}:
+            raise UserError(f"{path}: requires: a list of {{path: ..., message: ...}} is needed")
+        if not Path(str(_filled(need["path"], settings, path))).exists():
             raise UserError(f"{path.name}: {_filled(need['path'], settings, path)} is not here: {need['message']}")
-    names: list[str] = []
-    stages = []
-    for name, fields in source["stages"].items():
-        stages.append(_stage(path, str(name), fields, settings, out, names))
-        names.append(str(name))
-    return Recipe(source.get("name") or path.stem, out, tuple(stages), {**source, "settings": settings})
 
 
 def find(recipe: str) -> Path:
@@ -118,60 +135,79 @@ def find(recipe: str) -> Path:
     raise UserError(f"{recipe} is no recipe file; shipped recipes: {names}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        source = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(source, dict):
-        raise UserError(f"{path}: a recipe is a mapping with the key stages")
-    return source
-
-
-def _stage(path: Path, name: str, fields: Any, settings: dict[str, Any], out: Path, before: list[str]) -> Stage:
+def _stage(path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Path, before: list[Stage]) -> Stage:
     where = f"{path.name}: stage {name}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not isinstance(name, str):
+        raise UserError(f"{where}: YAML reads this name as {type(name).__name__}: put it in quotes")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in (MANIFEST, RESOLVED):
         raise UserError(f"{where}: a stage's name is its folder's: letters, digits, '_', '-' and '.' only")
-    if not isinstance(fields, dict) or fields.get("verb") not in STAGE_VERBS:
-        raise UserError(
-            f"{where}: verb is {fields.get('verb') if isinstance(fields, dict) else None!r}, "
-            f"one of {', '.join(STAGE_VERBS)} is needed"
-        )
-    resolved = _resolve({k: v for k, v in fields.items() if k != "verb"}, settings, out, before, path)
-    if fields["verb"] != "check":
+    if not isinstance(fields, dict) or "verb" not in fields:
+        raise UserError(f"{where}: verb is missing: one of {', '.join(STAGE_VERBS)}")
+    verb = fields["verb"]
+    if verb not in STAGE_VERBS:
+        raise UserError(f"{where}: {unknown(str(verb), STAGE_VERBS, 'verb')}")
+    if "out" in fields:
+        raise UserError(f"{where}: out: a stage's folder is named after it, leave it out")
+    folders = {s.name: s.folder for s in before if s.verb != "check"}
+    resolved = _resolve({k: v for k, v in fields.items() if k != "verb"}, settings, folders, where)
+    if verb != "check":
         resolved["out"] = str(out / name)
-    make_config(fields["verb"], resolved, where)  # typos are found before the first stage runs
-    return Stage(name, fields["verb"], out / name, resolved)
+    validate(verb, make_config(verb, resolved, where), where)  # typos are found before the first stage runs
+    return Stage(name, verb, out / name, resolved)
 
 
-def _resolve(value: Any, settings: Mapping[str, Any], out: Path, before: list[str], path: Path) -> Any:
+def _resolve(value: Any, settings: Mapping[str, Any], folders: Mapping[str, Path], where: str) -> Any:
     if isinstance(value, dict):
-        return {k: _resolve(v, settings, out, before, path) for k, v in value.items()}
+        return {k: _resolve(v, settings, folders, where) for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolve(v, settings, out, before, path) for v in value]
+        return [_resolve(v, settings, folders, where) for v in value]
     if not isinstance(value, str):
         return value
     if value.startswith("@"):
         stage, _, rest = value[1:].partition("/")
-        if stage not in before:
-            raise UserError(f"{path.name}: {value} refers to no earlier stage; there are {', '.join(before) or 'none'}")
-        return str(out / stage / rest) if rest else str(out / stage)
-    return _filled(value, settings, path)
+        if stage not in folders:
+            raise UserError(f"{where}: {value} refers to no earlier stage; there are {', '.join(folders) or 'none'}")
+        return str(folders[stage] / rest)
+    return _filled(value, settings, where)
 
 
-def _filled(value: Any, settings: Mapping[str, Any], path: Path) -> Any:
+def _filled(value: Any, settings: Mapping[str, Any], where: Path | str) -> Any:
     """``${name}`` replaced by its setting. A string that is nothing but ``${name}`` takes the setting's type."""
     if not isinstance(value, str):
         return value
-    for name in re.findall(r"\$\{(\w+)\}", value):
+    for name in re.findall(r"\$\{([^}]*)\}", value):
         if name not in settings:
-            raise UserError(f"{path.name}: no setting {name!r}; it has {', '.join(settings) or 'none'}")
-    whole = re.fullmatch(r"\$\{(\w+)\}", value)
+            raise UserError(f"{where}: ${{{name}}}: {unknown(name, settings, 'setting')}")
+    whole = re.fullmatch(r"\$\{([^}]*)\}", value)
     if whole:
         return settings[whole[1]]
-    return re.sub(r"\$\{(\w+)\}", lambda m: str(settings[m[1]]), value)
+    return re.sub(r"\$\{([^}]*)\}", lambda m: str(settings[m[1]]), value)
+
+
+def _start(recipe: Recipe) -> None:
+    """Note in the run folder whose it is. Another recipe's is refused: stages of the same name would be done over."""
+    path = recipe.out / RESOLVED
+    if is_done(recipe.out):
+        read_manifest(recipe.out, "run")
+    if path.is_file():
+        source = read_yaml(path)
+        if source == _source(recipe):
+            return
+        if source.get("name") != recipe.name:
+            raise UserError(f"{recipe.out} is a run of the recipe {source.get('name')!r}: choose another out")
+    with atomic_file(path, "w") as f:
+        import yaml
+
+        yaml.safe_dump(_source(recipe), f, sort_keys=False, allow_unicode=True)
+    _unfinish(recipe)
+
+
+def _source(recipe: Recipe) -> dict[str, Any]:
+    return {**recipe.source, "name": recipe.name}
+
+
+def _unfinish(recipe: Recipe) -> None:
+    (recipe.out / MANIFEST).unlink(missing_ok=True)
 
 
 def run_stage(recipe: Recipe, stage: Stage) -> None:
@@ -179,35 +215,41 @@ def run_stage(recipe: Recipe, stage: Stage) -> None:
     config = make_config(stage.verb, stage.fields, f"stage {stage.name}")
     work = VERBS[stage.verb].runner()
     if stage.verb == "check":
-        print("\n".join(work(config)))
+        _say(work(config))
         return
+    was_done = is_done(stage.folder)
+    if not was_done:
+        _unfinish(recipe)
     try:
         work(config)
+        _say(["done already"] if was_done else [])
     except StaleFolder as e:
         if not stage.folder.resolve().is_relative_to(recipe.out.resolve()):
             raise
-        print(f"      redone: {e}", flush=True)
+        _say([f"done again: {str(e).split(': ')[0]}"])
+        _unfinish(recipe)
         shutil.rmtree(stage.folder)
         work(config)
 
 
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"      {line}", flush=True)
+
+
 def _finish(recipe: Recipe) -> None:
     """The run's own manifest: its recipe as it was resolved, and what each stage came to."""
-    import yaml
-
     stages = {
         s.name: {"verb": s.verb, "folder": s.name, "fingerprint": read_manifest(s.folder)["fingerprint"]}
         for s in recipe.stages
         if s.verb != "check"
     }
-    with atomic_file(recipe.out / "recipe.yaml", "w") as f:
-        yaml.safe_dump(dict(recipe.source), f, sort_keys=False, allow_unicode=True)
-    (recipe.out / MANIFEST).unlink(missing_ok=True)
+    _unfinish(recipe)
     write_manifest(
         recipe.out,
         "run",
         config={"name": recipe.name, "settings": recipe.source["settings"]},
         inputs={name: s["fingerprint"] for name, s in stages.items()},
-        files=describe_files(recipe.out, ["recipe.yaml"]),
+        files=describe_files(recipe.out, [RESOLVED]),
         stages=stages,
     )

@@ -48,6 +48,7 @@ def run(config: ScoreConfig) -> Path:
     from ..modeling.load import model_hash
 
     _check(config, tuple(DTYPES))
+    launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "model", "corpus", "device")}
     inputs = {

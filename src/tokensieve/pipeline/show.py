@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..runs import UserError, read_manifest
 
@@ -36,6 +37,8 @@ def run(config: ShowConfig) -> str:
     from ..data.corpus import open_corpus
     from ..report.terminal import colour_tokens, token_pieces
 
+    if config.lines < 3 or config.width < 0:
+        raise UserError("lines must be at least 3, and width at least 0")
     manifest, corpus = read_manifest(config.run, "model"), open_corpus(config.corpus, verify="size")
     if manifest["corpus_hash"] != corpus.content_hash:
         raise UserError(f"{config.run} was trained on another corpus than {config.corpus}")
@@ -47,9 +50,8 @@ def run(config: ShowConfig) -> str:
     for row in rows:
         here = logged["row"] == row
         if not here.any():
-            raise UserError(
-                f"row {row} was not logged at step {step}; logged rows: {', '.join(map(str, set(logged['row'])))}"
-            )
+            there = ", ".join(map(str, sorted(set(logged["row"].tolist()))))
+            raise UserError(f"row {row} was not logged at step {step}; logged rows: {there}")
         if left <= 2:
             break
         ids = list(corpus.rows[int(row)]["input_ids"])
@@ -62,7 +64,9 @@ def run(config: ShowConfig) -> str:
     return "\n\n".join(shown)
 
 
-def _logged(config: ShowConfig) -> tuple[dict, int]:  # type: ignore[type-arg]
+def _logged(config: ShowConfig) -> tuple[dict[str, Any], int]:
+    """(column -> array, step) of the rows logged at the step wanted."""
+    import numpy as np
     import pyarrow.parquet as pq
 
     files = {int(p.stem.split("-")[1]): p for p in (Path(config.run) / "tokens").glob("step-*.parquet")}
@@ -72,6 +76,4 @@ def _logged(config: ShowConfig) -> tuple[dict, int]:  # type: ignore[type-arg]
     if step not in files:
         raise UserError(f"step {step} was not logged; logged steps: {', '.join(map(str, sorted(files)))}")
     columns = pq.read_table(files[step]).to_pydict()
-    import numpy as np
-
     return {k: np.asarray(v) for k, v in columns.items()}, step

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..runs import UserError, bind_unfinished, describe_files, read_manifest, start_folder, write_json, write_manifest
 from . import launch
+from .config import class_parser, explain, from_fields, one_line, unknown
 
 if TYPE_CHECKING:
     from ..core import Objective
@@ -53,31 +54,60 @@ class TrainConfig:
     """Log some rows token by token every so many steps (and at the first); 0 for never."""
     token_log_rows: int = 8
     """How many rows."""
-    resume: str = "auto"
+    resume: Literal["auto", "never"] = "auto"
     """auto: go on from the last checkpoint in `out`, if there is one; never: refuse a folder with checkpoints."""
 
 
 def run(config: TrainConfig) -> Path:
     """Train and write the model folder; an interrupted run of the same config goes on from its last checkpoint."""
-    from ..core import objective as make_objective
     from ..data.corpus import open_corpus
 
-    options = dict(config.objective)
-    try:
-        objective = make_objective(options.pop("name", "clm"), **options)
-    except ValueError as e:
-        raise UserError(f"objective: {e}") from None
+    objective = _objective(config.objective)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
     settings, inputs = _identity(config, corpus)
     if not start_folder(out, "model", settings, inputs):
         return out
-    checkpoint = _bind(config, out, settings, inputs)
-    _train(config, corpus, objective, checkpoint)
+    checkpoint = _checkpoint(config, out, settings, inputs)
+    trainer = _trainer(config, corpus, objective)
     ranks = launch.ranks()
+    if ranks.rank == 0:  # only now: a config that is refused above must not leave a mark that the next one trips over
+        bind_unfinished(out, "model", settings, inputs)
+        _write_config(config, trainer.args, out)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.seam.close()
+    _save(trainer, config, out)
     if ranks.rank == 0:
+        _write_metrics(out, trainer.state.log_history)
         _finish(out, config, corpus, objective, settings, inputs)
     launch.wait_for_all(ranks)
     return out
+
+
+def validate(config: TrainConfig) -> None:
+    """Raise UserError for an objective, training arguments, model config, dtype or LoRA fields that do not exist."""
+    from ..modeling.load import check_dtype, model_config
+
+    _objective(config.objective)
+    training_arguments(config)
+    check_dtype(config.dtype)
+    if not isinstance(config.model, str):
+        model_config(config.model)
+    if config.lora is not None:
+        _lora_config(config.lora)
+
+
+def _objective(options: Mapping[str, Any]) -> Objective:
+    """The objective from its name and options; those of the built-in ones are checked by type."""
+    from ..core.objective import OBJECTIVES, objective
+
+    options = dict(options)
+    name = options.pop("name", "clm")
+    try:
+        if name in OBJECTIVES:
+            return from_fields(OBJECTIVES[name], options)  # type: ignore[no-any-return]
+        return objective(name, **options)
+    except ValueError as e:
+        raise UserError(f"objective: {e}") from None
 
 
 def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -92,24 +122,24 @@ def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict
     return settings, inputs
 
 
-def _bind(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> str | None:
+def _checkpoint(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> str | None:
     """The checkpoint to go on from, if any. Checkpoints of other work are refused."""
     from transformers.trainer_utils import get_last_checkpoint
 
     checkpoint: str | None = get_last_checkpoint(str(out))
     if checkpoint and config.resume != "auto":
         raise UserError(f"{out} has checkpoints of an unfinished run: set resume: auto to go on, or remove it")
-    bind_unfinished(out, "model", settings, inputs, write=launch.ranks().rank == 0)
+    bind_unfinished(out, "model", settings, inputs, write=False)
     return checkpoint
 
 
-def _train(config: TrainConfig, corpus: Corpus, objective: Objective, checkpoint: str | None) -> None:
+def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
+    """The Trainer, everything in it checked; nothing is written yet."""
     from ..data.scored import join_scores
     from ..modeling.load import check_length, check_vocabulary, quiet_loading
     from ..training.token_log import FlopsSpent, TokenLogConfig
     from ..training.trainer import SelectiveTrainer
 
-    out = Path(config.out)
     quiet_loading()
     args = training_arguments(config)
     scored = join_scores(corpus, *config.scores, verify="full")
@@ -117,7 +147,7 @@ def _train(config: TrainConfig, corpus: Corpus, objective: Objective, checkpoint
     what = config.model if isinstance(config.model, str) else "the model"
     check_vocabulary(model, corpus.vocab_size, what)
     check_length(model, corpus.length, what)
-    trainer = SelectiveTrainer(
+    return SelectiveTrainer(
         model,
         args,
         train_dataset=scored,
@@ -127,12 +157,6 @@ def _train(config: TrainConfig, corpus: Corpus, objective: Objective, checkpoint
         sources=corpus.sources,
         processing_class=corpus.tokenizer(),
     )
-    _write_config(config, args, out)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.seam.close()
-    _save(trainer, config, out)
-    if trainer.is_world_process_zero():
-        _write_metrics(out, trainer.state.log_history)
 
 
 def _save(trainer: Any, config: TrainConfig, out: Path) -> None:
@@ -153,24 +177,22 @@ def training_arguments(config: TrainConfig) -> Any:
     YAML 1.1 reads ``3e-4`` as a string and ``no`` as false; both come out as they were meant.
     """
     import torch
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
     from transformers import TrainingArguments
 
     fixed = {"output_dir": config.out, "seed": config.seed, "data_seed": config.seed, "run_name": Path(config.out).name}
     if clash := sorted(set(fixed) & set(config.training)):
-        raise UserError(f"training.{clash[0]}: set by tokensieve ({'out' if clash[0] == 'output_dir' else 'seed'})")
+        ours = "seed" if clash[0].endswith("seed") else "out"
+        raise UserError(f"training.{clash[0]} follows from the field {ours}: leave it out")
     # The json mode: the yaml one would read the string "no" as false once more.
-    parser = ArgumentParser(exit_on_error=False, parser_mode="json")
-    parser.add_class_arguments(TrainingArguments, fail_untyped=False)
+    parser = class_parser(TrainingArguments, parser_mode="json")
     given = {**TRAINING_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **config.training, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
     try:
-        parsed = parser.parse_object(given)
-        made = parser.instantiate_classes(parsed)
+        made = parser.instantiate_classes(parser.parse_object(given))
         return TrainingArguments(**{name: made[name] for name in given})
     except (ArgumentError, TypeError, ValueError, ImportError) as e:
-        text = str(e).strip().replace("\n", " ")
-        raise UserError(f"training: {text}") from None
+        raise UserError(f"training: {explain(e, TrainingArguments)}") from None
 
 
 def _model(config: TrainConfig, corpus: Corpus) -> Any:
@@ -185,14 +207,27 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
 
 
 def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
+    config = _lora_config(lora)
+    from peft import get_peft_model
+
     try:
-        from peft import LoraConfig, get_peft_model
+        return get_peft_model(model, config)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"lora: {one_line(e)}") from None
+
+
+def _lora_config(lora: Mapping[str, Any]) -> Any:
+    try:
+        from peft import LoraConfig
     except ImportError:
         raise UserError("lora: needs peft: pip install 'tokensieve[peft]'") from None
+    names = [f.name for f in dataclasses.fields(LoraConfig)]
+    if wrong := [name for name in lora if name not in names]:
+        raise UserError(f"lora: {unknown(wrong[0], names)}")
     try:
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
     except (TypeError, ValueError) as e:
-        raise UserError(f"lora: {e}") from None
+        raise UserError(f"lora: {one_line(e)}") from None
 
 
 def _flops_spent(config: TrainConfig) -> tuple[float, float]:

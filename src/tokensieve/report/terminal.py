@@ -10,6 +10,7 @@ symbols and never reach the terminal.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
@@ -21,6 +22,7 @@ ANSI = {KEPT: "\x1b[1;32m", DROPPED: "\x1b[2m"}
 RESET = "\x1b[0m"
 MIN_WIDTH = 20
 REPLACEMENT = "\ufffd"
+_WRITTEN_NUMBER = re.compile(r"~?[-+]?\d[\d,]*(\.\d*)?(e[-+]?\d+)?( ?[kMGTPE])?( ?B| ?%)?")
 
 
 def table(
@@ -30,7 +32,7 @@ def table(
 
     ``columns`` are the keys to show, in order, or a mapping key -> heading. Columns of numbers are right-aligned; a missing
     key or None is shown as "-". Integers get thousands separators, floats three decimals (or an exponent where those would
-    hide the number); hand in a string for anything else.
+    hide the number); hand in a string for anything else: "1.2850", "~3.4 M" and "60 %" still count as numbers.
     """
     headings: dict[str, str] = dict(columns) if isinstance(columns, Mapping) else {c: c for c in columns}
     values: list[list[Any]] = [list(headings.values()), *([row.get(key) for key in headings] for row in rows)]
@@ -197,8 +199,11 @@ def _legend(styles: Sequence[str], color: bool) -> str:
 
 
 def _is_numeric(values: list[Any]) -> bool:
-    given = [v for v in values if v is not None]
-    return bool(given) and all(isinstance(v, Real) and not isinstance(v, bool) for v in given)
+    given = [v for v in values if v is not None and v != ""]
+    return bool(given) and all(
+        bool(_WRITTEN_NUMBER.fullmatch(v)) if isinstance(v, str) else isinstance(v, Real) and not isinstance(v, bool)
+        for v in given
+    )
 
 
 def _cell(value: Any, markdown: bool) -> str:

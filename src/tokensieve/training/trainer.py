@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ProgressCallback
 
 from ..core import LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
@@ -75,7 +74,7 @@ class SelectiveTrainer(Trainer):
         )
         if self.is_deepspeed_enabled:
             raise UserError("DeepSpeed owns the gradients and is not supported: use DDP or FSDP2")
-        if self.pop_callback(ProgressCallback) is not None or self.pop_callback(PrinterCallback) is not None:
+        if self.pop_callback(ProgressCallback) is not None:  # not there with disable_tqdm
             self.add_callback(TokenProgress(self))
         self.seam = HeadSeam(self.model)
         self.scope = Scope(
@@ -120,7 +119,8 @@ class SelectiveTrainer(Trainer):
     def _gather_rows(self, values: Tensor) -> Tensor:
         """[B, T] of each rank, one below the other. Rows of a prepared corpus have one length; others are widened first."""
         if "num_tokens" not in self.train_dataset.dataset.column_names:
-            values = self.accelerator.pad_across_processes(values, dim=1)
+            # Padding turns bool into int64, on the ranks that are padded only: they could not be gathered.
+            values = self.accelerator.pad_across_processes(values, dim=1).to(values.dtype)
         return self.accelerator.gather(values)  # type: ignore[no-any-return]
 
     # --- the step -----------------------------------------------------------------------------------------------------
@@ -206,8 +206,8 @@ class SelectiveTrainer(Trainer):
 
         def weighted_loss(nll: LinearNLL) -> Tensor:
             loss_sum, _ = nll.weighted_sum(self._weigh(inputs, nll))
-            loss_sum = loss_sum * (self.accelerator.num_processes * parts)
-            return loss_sum if num_items_in_batch is None else loss_sum / num_items_in_batch
+            denominator = 1 if num_items_in_batch is None else num_items_in_batch
+            return torch.div(loss_sum * (self.accelerator.num_processes * parts), denominator)
 
         outputs, _, _ = self._forward(model, inputs, weighted_loss)
         loss: Tensor = outputs.loss / parts  # router losses are means of a micro-batch: averaged over them
@@ -290,8 +290,8 @@ class SelectiveTrainer(Trainer):
             return []
         totals = self.accelerator.reduce(torch.stack([t for _, t, _, _ in pending]), "sum")
         lowest = self.accelerator.gather(torch.stack([low for _, _, low, _ in pending])[None]).amin(0)
-        positions = np.array([p * self.accelerator.num_processes for *_, p in pending])
-        lines = self.token_log.lines(totals.cpu().numpy(), lowest.cpu().numpy(), positions)
+        positions = self.accelerator.reduce(totals.new_tensor([p for *_, p in pending]), "sum")
+        lines = self.token_log.lines(totals.cpu().numpy(), lowest.cpu().numpy(), positions.cpu().numpy())
         if self.is_world_process_zero():
             self.token_log.write(lines)
         return lines

@@ -1,0 +1,135 @@
+"""Runs that must not depend on the number of processes. As a script: this rank's part of all of them.
+
+RANK=0 WORLD_SIZE=2 ... python rank_cases.py FOLDER    ->  FOLDER/<case>/result.pt (rank 0), its tokens.jsonl, tokens/
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, top_fraction
+from tokensieve.training.token_log import TokenLogConfig
+from tokensieve.training.trainer import SelectiveTrainer
+
+GLOBAL_BATCH = 4  # rows of a micro-batch over all ranks; two micro-batches a step
+
+
+def without_targets(*rows: int) -> Dataset:
+    """Eight rows, those given without any target. Of two ranks, the second has rows 2, 3, 6 and 7."""
+    data = tiny.rows(8)
+    labels = [[-100] * tiny.LENGTH if i in rows else row for i, row in enumerate(data["labels"])]
+    return data.remove_columns("labels").add_column("labels", labels)
+
+
+def unequal_lengths() -> Dataset:
+    data = tiny.rows(8).to_dict()
+    lengths = [16, 11, 9, 7, 8, 5, 16, 13]
+    return Dataset.from_dict({k: [row[:n] for row, n in zip(v, lengths, strict=True)] for k, v in data.items()})
+
+
+def threshold() -> Objective:
+    return Objective(
+        "threshold",
+        weigh=lambda s: above_threshold(excess(s.nll, s.ref_nll), s.valid, 1.0).float(),
+        needs=frozenset({"nll", "ref_nll"}),
+        scope="sequence",
+    )
+
+
+def soft_over_the_batch() -> Objective:
+    """Weights that depend on the other tokens of the batch, and whose sum is known only after the forward."""
+
+    def weigh(stats: TokenStats) -> Tensor:
+        score = excess(stats.nll, stats.ref_nll)
+        return torch.sigmoid(score - score[stats.valid].mean()) * stats.valid
+
+    return Objective("soft", weigh, needs=frozenset({"nll", "ref_nll"}), scope="batch")
+
+
+def share_of_valid() -> Objective:
+    return Objective(
+        "top-of-valid",
+        weigh=lambda s: top_fraction(s.nll, s.valid, 0.3).float(),
+        needs=frozenset({"nll"}),
+        scope="batch",
+        denominator="valid",
+    )
+
+
+def case(made: Objective, data: Callable[[], Dataset] = lambda: tiny.rows(8), **fields: Any) -> dict[str, Any]:
+    return {"made": made, "data": data, "fields": fields}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "clm": case(objective("clm")),
+    "rho1-batch": case(objective("rho1", ratio=0.4)),
+    "rho1-sequence": case(objective("rho1", ratio=0.4, scope="sequence")),
+    "rho1-step": case(objective("rho1", ratio=0.07, scope="step")),
+    "random-batch": case(objective("random", ratio=0.4)),
+    "random-sequence": case(objective("random", ratio=0.4, scope="sequence")),
+    "threshold": case(threshold()),
+    "soft-batch": case(soft_over_the_batch()),
+    "of-valid": case(share_of_valid()),
+    "empty-rank-batch": case(objective("rho1", ratio=0.4), lambda: without_targets(2, 3, 6, 7)),
+    "empty-rank-sequence": case(objective("rho1", ratio=0.4, scope="sequence"), lambda: without_targets(2, 3, 6, 7)),
+    "empty-rank-step": case(objective("rho1", ratio=0.4, scope="step"), lambda: without_targets(2, 3, 6, 7)),
+    "empty-rank-threshold": case(threshold(), lambda: without_targets(2, 3, 6, 7)),
+    "few-kept": case(objective("rho1", ratio=0.01)),  # one token a micro-batch: the other rank keeps none
+    "unequal-batch": case(objective("rho1", ratio=0.4), unequal_lengths),
+    "unequal-step": case(objective("rho1", ratio=0.4, scope="step"), unequal_lengths),
+    "checkpointing": case(objective("rho1", ratio=0.4, scope="step"), gradient_checkpointing=True),
+    "epochs": case(
+        objective("rho1", ratio=0.4),
+        lambda: tiny.rows(11),
+        max_steps=-1,
+        num_train_epochs=2,
+        train_sampling_strategy="random",
+        learning_rate=0.1,
+    ),
+}
+
+
+def run_case(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
+    """{gradients, logged}: what the weights moved by, and what the Trainer logged."""
+    fields = CASES[name]["fields"]
+    model = tiny.llama(dtype=torch.float64)
+    before = tiny.weights(model)
+    args = tiny.arguments(folder / name, GLOBAL_BATCH // num_ranks, 2, **fields)
+    log = TokenLogConfig(every=1, rows=100)
+    trainer = tiny.train(model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log)
+    after = tiny.weights(model)
+    return {"gradients": {n: before[n] - after[n] for n in before}, "logged": trainer.state.log_history}
+
+
+def run_router(folder: Path, num_ranks: int) -> dict[str, Tensor]:
+    """Gradients of a step of one row a micro-batch and rank: the router loss is a mean over rows in either way."""
+    accumulate = 8 // num_ranks
+    return tiny.step_gradients(folder / "router", tiny.rows(8), objective("clm"), 1, accumulate, model=tiny.mixtral())
+
+
+def run_eval(folder: Path, num_ranks: int) -> float:
+    args = tiny.arguments(folder / "eval", 4, per_device_eval_batch_size=2)
+    trainer = SelectiveTrainer(tiny.llama(dtype=torch.float64), args, eval_dataset=tiny.rows(7))
+    return float(trainer.evaluate()["eval_loss"])
+
+
+def main(folder: Path) -> None:
+    rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    results = {name: run_case(name, folder, num_ranks) for name in CASES}
+    everything = {"cases": results, "router": run_router(folder, num_ranks), "eval": run_eval(folder, num_ranks)}
+    torch.save(everything, folder / f"rank-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,109 @@
+"""The scoring forward against full logits in float64: each number belongs to its token, in every batch size."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+
+from tokensieve.data.rows import Rows
+from tokensieve.runs import UserError
+from tokensieve.scoring.engine import RowStatistics, Scorer
+
+T = tiny.LENGTH
+
+
+def data(num_rows: int = 7) -> Dataset:
+    """Rows of one length; the last two are short of tokens and padded."""
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, tiny.VOCAB, (num_rows, T)).tolist()
+    return Dataset.from_dict({"input_ids": ids, "num_tokens": [T] * (num_rows - 2) + [5, 1]})
+
+
+def truth(model: Any, ids: list[int]) -> tuple[list[float], list[float]]:
+    """(nll, entropy) of each token of a row, one forward a prefix, in float64; the first token has none."""
+    model = copy.deepcopy(model).double().eval()
+    nll, entropy = [float("nan")], [float("nan")]
+    with torch.no_grad():
+        for t in range(1, len(ids)):
+            log_p = model(input_ids=torch.tensor([ids[:t]])).logits[0, -1].log_softmax(-1)
+            nll.append(-log_p[ids[t]].item())
+            entropy.append(-(log_p.exp() * log_p).sum().item())
+    return nll, entropy
+
+
+def scored(scorer: Scorer, rows: Rows, **span: int) -> RowStatistics:
+    parts = list(scorer.run(rows, **span))
+    assert [p.start for p in parts] == list(np.cumsum([parts[0].start, *(len(p.nll) for p in parts[:-1])]))
+    entropy = None if parts[0].entropy is None else np.concatenate([p.entropy for p in parts])
+    return RowStatistics(parts[0].start, np.concatenate([p.nll for p in parts]), entropy)
+
+
+def test_each_number_belongs_to_its_token() -> None:
+    """nll stored where it was predicted instead of where its token stands: every score one token early, and plausible."""
+    model, rows = tiny.llama(), data()
+    found = scored(Scorer(copy.deepcopy(model), entropy=True), Rows(rows))
+    assert found.nll.shape == found.entropy.shape == (7, T)
+    assert found.nll.dtype == found.entropy.dtype == np.float32
+    for i, (ids, count) in enumerate(zip(rows["input_ids"], rows["num_tokens"], strict=True)):
+        nll, entropy = truth(model, ids[:count])
+        padding = [float("nan")] * (T - count)
+        np.testing.assert_allclose(found.nll[i], nll + padding, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.entropy[i], entropy + padding, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3])
+def test_batch_sizes_agree(batch_rows: int) -> None:
+    """A row's scores do not depend on the rows that it was scored with."""
+    rows = Rows(data())
+    whole = scored(Scorer(tiny.llama(), batch_rows=7, entropy=True), rows)
+    parts = scored(Scorer(tiny.llama(), batch_rows=batch_rows, entropy=True), rows)
+    np.testing.assert_allclose(parts.nll, whole.nll, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(parts.entropy, whole.entropy, rtol=1e-4, atol=1e-5)
+
+
+def test_a_span_of_rows_is_part_of_the_whole() -> None:
+    rows, scorer = Rows(data()), Scorer(tiny.llama(), batch_rows=2)
+    whole, part = scored(scorer, rows), scored(scorer, rows, start=2, stop=5)
+    assert part.start == 2
+    assert part.entropy is None
+    np.testing.assert_allclose(part.nll, whole.nll[2:5], rtol=1e-5, atol=1e-5)
+    assert list(scorer.run(rows, start=3, stop=3)) == []
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2])
+def test_isolated_pieces_are_scored_alone(batch_rows: int) -> None:
+    """The reference model must not see the document before: its score of a piece is the piece's own."""
+    starts = [[0, 7], [0, 3, 4, 10]]
+    rows = data(4).select([0, 1]).add_column("doc_starts", starts).add_column("isolated", [True, True])
+    model = tiny.llama()
+    found = scored(Scorer(copy.deepcopy(model), batch_rows=batch_rows), Rows(rows))
+    for i, (ids, cuts) in enumerate(zip(rows["input_ids"], starts, strict=True)):
+        pieces = [ids[a:b] for a, b in zip(cuts, [*cuts[1:], T], strict=True)]
+        wanted = [value for piece in pieces for value in truth(model, piece)[0]]
+        np.testing.assert_allclose(found.nll[i], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_is_scored_in_eval_mode() -> None:
+    """Dropout left on: scores with noise of their own, and other ones at each run."""
+    model = tiny.llama(attention_dropout=0.9).train()
+    found = scored(Scorer(model), Rows(data()))
+    np.testing.assert_allclose(found.nll, scored(Scorer(tiny.llama()), Rows(data())).nll, rtol=1e-6)
+
+
+def test_a_head_that_does_more_is_refused() -> None:
+    scorer = Scorer(tiny.llama())
+    scorer.seam.scale = 0.5
+    with pytest.raises(UserError, match="its head does more than tokensieve knows of"):
+        list(scorer.run(Rows(data())))
+
+
+def test_a_first_row_without_targets_is_no_wrong_head() -> None:
+    """A first document of one token in an isolated corpus has no target at all: 0 / 0 looked like a wrong head."""
+    rows = data().select([6, 0])
+    assert np.isnan(scored(Scorer(tiny.llama()), Rows(rows)).nll[0]).all()

@@ -100,10 +100,13 @@ def _run(verb: str, arguments: list[str]) -> int:
 
     as_json, config_class = "--json" in arguments, VERBS[verb].config_class()
     arguments = list(spelled_out(VERBS[verb], [a for a in arguments if a != "--json"]))
+    arguments.sort(key=lambda word: word.startswith("--print_config"))  # before a --config it would print half of it
     _check_config_files(arguments, config_class)
     made = parser(verb)
     try:
         fields = vars(made.instantiate_classes(made.parse_args(arguments)))
+    except SystemExit as e:  # --print_config has printed
+        return int(e.code or 0)
     except (ArgumentError, TypeError, ValueError) as e:
         raise UserError(explain(e, config_class)) from None
     fields.pop("config", None)
@@ -112,7 +115,7 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 
 def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
-    """What people type as what the parser reads: ``--dry-run`` is ``--dry_run true``, ``--folders a b`` is ``--folders [a, b]``.
+    """What people type as what the parser reads: ``--dry-run`` is ``--dry_run true``, ``--only a b`` is ``--only [a, b]``.
 
     Words before the first ``--field`` belong to the verb's positional field.
     """
@@ -130,7 +133,7 @@ def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
         name, values = head.replace("-", "_") + dot + key, [value] if equals else []
         while waiting and not equals and not waiting[0].startswith("--"):
             values.append(waiting.pop(0))
-        if types.get(name, "").startswith("bool") and not _is_switch(values[:1]):
+        if types.get(name, "").startswith("bool") and (not values or (verb.positional and not _is_switch(values[0]))):
             yield from (f"--{name}", "true")
             if not values:
                 continue
@@ -140,15 +143,15 @@ def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
         yield from (f"--{name}={values[0]}",) if equals else (f"--{name}", *values)
 
 
-def _is_switch(values: Sequence[str]) -> bool:
-    return bool(values) and values[0].lower() in ("true", "false", "yes", "no", "on", "off", "null")
+def _is_switch(value: str) -> bool:
+    return value.lower() in ("true", "false", "yes", "no", "on", "off", "null")
 
 
 def _check_config_files(arguments: Sequence[str], config_class: Any) -> None:
     """Name the file and the line where a config file is at fault: the parser only names the field."""
     names = [f.name for f in dataclasses.fields(config_class)]
     for i, word in enumerate(arguments):
-        if word == "--config" and i + 1 < len(arguments) or word.startswith("--config="):
+        if (word == "--config" and i + 1 < len(arguments)) or word.startswith("--config="):
             path = word.removeprefix("--config=") if "=" in word else arguments[i + 1]
             for key in read_yaml(path):
                 if str(key).split(".")[0] not in names:

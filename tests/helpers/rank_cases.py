@@ -1,6 +1,8 @@
-"""Runs that must not depend on the number of processes. As a script: this rank's part of all of them.
+"""Runs that must not depend on the number of processes. As a script, this rank's part of all of them:
 
-RANK=0 WORLD_SIZE=2 ... python rank_cases.py FOLDER    ->  FOLDER/<case>/result.pt (rank 0), its tokens.jsonl, tokens/
+RANK=0 WORLD_SIZE=2 ... python rank_cases.py FOLDER MODEL CORPUS
+
+FOLDER/scores: of MODEL on CORPUS; FOLDER/<case>: a training's logs; FOLDER/rank-<r>.pt: what rank r came to.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, top_fraction
+from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, top_fraction, weighted_nll
+from tokensieve.modeling.seam import HeadSeam, shift_targets
+from tokensieve.pipeline import score
 from tokensieve.training.token_log import TokenLogConfig
 from tokensieve.training.trainer import SelectiveTrainer
 
@@ -74,13 +78,11 @@ CASES: dict[str, dict[str, Any]] = {
     "rho1-batch": case(objective("rho1", ratio=0.4)),
     "rho1-sequence": case(objective("rho1", ratio=0.4, scope="sequence")),
     "rho1-step": case(objective("rho1", ratio=0.07, scope="step")),
-    "random-batch": case(objective("random", ratio=0.4)),
     "random-sequence": case(objective("random", ratio=0.4, scope="sequence")),
     "threshold": case(threshold()),
     "soft-batch": case(soft_over_the_batch()),
     "of-valid": case(share_of_valid()),
     "empty-rank-batch": case(objective("rho1", ratio=0.4), lambda: without_targets(2, 3, 6, 7)),
-    "empty-rank-sequence": case(objective("rho1", ratio=0.4, scope="sequence"), lambda: without_targets(2, 3, 6, 7)),
     "empty-rank-step": case(objective("rho1", ratio=0.4, scope="step"), lambda: without_targets(2, 3, 6, 7)),
     "empty-rank-threshold": case(threshold(), lambda: without_targets(2, 3, 6, 7)),
     "few-kept": case(objective("rho1", ratio=0.01)),  # one token a micro-batch: the other rank keeps none
@@ -116,20 +118,49 @@ def run_router(folder: Path, num_ranks: int) -> dict[str, Tensor]:
     return tiny.step_gradients(folder / "router", tiny.rows(8), objective("clm"), 1, accumulate, model=tiny.mixtral())
 
 
+def run_fsdp(num_ranks: int, rank: int) -> dict[str, Tensor]:
+    """Gradients of one batch with every layer and the head sharded by FSDP2, gathered."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+
+    model, mesh = tiny.llama(dtype=torch.float64), init_device_mesh("cpu", (num_ranks,))
+    seam = HeadSeam(model)
+    for part in (*model.model.layers, model.lm_head, model):
+        fully_shard(part, mesh=mesh)
+    batch = tiny.rows(8).select(range(rank, 8, num_ranks)).to_dict()
+    ids, labels = torch.tensor(batch["input_ids"]), torch.tensor(batch["labels"])
+    targets = shift_targets(labels)
+    count = (shift_targets(torch.tensor(tiny.rows(8)["labels"])) != -100).sum()
+
+    def loss(hidden: Tensor, head: Any) -> Tensor:
+        return weighted_nll(hidden, head, targets, torch.ones_like(targets))[0] * num_ranks / count
+
+    with seam.run(loss):
+        model(input_ids=ids, labels=labels).loss.backward()
+    return {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+
+
 def run_eval(folder: Path, num_ranks: int) -> float:
     args = tiny.arguments(folder / "eval", 4, per_device_eval_batch_size=2)
     trainer = SelectiveTrainer(tiny.llama(dtype=torch.float64), args, eval_dataset=tiny.rows(7))
     return float(trainer.evaluate()["eval_loss"])
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, model: str, corpus: str) -> None:
+    # First: where nobody has started a process group before, scoring starts its own.
+    score.run(score.ScoreConfig(out=str(folder / "scores"), model=model, corpus=corpus, device="cpu"))
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     results = {name: run_case(name, folder, num_ranks) for name in CASES}
-    everything = {"cases": results, "router": run_router(folder, num_ranks), "eval": run_eval(folder, num_ranks)}
+    everything = {
+        "cases": results,
+        "router": run_router(folder, num_ranks),
+        "eval": run_eval(folder, num_ranks),
+        "fsdp": run_fsdp(num_ranks, rank),
+    }
     torch.save(everything, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -84,14 +84,13 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
 def full_keep_loss(model: Any, seam: HeadSeam, ids: Tensor, labels: Tensor) -> Tensor:
     """Our loss with weight 1 on every target, and what the model adds by itself."""
     targets = shift_targets(labels)
-    sums: list[tuple[Tensor, Tensor]] = []
 
-    def compute(hidden: Tensor, head: LinearHead) -> None:
-        sums.append(weighted_nll(hidden, head, targets, torch.ones_like(targets)))
+    def compute(hidden: Tensor, head: LinearHead) -> Tensor:
+        loss_sum, weight_sum = weighted_nll(hidden, head, targets, torch.ones_like(targets))
+        return loss_sum / weight_sum
 
     with seam.run(compute):
-        added = model(input_ids=ids, labels=labels).loss
-    return sums[0][0] / sums[0][1] + added
+        return model(input_ids=ids, labels=labels).loss
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -143,6 +142,27 @@ def test_an_idle_seam_changes_nothing(name: str) -> None:
     assert model.loss_function is own_loss
     assert len(model.get_output_embeddings()._forward_hooks) == hooks == 0
     assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_two_forwards_before_their_backwards() -> None:
+    """A loss carried in the seam itself: the second forward's gradient would come out of the first one's backward."""
+    model, (ids, labels) = build("llama"), batch()
+    seam = HeadSeam(model)
+    losses = [full_keep_loss(model, seam, ids[i : i + 1], labels[i : i + 1]) for i in (0, 1)]
+    found = [gradients(model, loss) for loss in losses]
+    for i in (0, 1):
+        wanted = gradients(model, model(input_ids=ids[i : i + 1], labels=labels[i : i + 1]).loss)
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[i][name], value, rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_loss_without_a_gradient() -> None:
+    """Evaluation: the number comes out all the same."""
+    model, (ids, labels) = build("llama"), batch()
+    seam = HeadSeam(model)
+    with torch.no_grad():
+        own, ours = model(input_ids=ids, labels=labels).loss, full_keep_loss(model, seam, ids, labels)
+    torch.testing.assert_close(ours.double(), own.double(), rtol=1e-6, atol=0)
 
 
 def test_a_forward_that_fails_leaves_the_seam_idle() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from processes import environment, run_ranks
+from processes import environment
 
 from tokensieve.core import objective
 from tokensieve.data.corpus import open_corpus
@@ -121,14 +121,6 @@ def test_resumed_after_a_kill(made: Made, killed: Path) -> None:
     assert {n: (killed / n).stat().st_mtime_ns for n in before} == before
     assert shards(killed) == shards(made.scores)
     assert (killed / "manifest.json").read_bytes() == (made.scores / "manifest.json").read_bytes()
-
-
-def test_two_processes_write_what_one_does(made: Made, tmp_path: Path) -> None:
-    """Under torchrun each rank writes its shards; rank 0 declares them done when all are there."""
-    run_ranks(["-m", "tokensieve", *command(made, tmp_path / "scores")], 2)
-    assert shards(tmp_path / "scores") == shards(made.scores)
-    written = [(d / "manifest.json").read_bytes() for d in (tmp_path / "scores", made.scores)]
-    assert written[0] == written[1]
 
 
 def copy_of(made: Made, folder: Path) -> Path:

@@ -33,7 +33,7 @@ def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify = "full"
 
 def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify = "full") -> Any:
     """:func:`load_scored` for a corpus that is open already."""
-    from datasets import Dataset, Value, concatenate_datasets
+    from datasets import Dataset, Features, Value, concatenate_datasets
 
     parts = [corpus.rows]
     for folder in scores:
@@ -42,8 +42,8 @@ def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify = "full") ->
             raise UserError(f"{folder} brings column {min(twice)!r}, which is there already")
         parts.append(columns)
     if corpus.isolate_documents:
-        flag = Dataset.from_dict({"isolated": np.ones(corpus.num_rows, dtype=bool)})
-        parts.append(flag.cast_column("isolated", Value("bool")))
+        flags = {"isolated": np.ones(corpus.num_rows, dtype=bool)}
+        parts.append(Dataset.from_dict(flags, features=Features({"isolated": Value("bool")})))
     return concatenate_datasets(parts, axis=1) if len(parts) > 1 else parts[0]
 
 

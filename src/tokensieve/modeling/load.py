@@ -44,6 +44,7 @@ def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
 
     ``defaults`` (vocabulary size, token ids) fill in what ``config`` does not say.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -57,8 +58,8 @@ def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
         raise UserError(f"model: {model_type!r} is no type of causal language model{near}")
     try:
         made = AutoConfig.for_model(model_type, **fields)
-    except (ValueError, TypeError) as e:
-        raise UserError(f"model: {_first_line(e)}") from None
+    except (ValueError, TypeError, StrictDataclassError) as e:
+        raise UserError(f"model: {' '.join(str(e).split())}") from None
     known = set(type(made)().to_dict())
     if wrong := sorted(set(config) - known - {"model_type"}):
         close = difflib.get_close_matches(wrong[0], known, 1)

@@ -21,15 +21,18 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "str": "text",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a mapping",
+    "list": "a list, as [a, b],",
+    "tuple": "a list, as [a, b],",
+    "dict": "a mapping, as {name: value},",
     "NoneType": "null",
 }
 
 
 def class_parser(config_class: Any, **options: Any) -> Any:
-    """The parser of a dataclass's fields, or of a function's parameters. Values are data: a ``class_path`` in them is refused, not imported."""
+    """The parser of a dataclass's fields, or of a function's parameters.
+
+    Values are data: a ``class_path`` in them is refused, not imported.
+    """
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     # Without this any value may name a class of any module, which the parser then imports and calls.
@@ -81,7 +84,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def _what(value: Any) -> str:
-    return "empty" if value is None else KINDS.get(type(value).__name__, "something else")
+    return "empty" if value is None else KINDS.get(type(value).__name__, "something else").split(",")[0]
 
 
 def _loader() -> Any:
@@ -150,7 +153,7 @@ def _said(text: str, names: list[str]) -> str:
     if found := re.match(r"[Tt]he following arguments are required: (.*)", text):
         return f"missing: {found[1]}"
     if found := re.match(r"Importing '(.*)' is not allowed|Expected a dot import path string: (.*)", text):
-        return f"a mapping is needed, not {found[1] or found[2]}"
+        return f"{KINDS['dict']} is needed, not {found[1] or found[2]}"
     return text
 
 

@@ -89,6 +89,8 @@ def validate(config: EvaluateConfig) -> None:
         raise UserError("models: name at least one model to evaluate")
     if not config.sets:
         raise UserError("sets: name at least one evaluation set")
+    if config.batch_rows < 0:
+        raise UserError("batch_rows must be at least 0")
     if config.baselines and (taken := [name for name in config.models if name in NGRAMS]):
         raise UserError(f"models: {taken[0]!r} is the name of a baseline, choose another")
 
@@ -288,7 +290,8 @@ def _ngram_nll(ngram: Any, row: Any) -> np.ndarray:
     """nll of a row's targets, NaN elsewhere: the masks and the contexts of the neural evaluation."""
     import numpy as np
 
-    starts = np.flatnonzero(row["position_ids"].numpy() == 0)[1:] if "position_ids" in row else []
-    nll_T = np.concatenate([ngram.nll(ids) for ids in np.split(row["input_ids"].numpy(), starts)])
+    ids_T = row["input_ids"].numpy()
+    pieces = np.split(ids_T, np.flatnonzero(row["position_ids"].numpy() == 0)[1:]) if "position_ids" in row else [ids_T]
+    nll_T = np.concatenate([ngram.nll(ids) for ids in pieces])
     labels_T = row["labels"].numpy()
     return np.where(labels_T == -100, np.nan, nll_T)

@@ -195,6 +195,8 @@ def _start(recipe: Recipe) -> None:
             return
         if source.get("name") != recipe.name:
             raise UserError(f"{recipe.out} is a run of the recipe {source.get('name')!r}: choose another out")
+    elif there := [s.folder for s in recipe.stages if s.folder.exists()]:
+        raise UserError(f"{there[0]} is there already, but no run of a recipe wrote it: choose another out")
     with atomic_file(path, "w") as f:
         import yaml
 

@@ -62,6 +62,7 @@ def run(config: TrainConfig) -> Path:
     """Train and write the model folder; an interrupted run of the same config goes on from its last checkpoint."""
     from ..data.corpus import open_corpus
 
+    validate(config)
     objective = _objective(config.objective)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
     settings, inputs = _identity(config, corpus)
@@ -86,9 +87,16 @@ def run(config: TrainConfig) -> Path:
 def validate(config: TrainConfig) -> None:
     """Raise UserError for an objective, training arguments, model config, dtype or LoRA fields that do not exist."""
     from ..modeling.load import check_dtype, model_config
+    from ..training.step import score_columns
 
-    _objective(config.objective)
-    training_arguments(config)
+    needs = score_columns(_objective(config.objective))
+    if needs and not config.scores:
+        raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
+    args = training_arguments(config)
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        raise UserError("training: max_steps and num_train_epochs leave no step to do")
+    if args.per_device_train_batch_size < 1 or args.gradient_accumulation_steps < 1:
+        raise UserError("training: per_device_train_batch_size and gradient_accumulation_steps must be at least 1")
     check_dtype(config.dtype)
     if not isinstance(config.model, str):
         model_config(config.model)
@@ -147,16 +155,21 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
     what = config.model if isinstance(config.model, str) else "the model"
     check_vocabulary(model, corpus.vocab_size, what)
     check_length(model, corpus.length, what)
-    return SelectiveTrainer(
-        model,
-        args,
-        train_dataset=scored,
-        objective=objective,
-        token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
-        flops_spent=FlopsSpent(*_flops_spent(config)),
-        sources=corpus.sources,
-        processing_class=corpus.tokenizer(),
-    )
+    try:
+        return SelectiveTrainer(
+            model,
+            args,
+            train_dataset=scored,
+            objective=objective,
+            token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
+            flops_spent=FlopsSpent(*_flops_spent(config)),
+            sources=corpus.sources,
+            processing_class=corpus.tokenizer(),
+        )
+    except UserError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as e:  # arguments that do not go together, a tracker not installed
+        raise UserError(f"training: {one_line(e)}") from e
 
 
 def _save(trainer: Any, config: TrainConfig, out: Path) -> None:

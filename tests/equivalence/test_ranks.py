@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import corpora
 import pyarrow.parquet as pq
 import pytest
 import rank_cases
@@ -13,14 +14,18 @@ import tiny
 import torch
 from processes import run_ranks
 
+from tokensieve.data.scored import load_scored
 from tokensieve.modeling.flops import token_flops
+from tokensieve.pipeline import score
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(folder, results of rank 0, of rank 1), of one launch for all cases: starting torch twice takes seconds."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_ranks([rank_cases.__file__, str(folder)], 2)
+    corpus = corpora.corpus(folder / "corpus", corpora.write_text(folder / "text"))
+    model = corpora.model_folder(folder / "model")
+    run_ranks([rank_cases.__file__, str(folder), str(model), str(corpus)], 2)
     return folder, *(torch.load(folder / f"rank-{r}.pt", weights_only=True) for r in (0, 1))
 
 
@@ -100,3 +105,26 @@ def test_eval_loss_is_over_all_ranks(both: Any, alone: Path) -> None:
     nll = tiny.shifted_nll(tiny.llama(dtype=torch.float64), batch)[tiny.valid_targets(batch)]
     assert [r["eval"] for r in ranks] == [pytest.approx(nll.mean().item(), rel=1e-6)] * 2
     assert rank_cases.run_eval(alone, 1) == pytest.approx(ranks[0]["eval"], rel=1e-6)
+
+
+def test_a_sharded_head(both: Any) -> None:
+    """FSDP2 frees the head's weights when its forward is over, and gathers them for the backward only if a gradient comes
+    through the head's own output."""
+    truth = tiny.truth_gradients(tiny.llama(dtype=torch.float64), tiny.rows(8).to_dict(), torch.ones_like)
+    for rank in both[1:]:
+        assert tiny.gap(rank["fsdp"], truth) < 1e-6
+
+
+def test_two_ranks_write_the_scores_of_one(both: Any, alone: Path) -> None:
+    """Each rank writes its shards, the first declares them done when all are there: byte for byte what one process writes."""
+    folder = both[0]
+    config = score.ScoreConfig(
+        out=str(alone / "scores"), model=str(folder / "model"), corpus=str(folder / "corpus"), device="cpu"
+    )
+    score.run(config)
+    names = sorted(p.name for p in (alone / "scores").iterdir())
+    assert len(names) > 3
+    assert names == sorted(p.name for p in (folder / "scores").iterdir())
+    for name in names:
+        assert (folder / "scores" / name).read_bytes() == (alone / "scores" / name).read_bytes(), name
+    assert "ref_nll" in load_scored(folder / "corpus", folder / "scores").column_names

@@ -104,7 +104,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     _check_config_files(arguments, config_class)
     made = parser(verb)
     try:
-        fields = vars(made.instantiate_classes(made.parse_args(arguments)))
+        fields = vars(made.instantiate(made.parse_args(arguments)))
     except SystemExit as e:  # --print_config has printed
         return int(e.code or 0)
     except (ArgumentError, TypeError, ValueError) as e:

@@ -124,8 +124,8 @@ def write_manifest(
         "files": files,
         "versions": versions(),
     }
-    (Path(folder) / WORK).unlink(missing_ok=True)
     write_json(Path(folder) / MANIFEST, manifest)
+    (Path(folder) / WORK).unlink(missing_ok=True)  # after: parts without a note would be anybody's
     return manifest
 
 

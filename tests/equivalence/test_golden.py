@@ -30,7 +30,7 @@ def trajectory(folder: Path) -> list[dict[str, Any]]:
         for name, parameter in sorted(model.named_parameters()):
             values = rng.normal(1.0 if "norm" in name else 0.0, 0.2, parameter.shape)
             parameter.copy_(torch.from_numpy(values).float())
-    args = tiny.arguments(folder, 2, 2, max_steps=STEPS, learning_rate=0.3, max_grad_norm=1.0)
+    args = tiny.arguments(folder, 2, 2, max_steps=STEPS, learning_rate=0.05)
     tiny.train(model, args, tiny.rows(12), objective("rho1", ratio=0.6))
     lines = [json.loads(line) for line in (folder / "tokens.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: line[key] for key in KEYS} for line in lines]

@@ -28,7 +28,7 @@ def plain_training(folder: Path, data: Any, args: Any) -> Any:
 
 
 def arguments(folder: Path) -> Any:
-    return tiny.arguments(folder, 2, 2, max_steps=STEPS, learning_rate=0.1, max_grad_norm=1.0, logging_steps=10)
+    return tiny.arguments(folder, 2, 2, max_steps=STEPS, learning_rate=0.02, logging_steps=10)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, torc
     ids=lambda o: f"{o.name}-{o.scope}",
 )
 def test_fifty_steps_are_the_trainers_own(tmp_path: Path, plain: Any, made: Any) -> None:
-    """A wrong factor, denominator or shift anywhere shows after 50 steps of SGD, clipped at a norm of 1, in float32."""
+    """A wrong factor, denominator or shift anywhere shows after 50 steps of SGD in float32. Nothing is clipped:
+    clipping would hide a factor."""
     data, wanted = plain
     model = tiny.llama()
     start = tiny.weights(model)

@@ -152,7 +152,12 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     with open(tmp_path / "tokens.jsonl", "a", encoding="utf-8") as f:
         f.write('{"step": 3, "tok')
     assert lines_of(tmp_path)[1]["threshold"] is None
+    late = [tmp_path / "tokens" / f"step-{step:08d}.parquet" for step in (2, 3)]
+    late[0].parent.mkdir()
+    for path in late:
+        path.touch()
     log.rewind(2, write=True)
+    assert [path.exists() for path in late] == [True, False]
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
     assert (log.tokens_seen, log.tokens_trained) == (20, 8)
     log.rewind(1, write=True)

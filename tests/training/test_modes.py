@@ -18,8 +18,7 @@ ROWS = tiny.rows(8)
 BATCH: dict[str, Any] = ROWS.to_dict()
 
 
-@pytest.mark.parametrize("scope", ["batch", "step"])
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("scope", "reentrant"), [("batch", True), ("step", False)])
 def test_gradient_checkpointing(tmp_path: Path, scope: str, reentrant: bool) -> None:
     """A second forward inside the backward must neither run the loss again nor find the seam closed."""
     made = objective("rho1", ratio=0.4, scope=scope)

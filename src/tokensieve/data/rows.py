@@ -119,7 +119,8 @@ class EpochSampler(Sampler[int]):
 def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack rows to [B, T]; shorter ones are padded on the right: ids 0, labels -100, scores 0, masked for attention.
 
-    Rows of one length get no attention mask: with padding only at the right a causal model does not need one.
+    Rows of one length get no attention mask: with padding only at the right a causal model does not need one. Nor do rows of
+    isolated pieces: their positions say where attention stops, and a mask beside them would turn that off.
     """
     longest = max(len(item["input_ids"]) for item in items)
     fills = {"labels": IGNORE_INDEX}
@@ -127,7 +128,7 @@ def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         name: torch.stack([_right_padded(item[name], longest, fills.get(name, 0)) for item in items])
         for name in items[0]
     }
-    if any(len(item["input_ids"]) != longest for item in items):
+    if "position_ids" not in batch and any(len(item["input_ids"]) != longest for item in items):
         lengths = torch.tensor([len(item["input_ids"]) for item in items])
         batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
     return batch

@@ -11,6 +11,7 @@ from typing import Any
 from ..runs import (
     UserError,
     atomic_file,
+    check_files,
     describe_files,
     read_json,
     read_manifest,
@@ -45,6 +46,7 @@ def run(config: CompareConfig) -> Path:
     validate(config)
     out = Path(config.out)
     evaluated = read_manifest(config.evaluation, "evaluation")
+    check_files(config.evaluation, evaluated)
     _check_weights(config, evaluated)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluation", "runs")}
     settings["arms"] = list(config.runs)

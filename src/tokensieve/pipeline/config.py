@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -42,9 +43,19 @@ def class_parser(config_class: Any, **options: Any) -> Any:
         instantiate_subclass_spec_in_any=False,
     )
     made = ArgumentParser(exit_on_error=False, **options)
+    _resolve_annotations(config_class)
     add = made.add_class_arguments if inspect.isclass(config_class) else made.add_function_arguments
     add(config_class, fail_untyped=False)
     return made
+
+
+def _resolve_annotations(config_class: Any) -> None:
+    """Types for strings. The parser would resolve them by running the imports under the module's ``if TYPE_CHECKING``."""
+    if dataclasses.is_dataclass(config_class) and inspect.isclass(config_class):
+        hints = typing.get_type_hints(config_class)
+        config_class.__init__.__annotations__.update(hints)
+        for name in hints:
+            _resolve_annotations(item_class(config_class, name))
 
 
 def from_fields(config_class: Any, fields: Mapping[str, Any]) -> Any:
@@ -53,7 +64,7 @@ def from_fields(config_class: Any, fields: Mapping[str, Any]) -> Any:
 
     parser = class_parser(config_class, parser_mode="json")  # the mapping was parsed as YAML already
     try:
-        return config_class(**vars(parser.instantiate_classes(parser.parse_object(dict(fields)))))
+        return config_class(**vars(parser.instantiate(parser.parse_object(copy.deepcopy(dict(fields))))))
     except (ArgumentError, TypeError, ValueError) as e:
         raise UserError(explain(e, config_class)) from None
 
@@ -118,11 +129,12 @@ def _refuse_double_keys(root: Any, path: Path | str) -> None:
         if not isinstance(node, yaml.MappingNode):
             waiting += node.value
             continue
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = set()
         for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1 and key.value != "<<":
-                raise UserError(f"{path} line {key.start_mark.line + 1}: {key.value!r} is given twice")
             waiting.append(value)
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise UserError(f"{path} line {key.start_mark.line + 1}: {key.value!r} is given twice")
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else None)
 
 
 # --- errors --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..runs import UserError, bind_unfinished, describe_files, read_manifest, start_folder, write_json, write_manifest
+from ..runs import (
+    WORK,
+    StaleFolder,
+    UserError,
+    bind_unfinished,
+    describe_files,
+    read_manifest,
+    start_folder,
+    write_json,
+    write_manifest,
+)
 from . import launch
 from .config import class_parser, explain, from_fields, one_line, unknown
 
@@ -135,6 +145,8 @@ def _checkpoint(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> s
     from transformers.trainer_utils import get_last_checkpoint
 
     checkpoint: str | None = get_last_checkpoint(str(out))
+    if checkpoint and not (out / WORK).exists():
+        raise StaleFolder(f"{checkpoint} does not say what work it belongs to: remove {out} or choose another --out")
     if checkpoint and config.resume != "auto":
         raise UserError(f"{out} has checkpoints of an unfinished run: set resume: auto to go on, or remove it")
     bind_unfinished(out, "model", settings, inputs, write=False)
@@ -174,11 +186,12 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
 
 def _save(trainer: Any, config: TrainConfig, out: Path) -> None:
     """``model/`` is a whole model in Hugging Face format; a LoRA run also has its ``adapter/``."""
-    if config.lora is None:
-        trainer.save_model(str(out / "model"))
+    trained = out / ("model" if config.lora is None else "adapter")
+    trainer.save_model(str(trained))
+    if not trainer.is_world_process_zero():
         return
-    trainer.save_model(str(out / "adapter"))
-    if trainer.is_world_process_zero():
+    (trained / "training_args.bin").unlink(missing_ok=True)  # a pickle, with paths; train_config.json says it all
+    if config.lora is not None:
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         merged.save_pretrained(out / "model")
         trainer.processing_class.save_pretrained(out / "model")
@@ -202,7 +215,7 @@ def training_arguments(config: TrainConfig) -> Any:
     given = {**TRAINING_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **config.training, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
     try:
-        made = parser.instantiate_classes(parser.parse_object(given))
+        made = parser.instantiate(parser.parse_object(given))
         return TrainingArguments(**{name: made[name] for name in given})
     except (ArgumentError, TypeError, ValueError, ImportError) as e:
         raise UserError(f"training: {explain(e, TrainingArguments)}") from None
@@ -220,11 +233,15 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
 
 
 def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
+    import warnings
+
     config = _lora_config(lora)
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            return get_peft_model(model, config)
     except (TypeError, ValueError) as e:
         raise UserError(f"lora: {one_line(e)}") from None
 
@@ -262,9 +279,11 @@ def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
 
     from ..runs import atomic_file
 
-    clocks = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+    # Clocks, and a mean that starts again at each resume; sorted, because a resumed history is.
+    left_out = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+    lines = [{k: v for k, v in line.items() if k not in left_out} for line in history]
     with atomic_file(out / "metrics.jsonl", "w") as f:
-        f.writelines(json.dumps({k: v for k, v in line.items() if k not in clocks}) + "\n" for line in history)
+        f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
 
 
 def summarize(out: Path) -> dict[str, Any]:
@@ -309,8 +328,8 @@ def _finish(out: Path, config: TrainConfig, corpus: Corpus, objective: Objective
     summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
     write_json(out / "summary.json", summary)
     names = ["train_config.json", "summary.json", "tokens.jsonl", "metrics.jsonl"]
-    names += sorted(str(p.relative_to(out)) for p in (out / "model").iterdir() if p.is_file())
-    names += sorted(str(p.relative_to(out)) for p in (out / "tokens").glob("*.parquet"))
+    for folder in ("model", "adapter", "tokens"):
+        names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
     write_manifest(
         out,
         "model",

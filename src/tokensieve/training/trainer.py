@@ -143,6 +143,8 @@ class SelectiveTrainer(Trainer):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | None]:
         """The step's micro-batches and its denominator (a float32 scalar on the device; None: known after the forward)."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # resumed from the checkpoint of the last step: the Trainer would do one more
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro, self._positions, self._sample = [], 0, []
         if not batches:

@@ -1,0 +1,174 @@
+"""compare: the arms' end values, and with how many tokens each came to the baseline's end, by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokensieve.pipeline.compare import CompareConfig, compare, render
+from tokensieve.runs import UserError, read_manifest
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny: Any, tokensieve: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out: Path = tmp_path_factory.mktemp("compare") / "evaluation"
+    models = ("--models.base", tiny.base, "--models.clm", tiny.clm, "--models.rho1", tiny.rho1)
+    sets = ("--sets.target", tiny.target, "--sets.maths", tiny.maths)
+    assert tokensieve("evaluate", "--out", out, *models, *sets, "--checkpoints").code == 0
+    return out
+
+
+def config(tiny: Any, **fields: Any) -> CompareConfig:
+    given = CompareConfig("o", "e", {"clm": str(tiny.clm), "rho1": str(tiny.rho1)}, "target")
+    return dataclasses.replace(given, **fields)
+
+
+def record(model: str, step: int | None, tokens: int | None, nll: float | None, **fields: Any) -> dict[str, Any]:
+    return {"model": model, "step": step, "tokens_seen": tokens, "set": "target", "on": "all", "nll": nll,
+            "bits_per_byte": None if nll is None else nll / 3, **fields}  # fmt: skip
+
+
+RESULTS = [
+    record("unigram", None, None, 7.0),
+    *(record("clm", s, 100 * s, nll) for s, nll in ((1, 6.0), (2, 5.0), (4, 4.0))),
+    *(record("rho1", s, 100 * s, nll) for s, nll in ((1, 5.5), (2, 4.5), (4, 3.5))),
+]
+
+
+def test_speedup_is_read_off_a_straight_line(tiny: Any) -> None:
+    """rho1 is at 4.5 after 200 tokens and at 3.5 after 400: at clm's end, 4.0, after 300, where clm took 400."""
+    rows = {row["arm"]: row for row in compare(config(tiny), RESULTS)}
+    assert rows["rho1"]["speedup"] == pytest.approx(400 / 300)
+    assert rows["clm"]["speedup"] is None
+    assert (rows["clm"]["nll"], rows["rho1"]["nll"]) == (4.0, 3.5)
+    assert list(rows) == ["unigram", "clm", "rho1"]
+
+
+def test_an_arm_that_never_gets_there(tiny: Any) -> None:
+    rows = compare(config(tiny, baseline="rho1"), RESULTS)
+    assert [row.get("speedup") for row in rows] == [None, None, None]
+    text = render(config(tiny, baseline="rho1"), rows)
+    assert text.splitlines()[0].endswith("tokens to rho1's end")
+    assert [line.split()[-1] for line in text.splitlines()[2:5]] == ["-", "never", "-"]
+
+
+def test_figures_of_the_runs_stand_beside(tiny: Any) -> None:
+    rows = {row["arm"]: row for row in compare(config(tiny), RESULTS)}
+    summary = json.loads((tiny.rho1 / "summary.json").read_text())
+    for key in ("tokens_seen", "tokens_trained", "flops_student", "flops_scoring", "flops_reference", "kept_share_by_source"):
+        assert rows["rho1"][key] == summary[key]
+    assert rows["rho1"]["flops_scoring"] > 0 == rows["clm"]["flops_scoring"]
+    assert "tokens_seen" not in rows["unigram"]
+
+
+def test_other_sets_and_solutions(tiny: Any) -> None:
+    results = [
+        *RESULTS,
+        *(record(m, 4, 400, 9.0 + i, set="web") for i, m in enumerate(("unigram", "clm", "rho1"))),
+        *(record(m, 4, 400, 1.0 + i, on="solution") for i, m in enumerate(("unigram", "clm", "rho1"))),
+    ]
+    rows = compare(config(tiny, others=["web"], solution=True), results)
+    assert [row["nll"] for row in rows] == [1.0, 2.0, 3.0]
+    assert [row["others"] for row in rows] == [{"web": 9.0}, {"web": 10.0}, {"web": 11.0}]
+
+
+def test_a_set_without_targets(tiny: Any) -> None:
+    rows = compare(config(tiny), [record("clm", 4, 400, None), record("rho1", 4, 400, None)])
+    assert [row["speedup"] for row in rows] == [None, None]
+    assert "-" in render(config(tiny), rows).splitlines()[2].split()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"target": "tagret"}, "no result of 'clm' on 'tagret' (all)"),
+        ({"others": ["web"]}, "no result of 'unigram' on 'web' (all)"),
+        ({"solution": True}, "no result of 'clm' on 'target' (solution)"),
+    ],
+)
+def test_what_was_not_evaluated(fields: dict[str, Any], said: str, tiny: Any) -> None:
+    with pytest.raises(UserError, match="^e: ") as e:
+        compare(config(tiny, **fields), RESULTS)
+    assert said in str(e.value)
+
+
+def test_text_table_is_aligned(tiny: Any) -> None:
+    """Numbers written as text stood left-aligned, so that 10.0000 and 9.0000 could not be compared at a glance."""
+    results = [*RESULTS, record("base", None, None, 12.5)]
+    lines = render(config(tiny), compare(config(tiny), results)).splitlines()
+    assert len(lines) == 2 + 4
+    ends = [i for i, c in enumerate(lines[1] + " ") if c == " " and lines[1][i - 1] == "-"]
+    for line in lines[2:]:
+        for end in ends[1:-1]:  # the arm's name is text, and so is "never"
+            assert line[end - 1] != " "
+            assert line[end : end + 2] == "  "
+    assert [line.split()[1] for line in lines[2:]] == ["7.0000", "12.5000", "4.0000", "3.5000"]
+    assert lines[-1].split()[-1] == "1/1.33"
+    assert all(len(line) <= len(lines[0]) for line in lines)
+
+
+def test_markdown_table(tiny: Any) -> None:
+    lines = render(config(tiny), compare(config(tiny), RESULTS), markdown=True).splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in cells}) == 1
+    assert cells[0][:3] == ["arm", "target nll", "bits/byte"]
+    assert set(cells[1][1]) == {"-", ":"}
+    assert cells[1][1].endswith(":")
+    assert cells[2][:2] == ["unigram", "7.0000"]
+
+
+def test_folder(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
+    command = ("compare", "--out", tmp_path / "out", "--evaluation", evaluation, "--target", "target", "--others", "maths")
+    done = tokensieve(*command, "--runs.clm", tiny.clm, "--runs.rho1", tiny.rho1)
+    assert done.code == 0, done.err
+    manifest = read_manifest(tmp_path / "out", "comparison")
+    assert [f["file"] for f in manifest["files"]] == ["comparison.json", "table.txt", "table.md"]
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [row["arm"] for row in rows] == ["base", "clm", "rho1"]
+    assert done.out == f"{tmp_path}/out\n\n{(tmp_path / 'out' / 'table.txt').read_text()}"
+    results = json.loads((evaluation / "evaluation.json").read_text())
+    for row in rows:
+        found = [r for r in results if (r["model"], r["step"], r["set"], r["on"]) == (row["arm"], 4, "target", "all")]
+        assert row["nll"] == found[0]["nll"]
+
+
+def test_a_run_that_was_done_again_since_is_refused(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
+    """The table would show one run's nll beside another's tokens and FLOPs."""
+    command = ("compare", "--out", tmp_path / "out", "--evaluation", evaluation, "--target", "target")
+    done = tokensieve(*command, "--runs.clm", tiny.clm, "--runs.rho1", tiny.base)
+    assert done.code == 2
+    assert f"{evaluation} evaluated other weights under the name 'rho1' than {tiny.base} holds" in done.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--runs.rho1", "{rho1}"], "baseline: 'clm' is none of the arms rho1"),
+        (["--runs", "{}"], "runs: name at least one arm"),
+        (["--runs.clm", "{clm}", "--runs.other", "{rho1}"], "no result of 'other' on 'target' (all)"),
+        (["--runs.clm", "{target}"], "holds 'corpus', 'model' is needed here"),
+        (["--runs.clm", "{clm}", "--evaluation", "{rho1}"], "holds 'model', 'evaluation' is needed here"),
+    ],
+)
+def test_what_is_wrong(arguments: list[str], said: str, tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
+    places = {name: str(getattr(tiny, name)) for name in ("clm", "rho1", "target")}
+    words = [a if a == "{}" else a.format(**places) for a in arguments]
+    done = tokensieve("compare", "--out", tmp_path / "out", "--evaluation", evaluation, "--target", "target", *words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.error
+
+
+def test_a_changed_evaluation_is_noticed(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(evaluation, tmp_path / "evaluation")
+    path = tmp_path / "evaluation" / "evaluation.json"
+    path.write_text(path.read_text().replace('"nll": 6', '"nll": 5', 1))
+    command = ("compare", "--out", tmp_path / "out", "--evaluation", tmp_path / "evaluation", "--target", "target")
+    done = tokensieve(*command, "--runs.clm", tiny.clm)
+    assert done.code == 2
+    assert "evaluation.json has other bytes than were written" in done.error

@@ -14,7 +14,7 @@ import pytest
 
 from tokensieve import cli
 
-WORDS = "the cat sat on a mat and ran over seven small hills to see π é".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "over", "seven", "small", "hills", "to", "see", "π", "é"]
 # 0.02, the usual scale of new weights, gives nearly uniform predictions: sums over the wrong tokens would look right.
 MODEL = (
     "{model_type: llama, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2, "
@@ -80,7 +80,9 @@ def tokensieve() -> Command:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     root = tmp_path_factory.mktemp("tiny")
-    t = Tiny(root, *(root / n for n in ("corpus", "target", "maths", "isolated", "base", "scores", "clm", "rho1", "text")))
+    t = Tiny(
+        root, *(root / n for n in ("corpus", "target", "maths", "isolated", "base", "scores", "clm", "rho1", "text"))
+    )
     t.text.mkdir()
     write_text(t.text / "corpus.jsonl", "c", 40, 0)
     write_text(t.text / "target.jsonl", "t", 12, 1)

@@ -70,7 +70,10 @@ print(*[m for m in ("torch", "transformers", "datasets", "pyarrow", "numpy") if 
 def test_verbs_are_listed_and_a_typo_finds_its_verb(tokensieve: Any) -> None:
     assert all(f"  {verb} " in tokensieve("--help").out for verb in VERBS)
     done = tokensieve("trian")
-    assert (done.code, done.err) == (2, "tokensieve: error: unknown verb 'trian', did you mean 'train'?; see tokensieve --help\n")
+    assert (done.code, done.err) == (
+        2,
+        "tokensieve: error: unknown verb 'trian', did you mean 'train'?; see tokensieve --help\n",
+    )
 
 
 # --- what people type --------------------------------------------------------------------------------------------------
@@ -101,7 +104,15 @@ def test_short_forms(verb: str, typed: str, meant: str) -> None:
 def test_dotted_overrides_reach_into_mappings() -> None:
     found = parsed(
         *("train", "--out", "x", "--corpus", "c", "--training.learning_rate", "1e-3", "--training.save_strategy", "no"),
-        *("--objective.name", "rho1", "--objective.ratio", "0.6", "--model.model_type", "llama", "--model.hidden_size=32"),
+        *(
+            "--objective.name",
+            "rho1",
+            "--objective.ratio",
+            "0.6",
+            "--model.model_type",
+            "llama",
+            "--model.hidden_size=32",
+        ),
         *("--lora.r", "2", "--scores", "a", "b"),
     )
     assert found.model == {"model_type": "llama", "hidden_size": 32}
@@ -165,7 +176,9 @@ def test_json_line(tiny: Any, tokensieve: Any) -> None:
     assert (told["folder"], told["kind"], told["summary"]["steps"]) == (str(tiny.base), "model", 4)
 
 
-def test_nothing_is_said_twice_by_several_processes(tiny: Any, tokensieve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_said_twice_by_several_processes(
+    tiny: Any, tokensieve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert tokensieve("check", tiny.corpus).out == ""
@@ -289,8 +302,22 @@ def test_one_sentence_for_what_is_wrong(line: str, tiny: Any, faulty: Path, toke
 
 def test_a_refused_config_leaves_no_mark(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
     """A typo in training left a note of whose work the folder holds, so that the corrected command was refused."""
-    command = ("train", "--out", tmp_path / "out", "--corpus", tiny.corpus, "--model", tiny.base, "--training.max_steps", 1)
-    for wrong in (("--training.optim", "nope"), ("--training.eval_strategy", "steps"), ("--lora.target_modules", "[x]")):
+    command = (
+        "train",
+        "--out",
+        tmp_path / "out",
+        "--corpus",
+        tiny.corpus,
+        "--model",
+        tiny.base,
+        "--training.max_steps",
+        1,
+    )
+    for wrong in (
+        ("--training.optim", "nope"),
+        ("--training.eval_strategy", "steps"),
+        ("--lora.target_modules", "[x]"),
+    ):
         assert tokensieve(*command, *wrong).code == 2
     assert tokensieve(*command).code == 0
 
@@ -304,7 +331,12 @@ def test_values_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for sources in ([evil], ["evil_module.Evil"], [{"path": "x", "name": evil}]):
         with pytest.raises(UserError):
             make_config("prepare", {"out": "x", "sources": sources}, "here")
-    for field in ({"model": evil}, {"model": {"model_type": "llama", "x": evil}}, {"training": {"x": evil}}, {"lora": evil}):
+    for field in (
+        {"model": evil},
+        {"model": {"model_type": "llama", "x": evil}},
+        {"training": {"x": evil}},
+        {"lora": evil},
+    ):
         found = make_config("train", {"out": "x", "corpus": "c", "model": "m", **field}, "here")
         assert next(iter(field.values())) in (found.model, found.training, found.lora)
     with pytest.raises(UserError):
@@ -325,7 +357,9 @@ def test_debug_shows_where(tiny: Any) -> None:
         (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied"),
     ],
 )
-def test_exit_codes(error: BaseException, code: int, said: str, tokensieve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_codes(
+    error: BaseException, code: int, said: str, tokensieve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(config: Any) -> None:
         raise error
 

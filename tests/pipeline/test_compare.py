@@ -59,7 +59,14 @@ def test_an_arm_that_never_gets_there(tiny: Any) -> None:
 def test_figures_of_the_runs_stand_beside(tiny: Any) -> None:
     rows = {row["arm"]: row for row in compare(config(tiny), RESULTS)}
     summary = json.loads((tiny.rho1 / "summary.json").read_text())
-    for key in ("tokens_seen", "tokens_trained", "flops_student", "flops_scoring", "flops_reference", "kept_share_by_source"):
+    for key in (
+        "tokens_seen",
+        "tokens_trained",
+        "flops_student",
+        "flops_scoring",
+        "flops_reference",
+        "kept_share_by_source",
+    ):
         assert rows["rho1"][key] == summary[key]
     assert rows["rho1"]["flops_scoring"] > 0 == rows["clm"]["flops_scoring"]
     assert "tokens_seen" not in rows["unigram"]
@@ -122,7 +129,17 @@ def test_markdown_table(tiny: Any) -> None:
 
 
 def test_folder(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
-    command = ("compare", "--out", tmp_path / "out", "--evaluation", evaluation, "--target", "target", "--others", "maths")
+    command = (
+        "compare",
+        "--out",
+        tmp_path / "out",
+        "--evaluation",
+        evaluation,
+        "--target",
+        "target",
+        "--others",
+        "maths",
+    )
     done = tokensieve(*command, "--runs.clm", tiny.clm, "--runs.rho1", tiny.rho1)
     assert done.code == 0, done.err
     manifest = read_manifest(tmp_path / "out", "comparison")
@@ -136,7 +153,9 @@ def test_folder(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) ->
         assert row["nll"] == found[0]["nll"]
 
 
-def test_a_run_that_was_done_again_since_is_refused(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
+def test_a_run_that_was_done_again_since_is_refused(
+    tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path
+) -> None:
     """The table would show one run's nll beside another's tokens and FLOPs."""
     command = ("compare", "--out", tmp_path / "out", "--evaluation", evaluation, "--target", "target")
     done = tokensieve(*command, "--runs.clm", tiny.clm, "--runs.rho1", tiny.base)
@@ -154,7 +173,9 @@ def test_a_run_that_was_done_again_since_is_refused(tiny: Any, evaluation: Path,
         (["--runs.clm", "{clm}", "--evaluation", "{rho1}"], "holds 'model', 'evaluation' is needed here"),
     ],
 )
-def test_what_is_wrong(arguments: list[str], said: str, tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
+def test_what_is_wrong(
+    arguments: list[str], said: str, tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path
+) -> None:
     places = {name: str(getattr(tiny, name)) for name in ("clm", "rho1", "target")}
     words = [a if a == "{}" else a.format(**places) for a in arguments]
     done = tokensieve("compare", "--out", tmp_path / "out", "--evaluation", evaluation, "--target", "target", *words)

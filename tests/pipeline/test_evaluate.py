@@ -24,7 +24,9 @@ def evaluated(tiny: Any, tokensieve: Any, tmp_path_factory: pytest.TempPathFacto
     out: Path = tmp_path_factory.mktemp("evaluation") / "out"
     sets = [word for name in SETS for word in (f"--sets.{name}", getattr(tiny, name))]
     models = ("--models.base", tiny.base, "--models.rho1", tiny.rho1)
-    done = tokensieve("evaluate", "--out", out, *models, *sets, "--checkpoints", "--baselines", tiny.corpus, tiny.target)
+    done = tokensieve(
+        "evaluate", "--out", out, *models, *sets, "--checkpoints", "--baselines", tiny.corpus, tiny.target
+    )
     assert done.code == 0, done.err
     return out
 
@@ -70,7 +72,9 @@ def truth(folder: Path, corpus: Corpus, on: str) -> tuple[float, int, int]:
     return nll, tokens, num_bytes
 
 
-@pytest.mark.parametrize(("name", "on"), [("target", "all"), ("maths", "all"), ("maths", "solution"), ("isolated", "all")])
+@pytest.mark.parametrize(
+    ("name", "on"), [("target", "all"), ("maths", "all"), ("maths", "solution"), ("isolated", "all")]
+)
 def test_figures_are_those_by_hand(name: str, on: str, tiny: Any, records: Any) -> None:
     """A mask one token off, padding or a piece's first token counted, a mean of row means, EOS taken for 13 bytes."""
     corpus = open_corpus(getattr(tiny, name))
@@ -120,7 +124,9 @@ def test_baselines_count_the_same_targets(label: str, order: int, name: str, tin
 
 
 def test_baselines_of_isolated_text_do_not_learn_across_documents(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
-    done = tokensieve("evaluate", "--out", tmp_path, "--models", "{}", "--sets.x", tiny.isolated, "--baselines", tiny.isolated)
+    done = tokensieve(
+        "evaluate", "--out", tmp_path, "--models", "{}", "--sets.x", tiny.isolated, "--baselines", tiny.isolated
+    )
     assert done.code == 0, done.err
     pieces = [np.array(ids) for ids, _ in pieces_of(open_corpus(tiny.isolated))]
     nll, tokens = NGram.fit(pieces, 290, 3).evaluate(pieces)
@@ -149,7 +155,9 @@ def test_done_is_skipped_and_other_work_refused(tiny: Any, tokensieve: Any, tmp_
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_batches_do_not_count(rows: int, tiny: Any, tokensieve: Any, tmp_path: Path, records: Any) -> None:
-    done = tokensieve("evaluate", "--out", tmp_path, "--models.rho1", tiny.rho1, "--sets.maths", tiny.maths, "--batch_rows", rows)
+    done = tokensieve(
+        "evaluate", "--out", tmp_path, "--models.rho1", tiny.rho1, "--sets.maths", tiny.maths, "--batch_rows", rows
+    )
     assert done.code == 0, done.err
     for record in json.loads((tmp_path / "evaluation.json").read_text()):
         whole = records["rho1", 4, "maths", record["on"]]
@@ -169,10 +177,13 @@ def test_another_tokenizer_of_the_same_size_is_refused(tiny: Any, tokensieve: An
     """Sets of another tokenizer have the ids of other text: the nll would be of nothing, and look merely bad."""
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "xyzzy plugh " * 30}) + "\n")
     source = f"[{{path: {tmp_path}/other.jsonl}}]"
-    assert tokensieve("prepare", "--out", tmp_path / "set", "--sources", source, "--vocab_size", 290, "--length", 32).code == 0
+    assert (
+        tokensieve("prepare", "--out", tmp_path / "set", "--sources", source, "--vocab_size", 290, "--length", 32).code
+        == 0
+    )
     done = tokensieve("evaluate", "--out", tmp_path / "out", "--models.a", tiny.base, "--sets.t", tmp_path / "set")
     assert done.code == 2
-    assert f"{tiny.base} was trained with another tokenizer than {tmp_path}/set was made with" in done.error
+    assert f"{tiny.base} was trained with another tokenizer than {tmp_path}/set: they differ in token" in done.error
     assert not is_done(tmp_path / "out")
 
 
@@ -181,7 +192,10 @@ def test_another_tokenizer_of_the_same_size_is_refused(tiny: Any, tokensieve: An
     [
         (["--models", "{}", "--sets.t", "{target}"], "models: name at least one model"),
         (["--models.a", "{base}", "--sets", "{}"], "sets: name at least one evaluation set"),
-        (["--models.unigram", "{base}", "--sets.t", "{target}", "--baselines", "{corpus}"], "'unigram' is the name of a baseline"),
+        (
+            ["--models.unigram", "{base}", "--sets.t", "{target}", "--baselines", "{corpus}"],
+            "'unigram' is the name of a baseline",
+        ),
         (["--models.a", "{base}", "--sets.t", "{target}", "--batch_rows", "-1"], "batch_rows must be at least 0"),
         (["--models.a", "{base}", "--sets.t", "{base}"], "holds 'model', 'corpus' is needed here"),
         (["--models.a", "{target}", "--sets.t", "{target}"], "is not a model folder"),
@@ -206,5 +220,10 @@ def test_rows_longer_than_the_model(tiny: Any, tokensieve: Any, tmp_path: Path) 
 def test_manifest_names_its_inputs_by_content(tiny: Any, evaluated: Path) -> None:
     manifest = read_manifest(evaluated, "evaluation")
     assert manifest["inputs"]["sets"]["target"] == open_corpus(tiny.target).content_hash
-    assert [(name, step) for name, step, _ in manifest["inputs"]["models"]] == [("base", 2), ("base", 4), ("rho1", 2), ("rho1", 4)]
+    assert [(name, step) for name, step, _ in manifest["inputs"]["models"]] == [
+        ("base", 2),
+        ("base", 4),
+        ("rho1", 2),
+        ("rho1", 4),
+    ]
     assert str(tiny.root) not in json.dumps(manifest)

@@ -175,7 +175,9 @@ def test_a_stage_that_became_another_verb_is_done_again(tmp_path: Path, tiny: An
 # --- nothing else is touched --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "..", ".", "a/b", ".hidden", "", "manifest.json", "recipe.yaml"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/tmp/outside", "..", ".", "a/b", ".hidden", "", "manifest.json", "recipe.yaml"]
+)
 def test_a_stage_cannot_leave_the_run_folder(name: str, tmp_path: Path, tokensieve: Any) -> None:
     """A stage's folder is removed when its config changes: a name with .. in it would remove what is not ours."""
     (tmp_path / "outside").mkdir()
@@ -241,19 +243,34 @@ TRAIN = {"verb": "train", "corpus": "c", "model": "m"}
         ({"stages": {"a": {**PREPARE, "lenght": 3}}}, "stage a: unknown field 'lenght', did you mean 'length'?"),
         ({"stages": {"a": {**PREPARE, "length": "x"}}}, "stage a: length: a whole number is needed, not x"),
         ({"stages": {"a": {"verb": "train"}}}, "stage a: missing: corpus, model"),
-        ({"stages": {"a": {**TRAIN, "corpus": "@b"}, "b": PREPARE}}, "stage a: @b refers to no earlier stage; there are none"),
-        ({"stages": {"b": PREPARE, "a": {**TRAIN, "corpus": "@a"}}}, "stage a: @a refers to no earlier stage; there are b"),
-        ({"stages": {"a": {"verb": "check", "folders": []}, "b": {**TRAIN, "corpus": "@a"}}}, "@a refers to no earlier stage"),
+        (
+            {"stages": {"a": {**TRAIN, "corpus": "@b"}, "b": PREPARE}},
+            "stage a: @b refers to no earlier stage; there are none",
+        ),
+        (
+            {"stages": {"b": PREPARE, "a": {**TRAIN, "corpus": "@a"}}},
+            "stage a: @a refers to no earlier stage; there are b",
+        ),
+        (
+            {"stages": {"a": {"verb": "check", "folders": []}, "b": {**TRAIN, "corpus": "@a"}}},
+            "@a refers to no earlier stage",
+        ),
         ({"stages": {"a": {**TRAIN, "training": {"max_step": 1}}}}, "stage a: training: unknown field 'max_step'"),
         ({"stages": {"a": {**TRAIN, "objective": {"name": "rho2"}}}}, "stage a: objective: unknown objective 'rho2'"),
         ({"stages": {"a": {**TRAIN, "model": {"model_type": "lama"}}}}, "stage a: model: 'lama' is no type of causal"),
         ({"stages": {"a": {**TRAIN, "lora": {"rank": 8}}}}, "stage a: lora: unknown field 'rank'"),
         ({"stages": {"a": {**TRAIN, "dtype": "float8"}}}, "stage a: unknown dtype 'float8'"),
-        ({"stages": {"a": {**PREPARE, "seed": "${sed}"}}, "settings": {"seed": 0}}, "${sed}: unknown setting 'sed', did you"),
+        (
+            {"stages": {"a": {**PREPARE, "seed": "${sed}"}}, "settings": {"seed": 0}},
+            "${sed}: unknown setting 'sed', did you",
+        ),
         ({"stages": {"a": {**PREPARE, "seed": "${my-seed}"}}}, "${my-seed}: unknown setting 'my-seed'"),
         ({"settings": [1]}, "settings: a mapping of name to value is needed"),
         ({"requires": [{"path": "x"}]}, "requires: a list of {path: ..., message: ...} is needed"),
-        ({"requires": [{"path": "/no/such/data", "message": "put it there"}]}, "/no/such/data is not here: put it there"),
+        (
+            {"requires": [{"path": "/no/such/data", "message": "put it there"}]},
+            "/no/such/data is not here: put it there",
+        ),
     ],
 )
 def test_faulty_recipes(changes: dict[str, Any], said: str, tmp_path: Path, tokensieve: Any) -> None:
@@ -277,7 +294,12 @@ def test_a_double_stage_is_refused(tmp_path: Path, tokensieve: Any) -> None:
 
 
 def test_settings_keep_their_type_and_fill_strings(tmp_path: Path) -> None:
-    stage = {"verb": "prepare", "seed": "${seed}", "length": "${length}", "sources": [{"path": "${dir}/x-${seed}.jsonl"}]}
+    stage = {
+        "verb": "prepare",
+        "seed": "${seed}",
+        "length": "${length}",
+        "sources": [{"path": "${dir}/x-${seed}.jsonl"}],
+    }
     path = small(tmp_path, stages={"a": stage}, settings={"seed": 3, "length": 8, "dir": "d"}, out="runs/${seed}")
     fields = load(RecipeConfig(str(path), set={"length": 16})).stages[0].fields
     assert (fields["seed"], fields["length"], fields["sources"]) == (3, 16, [{"path": "d/x-3.jsonl"}])
@@ -290,16 +312,18 @@ def test_references_are_folders(finished: Path) -> None:
     assert stages["disjoint"].fields["folders"] == ["elsewhere/corpus", "elsewhere/target"]
 
 
-def test_dry_run_does_nothing(
-    finished: Path, tokensieve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dry_run_does_nothing(finished: Path, tokensieve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
     done = tokensieve("run", finished / "recipe.yaml", "--dry-run", "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert [line.split()[:4] for line in done.out.splitlines() if line.startswith("base ")] == [["base", "train", "to", "do"]]
+    assert [line.split()[:4] for line in done.out.splitlines() if line.startswith("base ")] == [
+        ["base", "train", "to", "do"]
+    ]
     assert not (tmp_path / "run").exists()
     done = tokensieve("run", finished / "recipe.yaml", "--dry-run")
-    assert [line.split()[:3] for line in done.out.splitlines() if line.startswith("base ")] == [["base", "train", "done"]]
+    assert [line.split()[:3] for line in done.out.splitlines() if line.startswith("base ")] == [
+        ["base", "train", "done"]
+    ]
 
 
 def test_shipped_recipes_load() -> None:

@@ -133,7 +133,7 @@ def test_dropout_is_the_same_in_both_passes_of_a_step(tmp_path: Path) -> None:
     seen: list[torch.Tensor] = []
     model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()), prepend=True)
     trainer.train()
-    seen = seen[2:]  # the probe's two
+    seen = seen[3:]  # the probe's three
     assert len(seen) == 8
     assert all(torch.equal(a, b) for a, b in zip(seen[:4], seen[4:], strict=True))
     assert not torch.equal(seen[0], tiny.llama().model(torch.tensor(BATCH["input_ids"][:2])).last_hidden_state)

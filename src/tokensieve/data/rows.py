@@ -21,6 +21,11 @@ IGNORE_INDEX = -100
 PAD_ROW = -1  # as a row index: a row that is all padding
 
 
+# Columns that are read where they are there: those of a corpus, and those of a data set made elsewhere.
+OPTIONAL = ("labels", "num_tokens", "isolated", "doc_starts", "doc_sources", "row_id", "attention_mask", "position_ids")
+LOSS_MASKS = {"completion_mask", "assistant_masks", "assistant_mask", "loss_mask", "prompt_mask"}
+
+
 class Rows(Dataset[dict[str, Tensor]]):
     """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], float32 ``scores`` columns, ``position_ids`` if isolated.
 
@@ -37,8 +42,9 @@ class Rows(Dataset[dict[str, Tensor]]):
                 raise UserError(
                     f"the objective needs a column {name!r}; the data set has {', '.join(dataset.column_names)}"
                 )
-        optional = ("labels", "num_tokens", "isolated", "doc_starts", "doc_sources", "row_id")
-        columns = ["input_ids", *scores, *(c for c in optional if c in dataset.column_names)]
+        if "labels" not in dataset.column_names and (masks := LOSS_MASKS & set(dataset.column_names)):
+            raise UserError(f"column {min(masks)!r} is not read: give the column 'labels', -100 where there is no loss")
+        columns = ["input_ids", *scores, *(c for c in OPTIONAL if c in dataset.column_names)]
         self.dataset = dataset.select_columns(columns).with_format("numpy")
         self.scores = tuple(scores)
 
@@ -56,6 +62,12 @@ class Rows(Dataset[dict[str, Tensor]]):
         labels_T = np.array(row.get("labels", ids_T), dtype=np.int64)
         labels_T[int(row.get("num_tokens", len(ids_T))) :] = IGNORE_INDEX
         item = {"input_ids": torch.from_numpy(ids_T)}
+        if "attention_mask" in row:
+            mask_T = np.asarray(row["attention_mask"], dtype=np.int64)
+            labels_T[mask_T == 0] = IGNORE_INDEX
+            item["attention_mask"] = torch.from_numpy(mask_T)
+        if "position_ids" in row:
+            item["position_ids"] = torch.from_numpy(np.asarray(row["position_ids"], dtype=np.int64))
         if bool(row.get("isolated", False)):
             starts = np.asarray(row["doc_starts"], dtype=np.int64)
             labels_T[starts] = IGNORE_INDEX
@@ -128,7 +140,7 @@ def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         name: torch.stack([_right_padded(item[name], longest, fills.get(name, 0)) for item in items])
         for name in items[0]
     }
-    if "position_ids" not in batch and any(len(item["input_ids"]) != longest for item in items):
+    if not {"position_ids", "attention_mask"} & set(batch) and any(len(item["input_ids"]) != longest for item in items):
         lengths = torch.tensor([len(item["input_ids"]) for item in items])
         batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
     return batch

@@ -22,11 +22,18 @@ def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
 
     folder = model_folder(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=_dtype(dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=_dtype(dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as e:
         raise UserError(f"{folder} cannot be loaded as a causal language model: {_first_line(e)}") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder} lacks the weights of {missing[0]}: they would be drawn at random")
     return model.eval()
 
 
@@ -95,6 +102,22 @@ def check_vocabulary(model: nn.Module, vocab_size: int, what: str) -> None:
         raise UserError(
             f"{what} has a vocabulary of {rows}, the corpus one of {vocab_size}: they do not belong together"
         )
+
+
+def check_tokenizer(folder: Path | str, tokenizer: Any, what: str) -> None:
+    """The tokenizer saved with a model must give every token of ``tokenizer`` the same id; it may have further ones.
+
+    Another tokenizer of the same size fits every shape and gives numbers without meaning. A model folder without a
+    tokenizer cannot be checked.
+    """
+    from ..data.tokenizer import load_tokenizer
+
+    saved = model_folder(folder)
+    if not (saved / "tokenizer.json").is_file():
+        return
+    theirs = load_tokenizer(saved).get_vocab()
+    if wrong := [token for token, i in tokenizer.get_vocab().items() if theirs.get(token) != i]:
+        raise UserError(f"{folder} was trained with another tokenizer than {what}: they differ in token {min(wrong)!r}")
 
 
 def check_length(model: Any, length: int, what: str) -> None:

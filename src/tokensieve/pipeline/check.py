@@ -10,6 +10,8 @@ from typing import Any
 
 from ..runs import MANIFEST, UserError, check_files, read_manifest
 
+OVERLAP_TOKENS = 50_000_000  # 8 bytes a token are held at once
+
 
 @dataclass(frozen=True)
 class CheckConfig:
@@ -34,6 +36,7 @@ def run(config: CheckConfig) -> list[str]:
             raise UserError("disjoint: name at least two corpora")
         check_disjoint(corpora)
         lines.append(f"disjoint: no document stands in two of {len(corpora)} corpora")
+        lines += overlaps(corpora)
     return lines
 
 
@@ -79,6 +82,24 @@ def check_disjoint(corpora: Sequence[str]) -> None:
                     f"{a} and {b} share {len(both)} documents by {what}, the first is {first[key][example]!r}: "
                     "give their sources disjoint splits"
                 )
+
+
+def overlaps(corpora: Sequence[str], worth_saying: float = 0.001) -> list[str]:
+    """A line a pair of corpora of one tokenizer: what share of the first's runs of tokens stands in the second as well.
+
+    Disjoint documents can share paragraphs: licence headers, docstrings copied between files, problems set twice.
+    """
+    from ..analysis.overlap import RUN, run_hashes, shared
+    from ..data.corpus import open_corpus
+
+    opened = [open_corpus(folder, verify=None) for folder in corpora]
+    opened = [c for c in opened if c.tokenizer_hash == opened[0].tokenizer_hash]
+    if sum(c.num_rows * c.length for c in opened) > OVERLAP_TOKENS:
+        return [f"overlap: not counted, over {OVERLAP_TOKENS:,} tokens"]
+    runs = {c.folder.name: run_hashes(c.rows.with_format("numpy")["input_ids"]) for c in opened}
+    shares = {(a, b): shared(runs[a], runs[b]) for a in runs for b in runs if a != b}
+    said = [f"{a} in {b} {share:.1%}" for (a, b), share in shares.items() if share >= worth_saying]
+    return [f"overlap: runs of {RUN} tokens that stand in another corpus too: {', '.join(said) or 'none'}"]
 
 
 def _documents(folder: str) -> dict[str, dict[Any, str]]:

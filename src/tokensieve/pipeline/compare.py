@@ -47,13 +47,13 @@ def run(config: CompareConfig) -> Path:
     out = Path(config.out)
     evaluated = read_manifest(config.evaluation, "evaluation")
     check_files(config.evaluation, evaluated)
-    _check_weights(config, evaluated)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluation", "runs")}
     settings["arms"] = list(config.runs)
     inputs = {
         "evaluation": evaluated["fingerprint"],
         "runs": {arm: read_manifest(folder, "model")["fingerprint"] for arm, folder in config.runs.items()},
     }
+    _check_weights(config, evaluated)
     if not start_folder(out, "comparison", settings, inputs):
         return out
     rows = compare(config, read_json(Path(config.evaluation) / "evaluation.json"))

@@ -13,8 +13,6 @@ from ..runs import (
     UserError,
     atomic_file,
     describe_files,
-    is_done,
-    read_manifest,
     start_folder,
     write_json,
     write_manifest,
@@ -56,13 +54,15 @@ def run(config: EvaluateConfig) -> Path:
     ``step`` and ``tokens_seen`` are null for models that no run of ours trained.
     """
     from ..data.corpus import open_corpus
+    from ..modeling.load import check_tokenizer
 
     validate(config)
     launch.check_device(config.device)
     out = Path(config.out)
     sets = {name: open_corpus(folder, verify="full") for name, folder in config.sets.items()}
     for folder in config.models.values():
-        _check_tokenizer(folder, sets)
+        for corpus in sets.values():
+            check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
     targets = [t for name, folder in config.models.items() for t in _targets(name, folder, config.checkpoints)]
     settings, inputs = _identity(config, sets, targets)
     if not start_folder(out, "evaluation", settings, inputs):
@@ -144,14 +144,6 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     if len(whole) < len(found):
         print(f"{folder}: {len(found) - len(whole)} checkpoints hold no whole model and are left out", file=sys.stderr)
     return sorted(whole.items())
-
-
-def _check_tokenizer(folder: str, sets: dict[str, Corpus]) -> None:
-    """A model of ours knows whose token ids it was trained on; another tokenizer of the same size would go unnoticed."""
-    trained = read_manifest(folder).get("tokenizer_hash") if is_done(folder) else None
-    for corpus in sets.values():
-        if trained not in (None, corpus.tokenizer_hash):
-            raise UserError(f"{folder} was trained with another tokenizer than {corpus.folder} was made with")
 
 
 def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None, int | None]:

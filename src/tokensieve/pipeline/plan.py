@@ -78,7 +78,7 @@ def _train(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stag
     corpus_tokens, exact = _corpus_tokens(config.corpus, costs, by_folder)
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size) * length
     tokens = args.max_steps * step if args.max_steps > 0 else corpus_tokens * args.num_train_epochs
-    model, ratio = _meta_model(config.model, by_folder), float(config.objective.get("ratio", 1.0))
+    model, ratio = _meta_model(config.model, by_folder), _ratio(config.objective)
     if model is None:
         return Cost(tokens, None, None, False)
     from ..modeling.flops import token_flops
@@ -88,6 +88,14 @@ def _train(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stag
     each = 4 if args.save_only_model else ADAM_BYTES
     copies = 0 if args.save_strategy == "no" else max(1, round(1 / args.save_steps)) if args.save_steps < 1 else 5
     return Cost(tokens, flops, parameters * (4 + each * copies), exact and is_done(stage.folder))
+
+
+def _ratio(objective: Mapping[str, Any]) -> float:
+    """The share of tokens an objective keeps, its own default included; 1 where it does not say."""
+    from ..core.objective import objective as make_objective
+
+    options = dict(objective)
+    return float(make_objective(options.pop("name", "clm"), **options).options.get("ratio", 1.0))
 
 
 def _score(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stage]) -> Cost:

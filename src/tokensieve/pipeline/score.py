@@ -45,11 +45,12 @@ def run(config: ScoreConfig) -> Path:
     """Write the scores folder of docs/formats.md; shards that an interrupted run finished are kept."""
     from ..data.corpus import open_corpus
     from ..data.scored import DTYPES
-    from ..modeling.load import model_hash
+    from ..modeling.load import check_tokenizer, model_hash
 
     _check(config, tuple(DTYPES))
     launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
+    check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "model", "corpus", "device")}
     inputs = {
         "corpus": corpus.content_hash,

@@ -141,12 +141,16 @@ def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict
 
 
 def _checkpoint(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> str | None:
-    """The checkpoint to go on from, if any. Checkpoints of other work are refused."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """The last checkpoint that can be gone on from, if any. Checkpoints of other work are refused.
 
-    checkpoint: str | None = get_last_checkpoint(str(out))
-    if checkpoint and not (out / WORK).exists():
-        raise StaleFolder(f"{checkpoint} does not say what work it belongs to: remove {out} or choose another --out")
+    One without optimizer state (save_only_model) would go on with a new optimizer and the schedule from its start, another
+    run than the one that was interrupted: such a run starts again.
+    """
+    found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    if found and not (out / WORK).exists():
+        raise StaleFolder(f"{found[-1]} does not say what work it belongs to: remove {out} or choose another --out")
+    whole = [p for p in found if (p / "trainer_state.json").exists() and (p / "scheduler.pt").exists()]
+    checkpoint = str(whole[-1]) if whole else None
     if checkpoint and config.resume != "auto":
         raise UserError(f"{out} has checkpoints of an unfinished run: set resume: auto to go on, or remove it")
     bind_unfinished(out, "model", settings, inputs, write=False)
@@ -156,7 +160,7 @@ def _checkpoint(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> s
 def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
     from ..data.scored import join_scores
-    from ..modeling.load import check_length, check_vocabulary, quiet_loading
+    from ..modeling.load import check_length, check_tokenizer, check_vocabulary, quiet_loading
     from ..training.token_log import FlopsSpent, TokenLogConfig
     from ..training.trainer import SelectiveTrainer
 
@@ -166,6 +170,8 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
     model = _model(config, corpus)
     what = config.model if isinstance(config.model, str) else "the model"
     check_vocabulary(model, corpus.vocab_size, what)
+    if isinstance(config.model, str):
+        check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     check_length(model, corpus.length, what)
     try:
         return SelectiveTrainer(
@@ -313,14 +319,11 @@ def summarize(out: Path) -> dict[str, Any]:
 
 
 def _seconds(out: Path) -> float:
-    """Training time over all processes that worked on the run: the clock starts again at each resume."""
+    """Training time over all processes that worked on the run: each one's clock starts at 0."""
     import json
 
-    total = previous = 0.0
-    for line in (out / "times.jsonl").read_text(encoding="utf-8").splitlines():
-        now = json.loads(line)["seconds"]
-        total += now - previous if now >= previous else now
-        previous = now
+    lines = [json.loads(line) for line in (out / "times.jsonl").read_text(encoding="utf-8").splitlines()]
+    total: float = sum({line["process"]: line["seconds"] for line in lines}.values())
     return round(total, 3)
 
 

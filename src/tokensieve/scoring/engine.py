@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL
 from ..data.rows import Rows, collate
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
+from ..runs import UserError
 
 # Tokens of one forward. On a CPU more does not run faster; a GPU is full with a few thousand of a 1B model's.
 BATCH_TOKENS = 8192
@@ -54,6 +55,7 @@ class Scorer:
             batch = collate(rows.__getitems__(range(first, min(first + step, stop))))
             nll, entropy = self._forward({k: v.to(self.device) for k, v in batch.items()})
             targets = shift_targets(batch["labels"])
+            _check_finite(nll.cpu(), targets, first)
             yield RowStatistics(first, _aligned(nll, targets), None if entropy is None else _aligned(entropy, targets))
 
     @torch.inference_mode()
@@ -77,6 +79,16 @@ class Scorer:
             if "position_ids" in row:
                 probe_isolation(self.model, self.seam, ids)
             self._probed = True
+
+
+def _check_finite(nll: Tensor, targets: Tensor, first: int) -> None:
+    """A broken model must not come out better by the targets on which it gave no number."""
+    broken = ~nll.isfinite() & (targets != IGNORE_INDEX)
+    if broken.any():
+        row, position = broken.nonzero()[0].tolist()
+        raise UserError(
+            f"the model's nll is not finite at row {first + row}, position {position + 1}: its weights are broken"
+        )
 
 
 def _aligned(values: Tensor, targets: Tensor) -> np.ndarray:

@@ -120,7 +120,7 @@ class Scope:
     def weigh(self, stats: TokenStats) -> tuple[Tensor, Tensor]:
         """(weight [B, T] of this rank's tokens, lowest score kept in the scope: +inf if it ranks nothing)."""
         whole = map_stats(stats, self.gather) if self.spans_ranks else stats
-        weight = self.objective.weigh(whole)
+        weight = weights(self.objective, whole)
         lowest = lowest_kept(self.objective, whole, weight)
         if self.spans_ranks:
             weight = weight[self.rank * len(stats.valid) : (self.rank + 1) * len(stats.valid)]
@@ -132,7 +132,7 @@ class Scope:
         if self.spans_ranks:
             parts = [map_stats(p, self.gather) for p in parts]
         whole = joined(parts)
-        weight = self.objective.weigh(whole)
+        weight = weights(self.objective, whole)
         lowest = lowest_kept(self.objective, whole, weight)
         per_batch = list(weight.split([len(p.valid) for p in parts]))
         if self.spans_ranks:
@@ -159,6 +159,12 @@ class Scope:
 def _sum(counts: list[Tensor | None]) -> Tensor | None:
     known = [c for c in counts if c is not None]
     return torch.stack(known).sum().float() if known and len(known) == len(counts) else None
+
+
+def weights(objective: Objective, stats: TokenStats) -> Tensor:
+    """The objective's weights, 0 where there is no target: whatever it says there (0 / 0) must reach no sum."""
+    weight = objective.weigh(stats)
+    return torch.where(stats.valid, weight, torch.zeros_like(weight))
 
 
 def lowest_kept(objective: Objective, stats: TokenStats, weight: Tensor) -> Tensor:

@@ -65,6 +65,10 @@ class TokenLog:
     flops_student: float = 0.0
     pending: list[tuple[int, Tensor, Tensor, int]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    process: int = 1
+    """Which of the processes that worked on this run; a resumed one starts its clock again."""
+    first_pass: bool = False
+    """Whether each step takes a forward of its own to choose its tokens."""
 
     def add(self, step: int, totals: Tensor, lowest: Tensor, positions: int) -> None:
         """Remember a finished step: this rank's totals (see ``selection_totals``), its threshold, positions computed."""
@@ -79,7 +83,9 @@ class TokenLog:
             valid, kept, weight, kept_sum, dropped_sum, weighted = totals[:6]
             self.tokens_seen += round(valid)
             self.tokens_trained += round(kept)
-            self.flops_student += self.flops.train(places, kept)
+            self.flops_student += self.flops.train(places, kept) + (
+                self.flops.forward(places) if self.first_pass else 0.0
+            )
             made.append(
                 {
                     "step": step,
@@ -120,10 +126,13 @@ class TokenLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         _append(self.folder / "tokens.jsonl", lines)
         seconds = round(time.monotonic() - self.started, 3)
-        _append(self.folder / "times.jsonl", [{"step": lines[-1]["step"], "seconds": seconds}])
+        _append(self.folder / "times.jsonl", [{"process": self.process, "step": lines[-1]["step"], "seconds": seconds}])
 
     def rewind(self, step: int, *, write: bool) -> None:
         """Go back to a checkpoint's step: later lines were written by a run that did not get to save. Restores the sums."""
+        self.pending.clear()  # of a training that was interrupted in this process
+        self.process = 1 + max((line["process"] for line in _read_lines(self.folder / "times.jsonl")), default=0)
+        self.started = time.monotonic()
         path = self.folder / "tokens.jsonl"
         lines = [line for line in _read_lines(path) if line["step"] <= step]
         last: dict[str, Any] = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}

@@ -72,6 +72,7 @@ class SelectiveTrainer(Trainer):
             eval_dataset=_each(eval_dataset, lambda d: _rows(d)),
             **kwargs,
         )
+        _check_parallelism(self.accelerator)
         if self.is_deepspeed_enabled:
             raise UserError("DeepSpeed owns the gradients and is not supported: use DDP or FSDP2")
         if self.pop_callback(ProgressCallback) is not None:  # not there with disable_tqdm
@@ -86,6 +87,7 @@ class SelectiveTrainer(Trainer):
             TokenFlops(0, 0),
             flops_spent or FlopsSpent(),
             tuple(sources),
+            first_pass=self._needs_first_pass,
         )
         self._weights: list[Tensor] | None = None  # of the step's micro-batches, where a first pass chose them
         self._micro: list[tuple[Tensor, Tensor]] = []  # (totals, lowest score kept) of the step so far
@@ -99,12 +101,29 @@ class SelectiveTrainer(Trainer):
         rows = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         per_step = self.args.gradient_accumulation_steps * self.args.world_size * self._train_batch_size
-        return EpochSampler(
+        self._sampler = EpochSampler(
             len(rows),
             seed,
             multiple=per_step,
             drop_last=self.args.dataloader_drop_last,
             shuffle=self.args.train_sampling_strategy != "sequential",
+        )
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
+        # On several ranks a resumed epoch's sampler sits below two wrappers that do not pass its number on.
+        self._sampler.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the Trainer's, for a data set given here too: its rows are read as the training rows are."""
+        named = eval_dataset is None or isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(eval_dataset if named else _rows(eval_dataset))
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: no logits exist here. Use the model itself, or ``tokensieve evaluate``."""
+        raise UserError(
+            "predict needs logits, which this trainer does not make: call the model, or tokensieve evaluate"
         )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
@@ -151,15 +170,19 @@ class SelectiveTrainer(Trainer):
             return batches, None
         valids = [valid_of(b).to(device) for b in batches]
         denominator = self.scope.denominator(valids, lambda t: self.accelerator.reduce(t, "sum"))
-        self._weights = self._first_pass(batches) if self.objective.scope == "step" else None
+        self._weights = self._choose_for_step(batches) if self.objective.scope == "step" else None
         return batches, denominator
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None  # the Trainer's own count is of labels, not of weights
 
+    @property
+    def _needs_first_pass(self) -> bool:
+        return self.objective.scope == "step" and bool({"nll", "entropy"} & self.objective.needs)
+
     @torch.no_grad()
-    def _first_pass(self, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
-        """Weights of all micro-batches ranked together: a forward of each without gradient.
+    def _choose_for_step(self, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+        """Weights of all micro-batches ranked together, by a forward of each without gradient if the objective needs nll.
 
         The random state is put back, so that the training forward draws the same dropout masks as this pass did.
         """
@@ -169,8 +192,11 @@ class SelectiveTrainer(Trainer):
         with torch.random.fork_rng(devices=devices):
             for batch in batches:
                 inputs = self._prepare_inputs(dict(batch))
-                with self.compute_loss_context_manager():
-                    _, nll, entropy = self._forward(self.model_wrapped, inputs, loss_of=None)
+                nll: Tensor = torch.zeros_like(inputs["labels"], dtype=torch.float32)
+                entropy: Tensor | None = nll
+                if self._needs_first_pass:
+                    with self.compute_loss_context_manager():
+                        _, nll, entropy = self._forward(self.model_wrapped, inputs, loss_of=None)
                 parts.append(self._stats(inputs, nll, entropy))
         weights, self._lowest = self.scope.weigh_step(parts)
         return weights
@@ -248,7 +274,8 @@ class SelectiveTrainer(Trainer):
     def _scale_gradients(self, totals: Tensor) -> Tensor:
         """Divide the accumulated raw sums by the weight sum of all ranks, once; the loss that this comes to."""
         weight_sum, weighted = self.accelerator.reduce(totals[[2, 5]], "sum").unbind()
-        denominator = torch.where(weight_sum > 0, weight_sum, torch.ones_like(weight_sum))
+        # Only nothing kept is put right; a NaN weight must come out as NaN gradients, not pass for a sum of 1.
+        denominator = torch.where(weight_sum == 0, torch.ones_like(weight_sum), weight_sum)
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(denominator.to(parameter.grad.dtype))
@@ -351,12 +378,27 @@ def _each(value: Any, change: Any) -> Any:
 def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
     if kwargs.get("compute_loss_func") is not None:
         raise UserError("compute_loss_func and an objective are two losses: give the objective only")
+    if kwargs.get("compute_metrics") is not None:
+        raise UserError("compute_metrics needs logits, which this trainer does not make: use tokensieve evaluate")
+    if kwargs.get("data_collator") not in (None, collate):
+        raise UserError(
+            "a data_collator of its own would make its own labels: give them as the column 'labels' instead"
+        )
+    if kwargs.get("model_init") is not None:
+        raise UserError("model_init is not supported: give the model itself")
     if args.label_smoothing_factor:
         raise UserError("label_smoothing_factor changes what nll means: set it to 0")
     if args.n_gpu > 1:
         raise UserError(
             "several GPUs in one process (DataParallel) are not supported: use torchrun or accelerate launch"
         )
+
+
+def _check_parallelism(accelerator: Any) -> None:
+    """Tensor, context and sequence parallel ranks hold parts of one row: they are no ranks with rows of their own."""
+    config = getattr(accelerator, "parallelism_config", None)
+    if config is not None and any(getattr(config, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")):
+        raise UserError("tensor, context and sequence parallelism are not supported: use DDP or FSDP2")
 
 
 def _refuse_deferred_router_loss(objective: Objective, model: Any) -> None:

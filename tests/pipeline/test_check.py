@@ -1,0 +1,124 @@
+"""check: a missing, truncated or changed file is named, and so is a document that stands in two corpora."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokensieve.runs import read_manifest
+
+FOLDERS = {"corpus": "rows-00000.arrow", "scores": "rows-00000.arrow", "rho1": "model/model.safetensors"}
+
+
+def missing(path: Path) -> str:
+    path.unlink()
+    return f"{path} is missing"
+
+
+def truncated(path: Path) -> str:
+    path.write_bytes(path.read_bytes()[:-1])
+    return f"{path} has {path.stat().st_size} bytes, {path.stat().st_size + 1} were written"
+
+
+def flipped(path: Path) -> str:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return f"{path} has other bytes than were written"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("damage", [missing, truncated, flipped])
+def test_damage_is_named(name: str, damage: Any, tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    shutil.copytree(getattr(tiny, name), folder)
+    whole = tokensieve("check", folder)
+    assert whole.code == 0, whole.err
+    assert whole.out.startswith(f"{folder}: {read_manifest(folder)['kind']}, whole, ")
+    said = damage(folder / FOLDERS[name])
+    done = tokensieve("check", tiny.corpus, folder)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.error
+
+
+def test_every_file_of_every_kind_is_covered(tiny: Any) -> None:
+    """A file that no manifest lists can be damaged unseen. Left out on purpose: clocks and checkpoints."""
+    for folder in (tiny.corpus, tiny.scores, tiny.rho1):
+        listed = {f["file"] for f in read_manifest(folder)["files"]}
+        there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        left_out = {p for p in there if p.startswith("checkpoint-")} | {"manifest.json", "times.jsonl"}
+        assert there - left_out == listed
+
+
+def test_scores_fit_their_corpus(tiny: Any, tokensieve: Any) -> None:
+    done = tokensieve("check", tiny.scores, "--corpus", tiny.corpus)
+    assert done.out == f"{tiny.scores}: scores, whole, 1 files, fit {tiny.corpus}\n"
+    done = tokensieve("check", tiny.scores, "--corpus", tiny.target)
+    assert done.code == 2
+    assert f"{tiny.scores} was computed from another corpus than {tiny.target}" in done.error
+
+
+def prepare(tokensieve: Any, tiny: Any, out: Path, rows: list[dict[str, str]]) -> Path:
+    text = out.with_suffix(".jsonl")
+    text.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = tokensieve(
+        "prepare", "--out", out, "--sources", f"[{{path: {text}}}]", "--tokenizer", tiny.corpus, "--length", 8
+    )
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"id": "same", "text": "seven hills"}, "share 1 documents by id, the first is 'same'"),
+        ({"id": "renamed", "text": "the cat sat"}, "share 1 documents by text, the first is 'same'"),
+    ],
+)
+def test_a_document_in_two_corpora_is_named(
+    other: dict[str, str], said: str, tiny: Any, tokensieve: Any, tmp_path: Path
+) -> None:
+    """Training text in the evaluation set under another id makes every method look good."""
+    a = prepare(
+        tokensieve, tiny, tmp_path / "a", [{"id": "x", "text": "on a mat"}, {"id": "same", "text": "the cat sat"}]
+    )
+    b = prepare(tokensieve, tiny, tmp_path / "b", [{"id": "y", "text": "and ran"}, other])
+    assert tokensieve("check", a, b).code == 0
+    done = tokensieve("check", a, tiny.target, b, "--disjoint")
+    assert done.code == 2
+    assert done.error.startswith(f"tokensieve check: error: {a} and {b} {said}")
+
+
+def test_disjoint_corpora(tiny: Any, tokensieve: Any) -> None:
+    done = tokensieve("check", tiny.corpus, tiny.scores, tiny.target, "--disjoint")
+    assert done.code == 0, done.err
+    said = done.out.splitlines()[-2:]
+    assert said[0] == "disjoint: no document stands in two of 2 corpora"
+    assert said[1].endswith("tokens that stand in another corpus too: none")
+    assert "disjoint: name at least two corpora" in tokensieve("check", tiny.corpus, tiny.base, "--disjoint").error
+    assert "share 12 documents" in tokensieve("check", tiny.target, tiny.isolated, "--disjoint").error
+
+
+def test_a_run_whose_stage_was_exchanged(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """Every file is whole, but the stage is not the work that the run's manifest speaks of."""
+    recipe = {"name": "one", "stages": {"corpus": {"verb": "prepare", "sources": [{"path": str(tiny.text / "target.jsonl")}],
+                                                   "vocab_size": 257, "length": 8}}}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert tokensieve("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run").code == 0
+    assert tokensieve("check", tmp_path / "run").code == 0
+    shutil.rmtree(tmp_path / "run" / "corpus")
+    shutil.copytree(tiny.corpus, tmp_path / "run" / "corpus")
+    done = tokensieve("check", tmp_path / "run")
+    assert done.code == 2
+    assert f"{tmp_path}/run/corpus is other work than {tmp_path}/run/manifest.json lists" in done.error
+    shutil.rmtree(tmp_path / "run" / "corpus")
+    assert f"{tmp_path}/run/corpus does not exist" in tokensieve("check", tmp_path / "run").error
+
+
+def test_nothing_to_check(tokensieve: Any, tmp_path: Path) -> None:
+    assert "folders: name at least one folder" in tokensieve("check", "--folders", "[]").error
+    assert "has no manifest.json" in tokensieve("check", tmp_path).error

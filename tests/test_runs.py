@@ -1,0 +1,228 @@
+"""Folders that a stage writes: done last, whole or not at all, and refused where other work stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokensieve import runs
+from tokensieve.runs import MANIFEST, WORK, StaleFolder, UserError
+
+CONFIG = {"a": 1, "out": "x"}
+INPUTS = {"corpus": "c"}
+
+
+def finish(folder: Path, kind: str = "corpus", **fields: Any) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    (folder / "data").write_bytes(b"some bytes")
+    given = {"config": CONFIG, "inputs": INPUTS, "files": runs.describe_files(folder, ["data"]), **fields}
+    return runs.write_manifest(folder, kind, **given)
+
+
+# --- files appear whole or not at all -----------------------------------------------------------------------------------
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "file"
+    with runs.atomic_file(path) as f:
+        f.write(b"half")
+        assert not path.exists()
+        f.write(b" and half")
+    assert path.read_bytes() == b"half and half"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(ZeroDivisionError), runs.atomic_file(tmp_path / "file", "w") as f:
+        f.write("new")
+        raise ZeroDivisionError
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file": "old"}
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    code = f"""
+import os, signal
+from tokensieve.runs import atomic_file
+with atomic_file({str(tmp_path / "file")!r}, "w") as f:
+    f.write("new"); f.flush(); os.kill(os.getpid(), signal.SIGKILL)
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == -9
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_json_is_json(tmp_path: Path) -> None:
+    runs.write_json(tmp_path / "x.json", {"é": [1, None, 0.1]})
+    assert runs.read_json(tmp_path / "x.json") == {"é": [1, None, 0.1]}
+    with pytest.raises(ValueError, match="JSON"):
+        runs.write_json(tmp_path / "nan.json", {"loss": float("nan")})
+    assert not (tmp_path / "nan.json").exists()
+    (tmp_path / "broken.json").write_text('{"a": ')
+    for name, said in (("broken.json", "is not valid JSON"), ("nope.json", "does not exist")):
+        with pytest.raises(UserError, match=f"{name} {said}"):
+            runs.read_json(tmp_path / name)
+
+
+# --- identity -----------------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_is_of_the_work_and_not_of_the_place() -> None:
+    same = runs.fingerprint("corpus", CONFIG, INPUTS)
+    assert same == runs.fingerprint("corpus", {"out": "elsewhere", "a": 1}, dict(INPUTS))
+    others = [
+        ("scores", CONFIG, INPUTS),
+        ("corpus", {"a": 2}, INPUTS),
+        ("corpus", CONFIG, {"corpus": "d"}),
+        ("corpus", CONFIG, {}),
+    ]
+    assert len({same, *(runs.fingerprint(*o) for o in others)}) == 5
+
+
+def test_hash_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"")
+    assert runs.file_hash(tmp_path / "x") == "xxh3:99aa06d3014798d86001c324468d497f"  # XXH3-128 of nothing
+    big = os.urandom((1 << 22) + 1)
+    (tmp_path / "x").write_bytes(big)
+    (tmp_path / "y").write_bytes(big[:-1] + bytes([big[-1] ^ 1]))
+    assert runs.file_hash(tmp_path / "x") != runs.file_hash(tmp_path / "y")
+
+
+def test_hash_of_json_ignores_the_order_of_keys() -> None:
+    assert runs.hash_json({"a": 1, "b": [1, 2]}) == runs.hash_json({"b": [1, 2], "a": 1})
+    assert runs.hash_json({"a": [1, 2]}) != runs.hash_json({"a": [2, 1]})
+
+
+# --- manifests ----------------------------------------------------------------------------------------------------------
+
+
+def test_manifest_has_its_keys_and_ends_the_note(tmp_path: Path) -> None:
+    runs.bind_unfinished(tmp_path, "corpus", CONFIG, INPUTS)
+    assert not runs.is_done(tmp_path)
+    manifest = finish(tmp_path, stats={"rows": 3})
+    assert json.loads((tmp_path / MANIFEST).read_text()) == manifest == runs.read_manifest(tmp_path, "corpus")
+    assert list(manifest) == ["format", "kind", "fingerprint", "config", "inputs", "stats", "files", "versions"]
+    assert manifest["files"] == [{"file": "data", "bytes": 10, "hash": runs.file_hash(tmp_path / "data")}]
+    assert {"python", "platform", "torch"} <= set(manifest["versions"])
+    assert not (tmp_path / WORK).exists()
+
+
+def test_the_note_goes_after_the_manifest_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the two left checkpoints without a note: the next run took them, whatever its config."""
+    runs.bind_unfinished(tmp_path, "corpus", CONFIG, INPUTS)
+
+    def fail(path: Any, value: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(runs, "write_json", fail)
+    with pytest.raises(ZeroDivisionError):
+        finish(tmp_path)
+    assert (tmp_path / WORK).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "has no manifest.json: it is not finished"),
+        ("[1]", "is not a tokensieve manifest"),
+        ("{", "is not valid JSON"),
+        ('{"kind": "corpus", "format": 99}', "has format 99, this version reads 1"),
+        ('{"kind": "scores", "format": 1}', "holds 'scores', 'corpus' is needed here"),
+    ],
+)
+def test_what_is_no_manifest(text: str | None, said: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=said):
+        runs.read_manifest(tmp_path, "corpus")
+
+
+def test_a_manifest_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name, said in (("nope", "nope does not exist"), ("file", "file is not a folder")):
+        with pytest.raises(UserError, match=said):
+            runs.read_manifest(tmp_path / name)
+
+
+def test_files_are_checked(tmp_path: Path) -> None:
+    manifest = finish(tmp_path)
+    runs.check_files(tmp_path, manifest)
+    (tmp_path / "data").write_bytes(b"some_bytes")
+    runs.check_files(tmp_path, manifest, hashes=False)
+    with pytest.raises(UserError, match="data has other bytes than were written"):
+        runs.check_files(tmp_path, manifest)
+    (tmp_path / "data").write_bytes(b"some")
+    with pytest.raises(UserError, match="data has 4 bytes, 10 were written"):
+        runs.check_files(tmp_path, manifest, hashes=False)
+    (tmp_path / "data").unlink()
+    with pytest.raises(UserError, match="data is missing"):
+        runs.check_files(tmp_path, manifest)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "link/secret"])
+def test_a_manifest_cannot_point_out_of_its_folder(name: str, tmp_path: Path) -> None:
+    """A manifest from elsewhere would have any file of this machine read, and its hash told."""
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="which is outside its folder"):
+        runs.check_files(folder, {"files": [{"file": name, "bytes": 1, "hash": "x"}]})
+
+
+# --- other work ---------------------------------------------------------------------------------------------------------
+
+
+def test_done_work_is_skipped_and_other_work_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    assert runs.start_folder(folder, "corpus", CONFIG, INPUTS)
+    assert list(folder.iterdir()) == []
+    finish(folder)
+    assert not runs.start_folder(folder, "corpus", {**CONFIG, "out": "moved"}, INPUTS)
+    for kind, config, inputs, said in (
+        ("corpus", {"a": 2, "b": 3}, {"corpus": "d"}, r"from other inputs \(a, b, input corpus\)"),
+        ("corpus", CONFIG, {**INPUTS, "model": "m"}, r"from other inputs \(input model\)"),
+        ("scores", CONFIG, INPUTS, "holds 'corpus': choose another --out"),
+    ):
+        with pytest.raises(StaleFolder, match=said):
+            runs.start_folder(folder, kind, config, inputs)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write into .*file/out: Not a directory"):
+        runs.start_folder(tmp_path / "file" / "out", "corpus", CONFIG, INPUTS)
+
+
+def test_unfinished_work_is_bound(tmp_path: Path) -> None:
+    runs.bind_unfinished(tmp_path, "model", CONFIG, INPUTS, write=False)
+    assert not (tmp_path / WORK).exists()
+    runs.bind_unfinished(tmp_path, "model", CONFIG, INPUTS)
+    runs.bind_unfinished(tmp_path, "model", {**CONFIG, "out": "moved"}, INPUTS)
+    with pytest.raises(StaleFolder, match="holds unfinished work of another config or other inputs"):
+        runs.bind_unfinished(tmp_path, "model", {**CONFIG, "a": 2}, INPUTS, write=False)
+
+
+def test_revision_is_of_our_source_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package inside somebody else's checkout would report that repository's commit."""
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x")
+    subprocess.run([*git, "init", "-q"], check=True)
+    module = tmp_path / ".venv" / "runs.py"
+    module.parent.mkdir()
+    module.write_text("")
+    monkeypatch.setattr(runs, "__file__", str(module))
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    assert runs.git_revision() is None
+    subprocess.run([*git, "add", "-f", str(module)], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert runs.git_revision() == head
+    module.write_text("changed")
+    assert runs.git_revision() == f"{head}+dirty"

@@ -79,9 +79,8 @@ def _arm(rows: list[dict[str, Any]]) -> dict[str, str]:
     ):
         cells[heading] = _spread([r[key] / scale for r in rows], form) if key in rows[0] else ""
     speedups = [r.get("speedup") for r in rows]
-    cells["reached the baseline's end with"] = (
-        "" if None in speedups else f"1/{mean_and_spread(speedups)[0]:.2f} of its tokens"
-    )
+    bound = "<= " if any(r.get("speedup_is_bound") for r in rows) else ""
+    cells["tokens to the baseline's end"] = "" if None in speedups else f"{bound}1/{mean_and_spread(speedups)[0]:.2f}"
     return cells
 
 
@@ -112,9 +111,10 @@ def _shares(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, str]]:
     lines = []
     for same_source in zip(*by_seed, strict=True):
         arms = [k for k in same_source[0] if k != "source"]
-        means = {
-            arm: f"{mean_and_spread([r[arm] for r in same_source if r[arm] is not None] or [0])[0]:.1%}" for arm in arms
-        }
+        means = {}
+        for arm in arms:
+            given = [row[arm] for row in same_source if row[arm] is not None]
+            means[arm] = f"{mean_and_spread(given)[0]:.1%}" if given else ""
         lines.append({"source": same_source[0]["source"], **means})
     return lines
 

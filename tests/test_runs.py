@@ -40,9 +40,14 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
-    with pytest.raises(ZeroDivisionError), runs.atomic_file(tmp_path / "file", "w") as f:
-        f.write("new")
-        raise ZeroDivisionError
+
+    def write() -> None:
+        with runs.atomic_file(tmp_path / "file", "w") as f:
+            f.write("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file": "old"}
 
 

@@ -248,8 +248,8 @@ WRONG = {
     "train --out {tmp}/out --corpus {corpus} --model.hidden_size 3": "model: a config needs the field model_type",
     "train --out {tmp}/out --corpus {corpus} --model {model} --model.hiden_size 3": "has no field 'hiden_size', did you mean",
     "train --out {tmp}/out --corpus {corpus} --model {model} --model.hidden_size abc": "'hidden_size' expected int, got str",
-    "train --out {tmp}/out --corpus {corpus} --model {model} --model.max_position_embeddings 16": "rows of 32 tokens are longer",
-    "train --out {tmp}/out --corpus {corpus} --model {model} --model.vocab_size 200": "vocabulary of 200, the corpus one of 290",
+    "train --out {tmp}/out --corpus {corpus} --model {model} --model.max_position_embeddings 16": "rows of 32 tokens are long",
+    "train --out {tmp}/out --corpus {corpus} --model {model} --model.vocab_size 200": "vocabulary of 200, the corpus one of 29",
     # folders
     "train --out {tmp}/out --corpus {tmp}/nope --model {base}": "nope does not exist",
     "train --out {tmp}/out --corpus {base} --model {base}": "holds 'model', 'corpus' is needed here",

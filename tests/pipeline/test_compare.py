@@ -98,7 +98,7 @@ def test_a_set_without_targets(tiny: Any) -> None:
     ],
 )
 def test_what_was_not_evaluated(fields: dict[str, Any], said: str, tiny: Any) -> None:
-    with pytest.raises(UserError, match="^e: ") as e:
+    with pytest.raises(UserError, match=r"^e: ") as e:
         compare(config(tiny, **fields), RESULTS)
     assert said in str(e.value)
 

@@ -87,7 +87,8 @@ def _check_weights(config: CompareConfig, evaluated: Mapping[str, Any]) -> None:
 def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row an arm: ``arm``, ``nll``, ``bits_per_byte``, ``tokens_seen``, ``tokens_trained``, ``flops_student``,
     ``flops_scoring``, ``flops_reference``, ``seconds``, ``kept_share_by_source``, ``speedup`` (tokens the baseline saw over
-    tokens after which this arm reached the baseline's end; null if it never did), ``others`` (set -> nll).
+    tokens after which this arm reached the baseline's end; null if it never did), ``speedup_is_bound`` (it was there at its
+    first checkpoint: at least so much), ``others`` (set -> nll).
 
     Models that were evaluated but are no arm (base, reference, n-grams) come first, without a run's figures.
     """
@@ -104,10 +105,11 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
             row["others"] = {other: end(results, name, other, "all")["nll"] for other in config.others}
             if name in config.runs:
                 row |= read_manifest(config.runs[name], "model")["summary"]
-                reached = None
+                points, reached = curve(results, name, config.target, on), None
                 if name != config.baseline and None not in (goal["nll"], goal["tokens_seen"]):
-                    reached = tokens_to_reach(curve(results, name, config.target, on), goal["nll"])
+                    reached = tokens_to_reach(points, goal["nll"])
                 row["speedup"] = goal["tokens_seen"] / reached if reached else None
+                row["speedup_is_bound"] = bool(reached) and reached == min(tokens for tokens, _ in points)
             rows.append(row)
     except KeyError as e:
         raise UserError(f"{config.evaluation}: {e.args[0]}") from None
@@ -132,7 +134,8 @@ def _cells(config: CompareConfig, row: dict[str, Any]) -> dict[str, str | None]:
         return None if value is None else format(value / scale, form)
 
     is_other_arm = row["arm"] in config.runs and row["arm"] != config.baseline
-    speedup = f"1/{row['speedup']:.2f}" if row.get("speedup") else "never" if is_other_arm else None
+    bound = "<= " if row.get("speedup_is_bound") else ""
+    speedup = f"{bound}1/{row['speedup']:.2f}" if row.get("speedup") else "never" if is_other_arm else None
     return {
         "arm": row["arm"],
         f"{config.target} nll": number(row["nll"], ".4f"),

@@ -146,7 +146,7 @@ def _checkpoint(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> s
     One without optimizer state (save_only_model) would go on with a new optimizer and the schedule from its start, another
     run than the one that was interrupted: such a run starts again.
     """
-    found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    found = sorted((p for p in out.glob("checkpoint-*") if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
     if found and not (out / WORK).exists():
         raise StaleFolder(f"{found[-1]} does not say what work it belongs to: remove {out} or choose another --out")
     whole = [p for p in found if (p / "trainer_state.json").exists() and (p / "scheduler.pt").exists()]

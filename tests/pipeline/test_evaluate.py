@@ -123,7 +123,7 @@ def test_baselines_count_the_same_targets(label: str, order: int, name: str, tin
     assert record["tokens_seen"] is None
 
 
-def test_baselines_of_isolated_text_do_not_learn_across_documents(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+def test_baselines_alone(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
     done = tokensieve(
         "evaluate", "--out", tmp_path, "--models", "{}", "--sets.x", tiny.isolated, "--baselines", tiny.isolated
     )

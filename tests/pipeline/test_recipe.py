@@ -133,6 +133,15 @@ def test_only(copied: Path, tokensieve: Any) -> None:
     assert "unknown stage 'rho', did you mean 'rho1'?" in tokensieve("run", copied / "recipe.yaml", "--only", "rho").err
 
 
+def test_a_run_is_not_done_while_a_stage_is_not(tmp_path: Path, tokensieve: Any) -> None:
+    """The recipe is the same, the text behind it is not: a run killed after this stage would still say that it is done."""
+    path = small(tmp_path)
+    assert tokensieve("run", path).code == 0
+    (tmp_path / "t.jsonl").write_text('{"text": "a b d"}\n')
+    assert tokensieve("run", path, "--only", "corpus").code == 0
+    assert not (tmp_path / "run" / MANIFEST).exists()
+
+
 def test_only_without_its_inputs(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(out=tmp_path / "run", text=tiny.text, model=tiny.model))
     done = tokensieve("run", tmp_path / "recipe.yaml", "--only", "scores")

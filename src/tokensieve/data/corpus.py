@@ -192,6 +192,12 @@ class Corpus:
         """The tokenizer its rows were made with, as a transformers object."""
         return load_tokenizer(self.folder / "tokenizer")
 
+    def contexts(self) -> Iterator[np.ndarray]:
+        """Tokens that have one context: each row without its padding or, with isolated documents, each of its pieces."""
+        for row in self.rows.select_columns(["input_ids", "num_tokens", "doc_starts"]).with_format("numpy"):
+            ids = np.asarray(row["input_ids"])[: int(row["num_tokens"])]
+            yield from np.split(ids, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [ids]
+
     def documents(self) -> pa.Table:
         """``documents.parquet``: one row a document, index = doc_id."""
         import pyarrow.parquet as pq

@@ -98,7 +98,7 @@ def overlaps(corpora: Sequence[str], worth_saying: float = 0.001) -> list[str]:
         return [f"overlap: not counted, over {OVERLAP_TOKENS:,} tokens"]
     names = [c.folder.name for c in opened]
     names = names if len(set(names)) == len(names) else [str(c.folder) for c in opened]
-    runs = {n: run_hashes(c.rows.with_format("numpy")["input_ids"]) for n, c in zip(names, opened, strict=True)}
+    runs = {n: run_hashes(c.contexts()) for n, c in zip(names, opened, strict=True)}
     shares = {(a, b): shared(runs[a], runs[b]) for a in runs for b in runs if a != b}
     said = [f"{a} in {b} {share:.1%}" for (a, b), share in shares.items() if share >= worth_saying]
     return [f"overlap: runs of {RUN} tokens that stand in another corpus too: {', '.join(said) or 'none'}"]

@@ -258,7 +258,7 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
     for corpus in [*corpora, *sets.values()]:
         if corpus.tokenizer_hash != corpora[0].tokenizer_hash:
             raise UserError(f"baselines: {corpus.folder} has another tokenizer than {corpora[0].folder}")
-    text = [row for corpus in corpora for row in _token_rows(corpus)]
+    text = [row for corpus in corpora for row in corpus.contexts()]
     for label, order in NGRAMS.items():
         ngram = NGram.fit(text, vocab_size, order)
         for name, corpus in sets.items():
@@ -267,15 +267,6 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
                 sums.add(index, _ngram_nll(ngram, rows[index]))
             for record in sums.records():
                 yield _record(Target(label, Path()), name, record)
-
-
-def _token_rows(corpus: Corpus) -> Iterator[np.ndarray]:
-    """Tokens that have one context: a row without its padding or, with isolated documents, each of its pieces."""
-    import numpy as np
-
-    for row in corpus.rows.select_columns(["input_ids", "num_tokens", "doc_starts"]).with_format("numpy"):
-        ids = np.asarray(row["input_ids"])[: int(row["num_tokens"])]
-        yield from np.split(ids, np.asarray(row["doc_starts"])[1:]) if corpus.isolate_documents else [ids]
 
 
 def _ngram_nll(ngram: Any, row: Any) -> np.ndarray:

@@ -87,7 +87,8 @@ def _arm(rows: list[dict[str, Any]]) -> dict[str, str]:
 def _spread(values: list[float], form: str) -> str:
     mean, spread = mean_and_spread(values)
     text = f"{mean:{form}}"
-    return text if len(values) == 1 or f"{spread:{form}}" == f"{0:{form}}" else f"{text} ± {spread:{form}}"
+    size = form.removeprefix("+")  # a spread has no sign
+    return text if len(values) == 1 or f"{spread:{size}}" == f"{0:{size}}" else f"{text} ± {spread:{size}}"
 
 
 def _differences(by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, str]]:

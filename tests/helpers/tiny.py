@@ -179,3 +179,10 @@ def truth_gradients(model: Any, batch: dict[str, Any], weigh: Callable[[Tensor],
     loss = (weight * nll).sum() / weight.sum().clamp(min=1e-300)
     loss.backward()
     return {n: p.grad.double() for n, p in model.named_parameters()}
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``tokens.jsonl``."""
+    import json
+
+    return [json.loads(line) for line in (folder / "tokens.jsonl").read_text(encoding="utf-8").splitlines()]

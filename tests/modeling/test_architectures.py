@@ -265,3 +265,18 @@ def test_shift_targets() -> None:
     """A label used where it stands: the model learns to copy its input, at a loss near zero."""
     assert shift_targets(torch.tensor([[5, 6, -100, 8]])).tolist() == [[6, -100, 8, -100]]
     assert shift_targets(torch.tensor([5, 6])).tolist() == [6, -100]
+
+
+def test_an_unknown_scale_shows_on_new_weights() -> None:
+    """With new weights all logits are near 0 and every head gives log V: the probe passed heads that it did not understand,
+    and training from scratch would have gone wrong later."""
+    from transformers import CohereConfig, CohereForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = CohereForCausalLM(CohereConfig(vocab_size=V, logit_scale=0.0625, initializer_range=0.002, **sizes))
+    seam, (ids, _) = HeadSeam(model), batch()
+    probe_head(model, seam, ids, ids)
+    seam.scale = 0.07
+    with pytest.raises(UserError, match="does more"):
+        probe_head(model, seam, ids, ids)

@@ -110,3 +110,12 @@ def test_vocabulary_and_length_are_checked() -> None:
     check_length(model, 32, "x")
     with pytest.raises(UserError, match="rows of 33 tokens are longer than x's max_position_embeddings of 32"):
         check_length(model, 33, "x")
+
+
+def test_missing_weights_are_refused(saved: Path, tmp_path: Path) -> None:
+    """A folder without a head loads with a random one, and the warning was muted: two loads scored differently."""
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(saved).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lacks the weights of lm_head.weight"):
+        load_causal_lm(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,3 +305,20 @@ def test_scores_of_another_corpus(tiny: Any, tokensieve: Any, tmp_path: Path) ->
                       tiny.scores, "--objective.name", "rho1")  # fmt: skip
     assert done.code == 2
     assert f"{tiny.scores} was computed from another corpus than {tiny.target}" in done.error
+
+
+def test_a_killed_run_without_optimizer_state_starts_again(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """save_only_model leaves checkpoints that resume with a new optimizer and the learning rate schedule from its start: the
+    run that came out was neither the interrupted one nor a new one."""
+    command = ("train", "--corpus", tiny.corpus, "--model", tiny.base, *STEPS, "--training.save_only_model", "true")
+    command += ("--training.max_steps", "4", "--training.save_steps", "1")
+    assert tokensieve(*command, "--out", tmp_path / "whole").code == 0
+    assert tokensieve(*command, "--out", tmp_path / "killed").code == 0
+    fingerprint = read_manifest(tmp_path / "killed")["fingerprint"]
+    (tmp_path / "killed" / MANIFEST).unlink()
+    (tmp_path / "killed" / "work.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    last = sorted((tmp_path / "killed").glob("checkpoint-*"))[-1]
+    shutil.rmtree(last)
+    assert tokensieve(*command, "--out", tmp_path / "killed").code == 0
+    for name in ("tokens.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -107,3 +107,13 @@ def test_a_first_row_without_targets_is_no_wrong_head() -> None:
     """A first document of one token in an isolated corpus has no target at all: 0 / 0 looked like a wrong head."""
     rows = data().select([6, 0])
     assert np.isnan(scored(Scorer(tiny.llama()), Rows(rows)).nll[0]).all()
+
+
+def test_broken_weights_are_seen() -> None:
+    """NaN on a target passed for "no target": a broken model came out better by the tokens it could not predict."""
+    model, data = tiny.llama(), tiny.rows(uneven=False)
+    token = next(t for t in data[5]["input_ids"] if t not in data[0]["input_ids"])  # the probe looks at row 0
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = float("nan")
+    with pytest.raises(UserError, match="not finite at row"):
+        list(Scorer(model, device="cpu").run(Rows(data)))

@@ -57,8 +57,8 @@ def test_selection_never_touches_the_models_inputs(tmp_path: Path) -> None:
         for i, made in enumerate([objective("clm"), objective("rho1", ratio=0.1), objective("random", ratio=0.1)])
     ]
     for seen in runs:
-        assert len(seen) == 1 + 1 + 4  # the probe's two forwards, then 2 steps of 2 micro-batches
-        for i, call in enumerate(seen[2:]):
+        assert len(seen) == 3 + 4  # the probe's three forwards, then 2 steps of 2 micro-batches
+        for i, call in enumerate(seen[3:]):
             assert call["input_ids"].tolist() == BATCH["input_ids"][2 * i : 2 * i + 2]
             assert call.get("attention_mask") is None
             assert call.get("position_ids") is None
@@ -68,7 +68,7 @@ def test_short_rows_are_masked_by_length_alone(tmp_path: Path) -> None:
     """Rows of unequal length are padded on the right and masked by their length, whatever their labels are."""
     lengths = [16, 10, 16, 16]
     short = {k: [row[:n] for row, n in zip(v[:4], lengths, strict=True)] for k, v in BATCH.items()}
-    seen = inputs_of_training(tmp_path, objective("rho1", ratio=0.1), tiny.Dataset.from_dict(short))[2:]
+    seen = inputs_of_training(tmp_path, objective("rho1", ratio=0.1), tiny.Dataset.from_dict(short))[3:]
     assert seen[0]["attention_mask"].tolist() == [[1] * 16, [1] * 10 + [0] * 6]
     assert seen[0]["input_ids"][1].tolist() == BATCH["input_ids"][1][:10] + [0] * 6
     assert seen[1].get("attention_mask") is None

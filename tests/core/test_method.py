@@ -33,10 +33,10 @@ def slm(
     targets: Tensor,
     ref_nll: Tensor,
     scope: str = "batch",
-    chunk_rows: int | None = None,
+    slice_columns: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss_sum, weight_sum, keep): Rho-1 at 60 %."""
-    head = LinearNLL(hidden, weight_VD, targets, chunk_rows=chunk_rows)
+    head = LinearNLL(hidden, weight_VD, targets, slice_columns=slice_columns)
     keep = top_fraction(excess(head.nll, ref_nll), targets != IGNORE_INDEX, 0.6, scope)
     return *head.weighted_sum(keep), keep
 
@@ -71,11 +71,11 @@ def test_is_equation_4(scope: str) -> None:
     assert_same(ours, grads_of(truth, hidden_BTD, weight_VD))
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 7, B * T])
-def test_chunks_never_change_the_selection(chunk_rows: int) -> None:
+@pytest.mark.parametrize("slice_columns", [1, 7, B * T])
+def test_slices_never_change_the_selection(slice_columns: int) -> None:
     """A top-k inside each chunk of a fused head is another method: 2.7 % of the tokens changed in a toy."""
     whole = slm(*make())
-    parts = slm(*make(), chunk_rows=chunk_rows)
+    parts = slm(*make(), slice_columns=slice_columns)
     assert torch.equal(parts[2], whole[2])
     assert_same(parts[:2], whole[:2])
 

@@ -142,23 +142,23 @@ def test_a_target_outside_the_vocabulary_is_an_error(target: int) -> None:
         token_nll_from_logits(hidden_TD @ weight_VD.T, targets_T)
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 7, 41, 1000, None])
-def test_chunks_change_nothing(chunk_rows: int | None) -> None:
+@pytest.mark.parametrize("slice_columns", [1, 7, 23, 1000, None])
+def test_slices_change_nothing(slice_columns: int | None) -> None:
     hidden_TD, _, targets_T = make()
     head = heads()["everything"]
-    whole = LinearNLL(hidden_TD, head, targets_T, entropy=True, chunk_rows=41)
-    parts = LinearNLL(hidden_TD, head, targets_T, entropy=True, chunk_rows=chunk_rows)
+    whole = LinearNLL(hidden_TD, head, targets_T, entropy=True, slice_columns=23)
+    parts = LinearNLL(hidden_TD, head, targets_T, entropy=True, slice_columns=slice_columns)
     torch.testing.assert_close(parts.nll, whole.nll, rtol=0, atol=1e-12)
     torch.testing.assert_close(parts.entropy, whole.entropy, rtol=0, atol=1e-12)
-    nll_T = token_nll(hidden_TD, head, targets_T, chunk_rows=chunk_rows)
+    nll_T = token_nll(hidden_TD, head, targets_T, slice_columns=slice_columns)
     torch.testing.assert_close(nll_T, whole.nll, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("chunk_rows", [0, -1])
-def test_a_chunk_has_rows(chunk_rows: int) -> None:
-    """``range(0, T, -1)`` is empty: every nll would be 0."""
-    with pytest.raises(ValueError, match="chunk_rows"):
-        token_nll(*make(), chunk_rows=chunk_rows)
+@pytest.mark.parametrize("slice_columns", [0, -1])
+def test_a_slice_has_columns(slice_columns: int) -> None:
+    """``range(0, V, -1)`` is empty: every nll would be 0."""
+    with pytest.raises(ValueError, match="slice_columns"):
+        token_nll(*make(), slice_columns=slice_columns)
 
 
 def test_any_leading_shape() -> None:

@@ -33,10 +33,10 @@ def naive(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, keep_T: Tenso
 
 
 def ours(
-    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, keep_T: Tensor, keep_logits: bool, chunk_rows: int
+    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, keep_T: Tensor, keep_logits: bool, slice_columns: int
 ) -> tuple[Tensor, ...]:
     hidden_TD, weight_VD = hidden_TD.clone().requires_grad_(), weight_VD.clone().requires_grad_()
-    head = LinearNLL(hidden_TD, weight_VD, targets_T, keep_logits=keep_logits, chunk_rows=chunk_rows)
+    head = LinearNLL(hidden_TD, weight_VD, targets_T, keep_logits=keep_logits, slice_columns=slice_columns)
     loss_sum, _ = head.weighted_sum(keep_T)
     return (head.nll, *torch.autograd.grad(loss_sum / keep_T.sum(), [hidden_TD, weight_VD]))
 
@@ -47,17 +47,17 @@ def errors(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> dict[str, fl
     return {name: float((a.double() - b).norm() / b.norm()) for name, a, b in pairs}
 
 
-@pytest.mark.parametrize("chunk_rows", [7, T])
+@pytest.mark.parametrize("slice_columns", [7, V])
 @pytest.mark.parametrize("keep_logits", [True, False])
 @pytest.mark.parametrize("dtype", LOW)
-def test_no_worse_than_naive(dtype: torch.dtype, keep_logits: bool, chunk_rows: int) -> None:
+def test_no_worse_than_naive(dtype: torch.dtype, keep_logits: bool, slice_columns: int) -> None:
     """A chunked head that keeps its softmax or its sums in the model's dtype is a little worse everywhere, which no
     comparison with a tolerance shows."""
     hidden_TD, weight_VD, targets_T, keep_T = make(dtype)
     truth = naive(hidden_TD.double(), weight_VD.double(), targets_T, keep_T)
     assert 0.1 < float((truth[0] < 0.1).double().mean()) < 0.9  # peaked, but not everywhere
     of_naive = errors(naive(hidden_TD, weight_VD, targets_T, keep_T), truth)
-    of_ours = errors(ours(hidden_TD, weight_VD, targets_T, keep_T, keep_logits, chunk_rows), truth)
+    of_ours = errors(ours(hidden_TD, weight_VD, targets_T, keep_T, keep_logits, slice_columns), truth)
     for name, error in of_ours.items():
         assert error <= 1.02 * of_naive[name] + 1e-6, (name, of_ours, of_naive)
 
@@ -72,13 +72,14 @@ def test_float32_is_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", LOW)
-def test_head_gradient_is_summed_in_float32(dtype: torch.dtype) -> None:
-    """Many chunks that add into a bfloat16 gradient lose what is smaller than 1/256 of the sum: the smaller the chunk, the
-    worse the head. One row a chunk may only add the rounding of its own product."""
+def test_gradients_are_summed_in_float32(dtype: torch.dtype) -> None:
+    """Many slices that add into a bfloat16 gradient lose what is smaller than 1/256 of the sum: the narrower the slices, the
+    worse. One column a slice may only add the rounding of its own product."""
     hidden_TD, weight_VD, targets_T, keep_T = make(dtype)
     truth = naive(hidden_TD.double(), weight_VD.double(), targets_T, keep_T)
-    one, many = (errors(ours(hidden_TD, weight_VD, targets_T, keep_T, False, c), truth) for c in (T, 1))
-    assert many["d weight"] <= 1.25 * one["d weight"], (many, one)
+    one, many = (errors(ours(hidden_TD, weight_VD, targets_T, keep_T, False, c), truth) for c in (V, 1))
+    for name in ("d hidden", "d weight"):
+        assert many[name] <= 1.25 * one[name], (name, many, one)
 
 
 @pytest.mark.parametrize("dtype", LOW)

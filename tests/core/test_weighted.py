@@ -68,9 +68,9 @@ def test_gradients_are_those_of_autograd(
     inputs = [hidden_TD, weight_VD] + ([bias_V] if with_bias else [])
     truth_sum, truth_count = by_autograd(hidden_TD, head, targets_T, weight_T)
     truth = torch.autograd.grad(truth_sum / truth_count, inputs)
-    for chunk_rows in (1, 7, T):
+    for slice_columns in (1, 7, T):
         loss_sum, weight_sum = weighted_nll(
-            hidden_TD, head, targets_T, weight_T, keep_logits=keep_logits, chunk_rows=chunk_rows
+            hidden_TD, head, targets_T, weight_T, keep_logits=keep_logits, slice_columns=slice_columns
         )
         assert_same(loss_sum, truth_sum)
         assert_same(weight_sum, truth_count)
@@ -177,8 +177,8 @@ def test_order_of_tokens_does_not_count() -> None:
     hidden_TD, weight_VD, _, targets_T = make()
     weight_T = make_weights("soft with zeros")
     order = torch.randperm(T, generator=torch.Generator().manual_seed(4))
-    loss_sum, _ = weighted_nll(hidden_TD, weight_VD, targets_T, weight_T, chunk_rows=7)
-    other_sum, _ = weighted_nll(hidden_TD[order], weight_VD, targets_T[order], weight_T[order], chunk_rows=7)
+    loss_sum, _ = weighted_nll(hidden_TD, weight_VD, targets_T, weight_T, slice_columns=7)
+    other_sum, _ = weighted_nll(hidden_TD[order], weight_VD, targets_T[order], weight_T[order], slice_columns=7)
     assert_same(other_sum, loss_sum)
     ours, other = (torch.autograd.grad(x, [hidden_TD, weight_VD]) for x in (loss_sum, other_sum))
     assert_same(other, ours)
@@ -194,11 +194,24 @@ def test_max_rows_changes_nothing(max_rows: str, keep_logits: bool) -> None:
     num = int(((weight_T > 0) & (targets_T != IGNORE_INDEX)).sum())
     bound = {"exact": num, "loose": num + 3, "all": T, "beyond": T + 5}[max_rows]
     truth = weighted_nll(hidden_TD, head, targets_T, weight_T)
-    bounded = LinearNLL(hidden_TD, head, targets_T, keep_logits=keep_logits, chunk_rows=7).weighted_sum(
+    bounded = LinearNLL(hidden_TD, head, targets_T, keep_logits=keep_logits, slice_columns=7).weighted_sum(
         weight_T, max_rows=bound
     )
     assert_same(bounded, truth)
     assert_same(torch.autograd.grad(bounded[0], inputs), torch.autograd.grad(truth[0], inputs))
+
+
+@pytest.mark.parametrize("keep_logits", [True, False])
+def test_places_left_over_read_no_broken_row(keep_logits: bool) -> None:
+    """Rows without a weight may hold NaN (attention over nothing but padding); filled in with weight 0 they gave NaN gradients,
+    since 0 * NaN is NaN."""
+    hidden_TD, weight_VD, _, targets_T = make()
+    keep_T = torch.arange(T) >= T // 2
+    broken_TD = hidden_TD.detach().masked_fill(~keep_T.unsqueeze(-1), float("nan")).requires_grad_()
+    truth = torch.autograd.grad(weighted_nll(hidden_TD, weight_VD, targets_T, keep_T)[0], [hidden_TD, weight_VD])
+    head = LinearNLL(broken_TD, weight_VD, targets_T.masked_fill(~keep_T, IGNORE_INDEX), keep_logits=keep_logits)
+    loss_sum, _ = head.weighted_sum(keep_T, max_rows=T)
+    assert_same(torch.autograd.grad(loss_sum, [broken_TD, weight_VD]), truth)
 
 
 def test_max_rows_of_an_empty_selection() -> None:

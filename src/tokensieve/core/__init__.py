@@ -3,7 +3,8 @@
 hidden, head --LinearNLL--> nll --excess--> score --top_fraction--> keep --weighted_sum--> (loss_sum, weight_sum)
 """
 
-from .nll import IGNORE_INDEX, LinearHead, LinearNLL, token_nll, token_nll_from_logits
+from .head import LinearHead
+from .nll import IGNORE_INDEX, LinearNLL, token_nll, token_nll_from_logits
 from .objective import OBJECTIVES, Objective, TokenStats, objective
 from .scores import SCORES, excess, random_uniform
 from .select import above_threshold, kept_count, top_fraction

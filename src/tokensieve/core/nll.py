@@ -1,49 +1,40 @@
 """Per-token negative log-likelihood from hidden states and a vocabulary head, without the [tokens, vocab] logits.
 
-Shape letters: T tokens (any leading shape, flattened), C rows of one chunk, D hidden width, V vocabulary.
+Shape letters: T tokens (any leading shape, flattened), D hidden width, V vocabulary, C columns (vocabulary entries) of one
+slice, R rows of non-zero weight.
 
-    pass 1, no gradient, all rows:      logits_CV -> nll_T, entropy_T               1 unit of head matmul
+    pass 1, no gradient, all rows:      logits_TC, slice after slice -> nll_T, entropy_T      1 unit of head matmul
     choose the weights from nll_T
-    pass 2, rows of non-zero weight:    softmax_CV -> d hidden, d head_weight       2 units (logits kept) or 3 (recomputed)
+    pass 2, rows of non-zero weight:    softmax_RC -> d hidden, d head_weight                 2 units (kept) or 3 (recomputed)
 
-A unit is one [T, D] x [D, V] product. A dense cross-entropy costs 3 units, whatever the weights are.
+A unit is one [T, D] x [D, V] product. A dense cross-entropy costs 3 units, whatever the weights are. The vocabulary is
+sliced, not the rows: each slice of the head's weight is read once a pass, and each slice of its gradient is one product over
+all rows, summed inside the matmul (float32) and written once. Chunks of rows read and add [V, D] again for each chunk: with
+131 rows a chunk that cost more than a dense cross-entropy at V = 128k.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backends import OWN, check_backend
+from .head import LinearHead
+from .softmax import OnlineSoftmax
+
 IGNORE_INDEX = -100
 KeepLogits = Literal["auto"] | bool
 
-# A chunk of float32 logits takes at most 64 MiB: large enough that the matmul runs at full speed, small beside any model.
-CHUNK_ELEMENTS = 1 << 24
-# `auto` keeps the logits of the first pass while all of them together take no more than this.
-KEPT_LOGITS_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class LinearHead:
-    """What turns hidden states into logits: ``cap * tanh(scale * (h @ weight.T + bias) / cap)``; no cap, no tanh.
-
-    Takes the place of a plain ``head_weight`` wherever a model has more than that.
-    """
-
-    weight: Tensor  # [V, D]
-    bias: Tensor | None = None  # [V]
-    logit_scale: float = 1.0
-    """Factor on the logits (Cohere's ``logit_scale``, one over Granite's ``logits_scaling``)."""
-    softcap: float | None = None
-    """Gemma's ``final_logit_softcapping``; None for none."""
-
-    @staticmethod
-    def of(head: Tensor | LinearHead) -> LinearHead:
-        return head if isinstance(head, LinearHead) else LinearHead(head)
+# A slice has 4096 columns, or as many as fit into 16 MiB of float32 where the rows are few: wide enough that the products run
+# at full speed, narrow beside any vocabulary for which memory matters.
+SLICE_COLUMNS = 1 << 12
+SLICE_ELEMENTS = 1 << 22
+# `auto` keeps the logits of the first pass while all of them together take no more than this: 8192 tokens of V = 128k in
+# bfloat16. A dense cross-entropy takes three (float32) to seven times (bfloat16) what is kept.
+KEPT_LOGITS_BYTES = 2 << 30
 
 
 def token_nll_from_logits(logits: Tensor, targets: Tensor) -> Tensor:
@@ -55,20 +46,20 @@ def token_nll_from_logits(logits: Tensor, targets: Tensor) -> Tensor:
     _check_shapes(logits, targets, "logits")
     flat_TV = logits.reshape(-1, logits.shape[-1])
     nll_T = F.cross_entropy(
-        flat_TV.to(_accumulation_dtype(logits.dtype)), targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none"
+        flat_TV.to(accumulation_dtype(logits.dtype)), targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none"
     )
     return nll_T.view(targets.shape)
 
 
 def token_nll(
-    hidden: Tensor, head_weight: Tensor | LinearHead, targets: Tensor, *, chunk_rows: int | None = None
+    hidden: Tensor, head_weight: Tensor | LinearHead, targets: Tensor, *, slice_columns: int | None = None
 ) -> Tensor:
     """``-log_softmax(hidden @ head_weight.T)[..., target]``, detached float32 nats; 0 where the target is -100.
 
     hidden [..., D], head_weight [V, D] (or a :class:`LinearHead`), targets [...] already shifted: hidden at t predicts
-    ``targets[t]``. No more than ``chunk_rows`` rows of logits exist at a time.
+    ``targets[t]``. No more than ``slice_columns`` columns of logits exist at a time.
     """
-    return LinearNLL(hidden, head_weight, targets, keep_logits=False, chunk_rows=chunk_rows).nll
+    return LinearNLL(hidden, head_weight, targets, keep_logits=False, slice_columns=slice_columns).nll
 
 
 class LinearNLL:
@@ -79,10 +70,12 @@ class LinearNLL:
         head.entropy                    # the same for the entropy in nats, if asked for with entropy=True
         head.weighted_sum(weight)       # (sum(weight * nll), sum(weight)): differentiable, once
 
-    hidden [..., D]; head_weight [V, D] or :class:`LinearHead`; targets [...] already shifted, -100 for none.
-    ``keep_logits``: True keeps the first pass's logits for the backward (less time, T * V numbers), False computes them
-    again, "auto" keeps them while they take at most 256 MiB. Under autocast the matmuls run in autocast's dtype; nll,
-    entropy and the head's gradient sums are float32 (float64 for float64 input).
+    hidden [..., D]; head_weight [V, D] or :class:`LinearHead`; targets [...] already shifted, -100 for none; others must lie in
+    the vocabulary. ``keep_logits``: True keeps the first pass's logits for the backward (less time, T * V numbers), False
+    computes them again, "auto" keeps them while they take at most 2 GiB. ``backend``: "tokensieve", or "torch" or "liger" for
+    another library's backward over the selected rows (weights must then be 0 or 1, and nothing is kept). Under autocast the
+    matmuls run in autocast's dtype; nll and entropy are float32 (float64 for float64 input), the head's gradient is summed
+    over tokens in float32.
     """
 
     def __init__(
@@ -93,26 +86,32 @@ class LinearNLL:
         *,
         keep_logits: KeepLogits = "auto",
         entropy: bool = False,
-        chunk_rows: int | None = None,
+        backend: str = OWN,
+        slice_columns: int | None = None,
     ) -> None:
         _check_shapes(hidden, targets, "hidden")
+        check_backend(backend)
         self.head = LinearHead.of(head_weight)
-        if hidden.shape[-1] != self.head.weight.shape[-1]:
-            raise ValueError(
-                f"hidden has width {hidden.shape[-1]}, the head {self.head.weight.shape[-1]}: they do not fit"
-            )
-        if chunk_rows is not None and chunk_rows < 1:
-            raise ValueError(f"chunk_rows is {chunk_rows}, it must be at least 1")
+        vocab, width = self.head.weight.shape
+        if hidden.shape[-1] != width:
+            raise ValueError(f"hidden has width {hidden.shape[-1]}, the head {width}: they do not fit")
+        if slice_columns is not None and slice_columns < 1:
+            raise ValueError(f"slice_columns is {slice_columns}, it must be at least 1")
         self.shape = targets.shape
-        self.hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+        self.hidden_TD = hidden.reshape(-1, width)
         self.targets_T = targets.reshape(-1)
         self.dtype = _matmul_dtype(self.hidden_TD, self.head.weight)
-        self.chunk_rows = chunk_rows or max(1, CHUNK_ELEMENTS // self.head.weight.shape[0])
-        self._spent = False
-        keep = self._keeps(keep_logits)
-        nll_T, self.lse_T, entropy_T, self.kept_logits = self._first_pass(keep, entropy)
-        self.nll = nll_T.view(self.shape)
-        self._entropy = entropy_T.view(self.shape) if entropy else None
+        columns = slice_columns or max(SLICE_COLUMNS, SLICE_ELEMENTS // max(1, targets.numel()))
+        self.slices = [slice(start, min(start + columns, vocab)) for start in range(0, vocab, columns)]
+        self.backend, self._spent = backend, False
+        self.kept_logits: list[Tensor] | None = [] if self._keeps(keep_logits) else None
+        ignored_T = self.targets_T == IGNORE_INDEX
+        # Reads past the end fail here, on the device too; -1 taken for the last or the first token would be trained on.
+        self.head.weight.detach()[:, 0].gather(0, self.targets_T.masked_fill(ignored_T, 0))
+        softmax = self._first_pass(entropy)
+        self.lse_T = softmax.lse()
+        self.nll = softmax.nll().masked_fill_(ignored_T, 0).view(self.shape)
+        self._entropy = softmax.entropy().masked_fill_(ignored_T, 0).view(self.shape) if entropy else None
 
     @property
     def entropy(self) -> Tensor:
@@ -135,7 +134,7 @@ class LinearNLL:
         return weighted_sum(self, weight, max_rows)
 
     def _keeps(self, keep_logits: KeepLogits) -> bool:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or self.backend != OWN:
             return False
         if keep_logits == "auto":
             rows, vocab = self.targets_T.numel(), self.head.weight.shape[0]
@@ -143,55 +142,65 @@ class LinearNLL:
         return keep_logits
 
     @torch.no_grad()
-    def _first_pass(self, keep: bool, entropy: bool) -> tuple[Tensor, Tensor, Tensor, list[Tensor] | None]:
-        """(nll_T, logsumexp_T, entropy_T, kept chunks of logits): one pass over the rows, a chunk at a time."""
-        num_rows, dtype = self.targets_T.numel(), _accumulation_dtype(self.dtype)
-        nll_T, lse_T, entropy_T = (self.hidden_TD.new_zeros(num_rows, dtype=dtype) for _ in range(3))
-        kept: list[Tensor] | None = [] if keep else None
-        with disabled_autocast(self.hidden_TD):
-            for start in range(0, num_rows, self.chunk_rows):
-                rows = slice(start, start + self.chunk_rows)
-                raw_CV = raw_logits(self.head, self.hidden_TD[rows], self.dtype)
-                logits_CV = capped(self.head, raw_CV)
-                lse_T[rows] = logits_CV.logsumexp(-1)
-                nll_T[rows] = lse_T[rows] - target_logits(logits_CV, self.targets_T[rows])
-                if entropy:
-                    entropy_T[rows] = lse_T[rows] - ((logits_CV - lse_T[rows, None]).exp_() * logits_CV).sum(-1)
-                if kept is not None:
-                    kept.append(raw_CV)
-        ignored_T = self.targets_T == IGNORE_INDEX
-        return nll_T.masked_fill_(ignored_T, 0), lse_T, entropy_T.masked_fill_(ignored_T, 0), kept
+    def _first_pass(self, entropy: bool) -> OnlineSoftmax:
+        """Sums over the vocabulary for all rows, a slice of columns at a time; raw logits go into ``kept_logits``."""
+        hidden_TD, wide = self.hidden_TD.to(self.dtype), accumulation_dtype(self.dtype)
+        softmax = OnlineSoftmax(self.targets_T, wide, entropy=entropy)
+        raw, work = Scratch(hidden_TD, self.slices), Scratch(hidden_TD, self.slices, wide)
+        with disabled_autocast(hidden_TD):
+            for columns in self.slices:
+                out_TC = None if self.kept_logits is not None else raw.view(columns)
+                raw_TC = raw_logits(self.head, hidden_TD, columns, out_TC)
+                logits_TC = capped(self.head, raw_TC)
+                if self.kept_logits is not None:
+                    self.kept_logits.append(raw_TC)
+                may_write = logits_TC.dtype == wide and (self.kept_logits is None or logits_TC is not raw_TC)
+                softmax.add(logits_TC, columns.start, logits_TC if may_write else work.view(columns))
+        return softmax
 
 
-def raw_logits(head: LinearHead, hidden_CD: Tensor, dtype: torch.dtype) -> Tensor:
-    """``h @ weight.T + bias`` in the matmul's dtype, before scale and cap. [C, V]"""
-    bias = None if head.bias is None else head.bias.to(dtype)
-    return F.linear(hidden_CD.to(dtype), head.weight.to(dtype), bias)
+class Scratch:
+    """One buffer, seen as [rows, columns of a slice] again and again: on a CPU new memory costs a page fault a page, which
+    made the elementwise half of a pass three times slower."""
+
+    def __init__(self, like_TD: Tensor, slices: list[slice], dtype: torch.dtype | None = None) -> None:
+        self._like, self._rows = like_TD, like_TD.shape[0]
+        self._size = self._rows * (slices[0].stop - slices[0].start if slices else 0)
+        self._dtype = dtype or like_TD.dtype
+        self._buffer: Tensor | None = None
+
+    def view(self, columns: slice) -> Tensor:
+        """[rows, columns], with whatever was written there last. Made at the first call: not every pass needs it."""
+        if self._buffer is None:
+            self._buffer = self._like.new_empty(self._size, dtype=self._dtype)
+        width: int = columns.stop - columns.start
+        return self._buffer[: self._rows * width].view(self._rows, width)
 
 
-def capped(head: LinearHead, raw_CV: Tensor) -> Tensor:
-    """Scale and soft-cap raw logits, in float32. Never writes into ``raw_CV``."""
-    logits_CV = raw_CV.to(_accumulation_dtype(raw_CV.dtype))
-    if head.logit_scale != 1.0:
-        logits_CV = logits_CV * head.logit_scale
-    if head.softcap is not None:
-        logits_CV = (logits_CV / head.softcap).tanh() * head.softcap
-    return logits_CV
+def raw_logits(head: LinearHead, hidden_TD: Tensor, columns: slice, out: Tensor | None = None) -> Tensor:
+    """``(h @ weight.T + bias)[:, columns]`` in the dtype of ``hidden_TD``, before scale and cap. [T, C]"""
+    weight_DC = head.weight[columns].to(hidden_TD.dtype).T
+    if head.bias is None:
+        return torch.mm(hidden_TD, weight_DC, out=out)
+    return torch.addmm(head.bias[columns].to(hidden_TD.dtype), hidden_TD, weight_DC, out=out)
 
 
-def target_logits(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
-    """The logit of each row's target; of entry 0 where there is none (-100 as an index would read another column)."""
-    return logits_CV.gather(-1, target_index(targets_C)).squeeze(-1)
-
-
-def target_index(targets_C: Tensor) -> Tensor:
-    """Targets to index with, 0 for -100. Any other negative target is left to fail: it would pass for token 0. [C, 1]"""
-    return targets_C.masked_fill(targets_C == IGNORE_INDEX, 0).unsqueeze(-1)
+def capped(head: LinearHead, raw_TC: Tensor) -> Tensor:
+    """Scaled and soft-capped logits in float32; ``raw_TC`` itself, of whatever dtype, where a head has neither."""
+    if head.logit_scale == 1.0 and head.softcap is None:
+        return raw_TC
+    logits_TC = raw_TC.to(accumulation_dtype(raw_TC.dtype)) * head.logit_scale
+    return logits_TC if head.softcap is None else logits_TC.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
 def disabled_autocast(like: Tensor) -> Any:
     """Dtypes here are chosen by hand; autocast would cast the float32 sums down again."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for everything but float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -200,10 +209,6 @@ def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return weight.dtype
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _check_shapes(values: Tensor, targets: Tensor, name: str) -> None:

@@ -1,17 +1,30 @@
 """The weighted loss: sums over tokens, with a backward only over the rows that have a weight.
 
-Shape letters as in ``nll.py``: T tokens, R rows of non-zero weight, C rows of one chunk, D width, V vocabulary.
+Shape letters as in ``nll.py``: T tokens, R rows of non-zero weight, C columns of one slice, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .nll import IGNORE_INDEX, KeepLogits, LinearHead, LinearNLL, capped, disabled_autocast, raw_logits, target_index
+from .backends import OWN, selected_sum
+from .head import LinearHead
+from .nll import (
+    IGNORE_INDEX,
+    KeepLogits,
+    LinearNLL,
+    Scratch,
+    accumulation_dtype,
+    capped,
+    disabled_autocast,
+    raw_logits,
+)
+from .softmax import in_slice
 
 
 def weighted_nll(
@@ -21,16 +34,18 @@ def weighted_nll(
     weight: Tensor,
     *,
     keep_logits: KeepLogits = "auto",
-    chunk_rows: int | None = None,
+    backend: str = OWN,
+    slice_columns: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(sum_t weight_t * nll_t, sum_t weight_t)`` over tokens with a target: Rho-1's Eq. 4 before its one division.
 
     hidden [..., D], head_weight [V, D] or :class:`LinearHead`, targets [...] already shifted (-100: no target, its weight
     counts nowhere), weight [...] bool or >= 0. Both sums are float32 scalars; only the first has a gradient, to hidden,
     head weight and bias, never to ``weight``. Add the sums of all micro-batches and ranks, then divide once. Nothing
-    kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward.
+    kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward. Options as of :class:`LinearNLL`.
     """
-    head = LinearNLL(hidden, head_weight, targets, keep_logits=keep_logits, chunk_rows=chunk_rows)
+    options: dict[str, Any] = {"keep_logits": keep_logits, "backend": backend, "slice_columns": slice_columns}
+    head = LinearNLL(hidden, head_weight, targets, **options)
     return head.weighted_sum(weight)
 
 
@@ -40,10 +55,22 @@ def weighted_sum(nll: LinearNLL, weight: Tensor, max_rows: int | None) -> tuple[
         raise ValueError(f"weight has shape {tuple(weight.shape)}, targets {tuple(nll.shape)}")
     weight_T = weight.detach().reshape(-1).to(nll.nll.dtype)
     weight_T = weight_T.masked_fill(nll.targets_T == IGNORE_INDEX, 0)
+    if nll.backend != OWN:
+        return _sum_of_backend(nll, weight_T), weight_T.sum()
     # apply() needs tensors as direct arguments to give them gradients; the rest travels in the object.
     inputs = (nll.hidden_TD, nll.head.weight, nll.head.bias, weight_T, nll, max_rows)
     loss_sum: Tensor = _WeightedSum.apply(*inputs)  # type: ignore[no-untyped-call]
     return loss_sum, weight_T.sum()
+
+
+def _sum_of_backend(nll: LinearNLL, weight_T: Tensor) -> Tensor:
+    """Other libraries sum rows, they do not weigh them: a soft weight taken for 1 would train on something else."""
+    if not ((weight_T == 0) | (weight_T == 1)).all():
+        raise ValueError(
+            f"backend {nll.backend!r} takes weights of 0 and 1 only: use backend='tokensieve' for soft weights"
+        )
+    value = torch.dot(weight_T, nll.nll.reshape(-1))
+    return selected_sum(nll.backend, nll.hidden_TD, nll.head, nll.targets_T, weight_T, value, nll.dtype)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -62,86 +89,131 @@ class _WeightedSum(torch.autograd.Function):
         nll: LinearNLL,
         max_rows: int | None,
     ) -> Tensor:
-        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, weight_T, nll.targets_T, nll.lse_T)
+        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, weight_T)
         ctx.nll, ctx.max_rows = nll, max_rows
         return torch.dot(weight_T, nll.nll.reshape(-1))
 
     @staticmethod
     @once_differentiable  # the log-sum-exp is a constant here: a second derivative would be silently wrong
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_TD, weight_VD, bias_V, weight_T, targets_T, lse_T = ctx.saved_tensors
+        hidden_TD, weight_VD, bias_V, weight_T = ctx.saved_tensors
         nll: LinearNLL = ctx.nll
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        scaled_T = weight_T * grad_outputs[0]
         head = LinearHead(weight_VD, bias_V, nll.head.logit_scale, nll.head.softcap)
-        sums = weight_T.dtype  # float32: many chunks add into the head's gradient
-        d_hidden_TD = torch.zeros_like(hidden_TD) if needs_hidden else None
-        d_weight_VD = torch.zeros_like(weight_VD, dtype=sums) if needs_weight else None
-        d_bias_V = torch.zeros_like(bias_V, dtype=sums) if needs_bias and bias_V is not None else None
+        rows = _rows(nll, hidden_TD, weight_T, grad_outputs[0] * head.logit_scale, ctx.max_rows)
         with disabled_autocast(hidden_TD):
-            for rows_C in _chunks_of_rows(weight_T, nll.chunk_rows, ctx.max_rows):
-                raw_CV = _raw_rows(nll, head, hidden_TD, rows_C)
-                grad_CV = _logit_grad(head, raw_CV, lse_T[rows_C], targets_T[rows_C], scaled_T[rows_C]).to(nll.dtype)
-                if d_hidden_TD is not None:
-                    d_hidden_TD.index_add_(0, rows_C, (grad_CV @ weight_VD.to(nll.dtype)).to(hidden_TD.dtype))
-                if d_weight_VD is not None:
-                    _add_product(d_weight_VD, grad_CV.T, hidden_TD[rows_C].to(nll.dtype))
-                if d_bias_V is not None:
-                    d_bias_V += grad_CV.sum(0, dtype=sums)
-        nll.kept_logits = None  # the largest thing here: gone as soon as it was used
-        return (
-            d_hidden_TD,
-            None if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype),
-            None if d_bias_V is None or bias_V is None else d_bias_V.to(bias_V.dtype),
-            None,
-            None,
-            None,
-        )
+            d_hidden_RD, d_weight_VD, d_bias_V = _gradients(nll, head, rows, ctx.needs_input_grad)
+        nll.kept_logits = None
+        d_hidden_TD = None
+        if d_hidden_RD is not None:
+            # Added, not copied: a row that fills the list up stands there twice.
+            d_hidden_TD = torch.zeros_like(hidden_TD).index_add_(0, rows.index_R, d_hidden_RD.to(hidden_TD.dtype))
+        return d_hidden_TD, d_weight_VD, d_bias_V, None, None, None
 
 
-def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """``sum += left @ right``; without a [V, D] product beside the sum where dtypes allow it."""
-    if left_VC.dtype == sum_VD.dtype:
-        sum_VD.addmm_(left_VC, right_CD)
-    else:
-        sum_VD += left_VC @ right_CD
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that the backward visits: all that have a weight, in ascending order."""
+
+    index_R: Tensor
+    hidden_RD: Tensor
+    targets_R: Tensor
+    shift_R: Tensor
+    """``logsumexp - log |weight|``: exp(logit - shift) is the weighted probability, in one step."""
+    at_target_R: Tensor
+    """``|weight| * (p(target) - 1)``, from nll by expm1: the difference of p and 1 loses all digits of a token known well."""
+    sign_R: Tensor
+    """The sign of the incoming gradient times weight; it goes into the small [R, D] factors, not into [R, C]."""
+    all_rows: bool
 
 
-def _chunks_of_rows(weight_T: Tensor, chunk_rows: int, max_rows: int | None) -> tuple[Tensor, ...]:
-    """Indices of the rows with a weight, ascending, at most ``chunk_rows`` at a time.
+def _rows(nll: LinearNLL, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, max_rows: int | None) -> _Rows:
+    index_R, counts_R = _weighted_rows(weight_T, max_rows)
+    scale_R = torch.where(counts_R, weight_T[index_R] * outer, 0)
+    all_rows = len(index_R) == len(weight_T) and max_rows is None
+    hidden_RD = hidden_TD if all_rows else hidden_TD[index_R]
+    return _Rows(
+        index_R,
+        hidden_RD.to(nll.dtype),
+        nll.targets_T[index_R],
+        nll.lse_T[index_R] - scale_R.abs().log(),
+        scale_R.abs() * torch.expm1(-nll.nll.reshape(-1)[index_R]),
+        scale_R.sign(),
+        all_rows,
+    )
+
+
+def _weighted_rows(weight_T: Tensor, max_rows: int | None) -> tuple[Tensor, Tensor]:
+    """(index of the rows with a weight, ascending; whether each of them counts).
 
     Their number is the GPU's secret until the host waits for it. ``max_rows``, a bound known beforehand, spares that wait:
-    rows of weight 0 fill the list up, which costs their time and adds a gradient of zero.
+    the first row stands in the places that are left over, where it does not count (its numbers are finite; those of a row
+    without a weight may be NaN, which times 0 is NaN).
     """
     if max_rows is None:
-        rows_R = weight_T.nonzero().squeeze(-1)
+        index_R = weight_T.nonzero().squeeze(-1)
+        return index_R, torch.ones_like(index_R, dtype=torch.bool)
+    index_R = (weight_T == 0).to(torch.int8).argsort(stable=True)[:max_rows]
+    counts_R = weight_T[index_R] != 0
+    return torch.where(counts_R, index_R, index_R[:1]), counts_R
+
+
+def _gradients(
+    nll: LinearNLL, head: LinearHead, rows: _Rows, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(d hidden of the rows, d head weight, d bias): each slice of the vocabulary is computed, used and forgotten."""
+    wide = accumulation_dtype(nll.dtype)
+    d_hidden_RD = torch.zeros_like(rows.hidden_RD, dtype=wide) if needs[0] else None
+    d_weight_VD = torch.empty_like(head.weight) if needs[1] else None
+    d_bias_V = torch.empty_like(head.bias) if needs[2] and head.bias is not None else None
+    signed_RD = rows.hidden_RD * rows.sign_R.unsqueeze(-1).to(nll.dtype)
+    raw, work = Scratch(rows.hidden_RD, nll.slices), Scratch(rows.hidden_RD, nll.slices, wide)
+    for columns in nll.slices:
+        raw_RC = _raw_rows(nll, head, rows, columns, raw)
+        grad_RC = _logit_grad(head, rows, raw_RC, columns, raw_RC if nll.dtype == wide else work.view(columns))
+        low_RC = grad_RC if nll.dtype == wide else raw_RC.copy_(grad_RC)
+        if d_hidden_RD is not None:
+            _add_product(d_hidden_RD, low_RC, head.weight[columns].to(nll.dtype))
+        if d_weight_VD is not None:
+            _write_product(d_weight_VD[columns], low_RC.T, signed_RD)
+        if d_bias_V is not None:
+            d_bias_V[columns] = rows.sign_R.to(wide) @ grad_RC
+    if d_hidden_RD is not None:
+        d_hidden_RD *= rows.sign_R.unsqueeze(-1)
+    return d_hidden_RD, d_weight_VD, d_bias_V
+
+
+def _add_product(sum_RD: Tensor, left_RC: Tensor, right_CD: Tensor) -> None:
+    """``sum += left @ right``, in the sum's dtype where the matmul has it."""
+    if left_RC.dtype == sum_RD.dtype:
+        sum_RD.addmm_(left_RC, right_CD)
     else:
-        first_T = (weight_T == 0).to(torch.int8).argsort(stable=True)
-        rows_R = first_T[: min(max_rows, weight_T.numel())].sort().values
-    return rows_R.split(chunk_rows) if rows_R.numel() else ()
+        sum_RD += left_RC @ right_CD
 
 
-def _raw_rows(nll: LinearNLL, head: LinearHead, hidden_TD: Tensor, rows_C: Tensor) -> Tensor:
-    """Raw logits of some rows: picked from those kept by the first pass, or computed again."""
+def _write_product(out_CD: Tensor, left_CR: Tensor, right_RD: Tensor) -> None:
+    """``out = left @ right``: one product over all rows, summed in float32 inside the matmul and rounded once."""
+    if left_CR.dtype == out_CD.dtype:
+        torch.mm(left_CR, right_RD, out=out_CD)
+    else:
+        out_CD.copy_(left_CR @ right_RD)
+
+
+def _raw_rows(nll: LinearNLL, head: LinearHead, rows: _Rows, columns: slice, raw: Scratch) -> Tensor:
+    """Raw logits of the rows in one slice, to be written over: taken from those kept, or computed again. [R, C]"""
     if nll.kept_logits is None:
-        return raw_logits(head, hidden_TD[rows_C], nll.dtype)
-    if len(nll.kept_logits) == 1:
-        return nll.kept_logits[0][rows_C]
-    return torch.cat(_pick(nll.kept_logits, rows_C, nll.chunk_rows))
+        return raw_logits(head, rows.hidden_RD, columns, raw.view(columns))
+    kept_TC = nll.kept_logits.pop(0)  # gone as soon as it was used: the gradient of the head grows as they go
+    return kept_TC if rows.all_rows else torch.index_select(kept_TC, 0, rows.index_R, out=raw.view(columns))
 
 
-def _pick(chunks: list[Tensor], rows_C: Tensor, chunk_rows: int) -> list[Tensor]:
-    """Rows out of a list of equal chunks, in the (ascending) order given."""
-    parts = rows_C.split(torch.bincount(rows_C // chunk_rows, minlength=len(chunks)).tolist())
-    return [chunk[part - i * chunk_rows] for i, (chunk, part) in enumerate(zip(chunks, parts, strict=True))]
-
-
-def _logit_grad(head: LinearHead, raw_CV: Tensor, lse_C: Tensor, targets_C: Tensor, scaled_C: Tensor) -> Tensor:
-    """d loss / d raw logits, float32: ``scaled * (softmax - onehot) * d capped / d raw``. [C, V]"""
-    logits_CV = capped(head, raw_CV)
-    grad_CV = (logits_CV - lse_C.unsqueeze(-1)).exp_()
-    grad_CV.scatter_add_(-1, target_index(targets_C), -torch.ones_like(lse_C).unsqueeze(-1))
-    grad_CV *= (scaled_C * head.logit_scale).unsqueeze(-1)
+def _logit_grad(head: LinearHead, rows: _Rows, raw_RC: Tensor, columns: slice, out_RC: Tensor) -> Tensor:
+    """``|d loss / d raw logits|`` up to the row's sign: ``|weight| * (softmax - onehot) * d capped / d raw``. [R, C]"""
+    logits_RC = capped(head, raw_RC)
+    grad_RC = out_RC if logits_RC is out_RC else out_RC.copy_(logits_RC)
+    grad_RC.sub_(rows.shift_R.unsqueeze(-1)).exp_()
+    index_R1, here_R = in_slice(rows.targets_R, columns.start, grad_RC.shape[-1])
+    at_target_R1 = torch.where(here_R.unsqueeze(-1), rows.at_target_R.unsqueeze(-1), grad_RC.gather(-1, index_R1))
+    grad_RC.scatter_(-1, index_R1, at_target_R1)
     if head.softcap is not None:
-        grad_CV *= 1 - (logits_CV / head.softcap).square_()
-    return grad_CV
+        grad_RC *= 1 - (logits_RC / head.softcap).square_()
+    return grad_RC

@@ -56,6 +56,8 @@ class Objective:
     denominator: Denominator = "weight"
     known_count: Callable[[Tensor], Tensor] | None = None
     """valid -> weight sum, where that is known before the forward."""
+    counts_rows: bool = False
+    """Whether weights are 0 or 1, so that ``known_count`` bounds how many tokens get one: spares a wait for the device."""
     score: Callable[[TokenStats], Tensor] | None = None
     """What ``weigh`` ranks by, if it ranks: logged as the threshold."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -89,6 +91,7 @@ def clm() -> Objective:
         weigh=lambda stats: stats.valid.float(),
         scope="sequence",  # weights do not depend on other tokens: nothing to gather
         known_count=lambda valid: valid.sum(),
+        counts_rows=True,
     )
 
 
@@ -130,6 +133,7 @@ def _top(
         needs=needs,
         scope=scope,
         known_count=count,
+        counts_rows=True,
         score=score,
         options=options,
     )

@@ -60,6 +60,8 @@ class TrainConfig:
     """Seed of new weights, row order and dropout."""
     dtype: str = "float32"
     """What weights are kept in. For mixed precision leave it and set training.bf16."""
+    head: dict[str, Any] = field(default_factory=dict)
+    """How the vocabulary head's gradient is computed: keep_logits (auto, true, false), backend (tokensieve, torch, liger)."""
     token_log_every: int = 0
     """Log some rows token by token every so many steps (and at the first); 0 for never."""
     token_log_rows: int = 8
@@ -108,6 +110,7 @@ def validate(config: TrainConfig) -> None:
     if args.per_device_train_batch_size < 1 or args.gradient_accumulation_steps < 1:
         raise UserError("training: per_device_train_batch_size and gradient_accumulation_steps must be at least 1")
     check_dtype(config.dtype)
+    _head(config.head)
     if not isinstance(config.model, str):
         model_config(config.model)
     if config.lora is not None:
@@ -126,6 +129,12 @@ def _objective(options: Mapping[str, Any]) -> Objective:
         return objective(name, **options)
     except ValueError as e:
         raise UserError(f"objective: {e}") from None
+
+
+def _head(options: Mapping[str, Any]) -> Any:
+    from ..training.trainer import HeadOptions
+
+    return from_fields(HeadOptions, options)
 
 
 def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -165,6 +174,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
     from ..training.trainer import SelectiveTrainer
 
     quiet_loading()
+    head = _head(config.head)
     args = training_arguments(config)
     scored = join_scores(corpus, *config.scores, verify="full")
     model = _model(config, corpus)
@@ -179,6 +189,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
             args,
             train_dataset=scored,
             objective=objective,
+            head=head,
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config)),
             sources=corpus.sources,

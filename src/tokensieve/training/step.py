@@ -140,6 +140,18 @@ class Scope:
             per_batch = [w[self.rank * b : (self.rank + 1) * b] for w, b in zip(per_batch, rows, strict=True)]
         return [w[:, :width] for w, width in zip(per_batch, widths, strict=True)], lowest
 
+    def most_rows(self, rows: int, length: int) -> int | None:
+        """The most tokens of one micro-batch [rows, length] on this rank that can get a weight; None if it is not known.
+
+        Found on the host from the shape alone, so nobody waits for the device. A rank's share of a ranking over several
+        ranks can be all of the kept tokens: there the bound is loose, and the rows beyond the share cost their time.
+        """
+        if not self.objective.counts_rows or self.objective.scope == "step":
+            return None
+        valid = torch.ones(rows * (self.num_ranks if self.spans_ranks else 1), length, dtype=torch.bool)
+        count = self.objective.count(valid)
+        return None if count is None else min(int(count), rows * length)
+
     def denominator(self, valids: Iterable[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The step's denominator over all micro-batches and ranks, float32 scalar on the device; None if not known yet.
 

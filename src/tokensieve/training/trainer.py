@@ -13,8 +13,9 @@ What differs from the Trainer, and why (transformers 5.23):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..core import LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
+from ..core.backends import check_backend
 from ..data.rows import EpochSampler, Rows, collate
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
@@ -32,6 +34,22 @@ from .step import Scope, next_token, score_columns, selection_totals, sum_dtype,
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """How the vocabulary head's gradient is computed: see :class:`tokensieve.LinearNLL`. The loss is the same."""
+
+    keep_logits: Literal["auto"] | bool = "auto"
+    """true: faster, keeps [tokens, vocab] logits until the backward; false: computes them twice; auto: keeps up to 2 GiB."""
+    backend: str = "tokensieve"
+    """tokensieve, or the backward of another library: torch (2.13) or liger."""
+
+    def __post_init__(self) -> None:
+        try:
+            check_backend(self.backend)
+        except (ValueError, ImportError) as e:
+            raise UserError(f"backend: {e}") from None
 
 
 class SelectiveTrainer(Trainer):
@@ -59,9 +77,11 @@ class SelectiveTrainer(Trainer):
         token_log: TokenLogConfig | None = None,
         flops_spent: FlopsSpent | None = None,
         sources: Sequence[str] = (),
+        head: HeadOptions | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective = objective or make_objective("clm")
+        self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
         wrap = {"scores": score_columns(self.objective)}
         kwargs.setdefault("data_collator", collate)
@@ -90,6 +110,7 @@ class SelectiveTrainer(Trainer):
             first_pass=self._needs_first_pass,
         )
         self._weights: list[Tensor] | None = None  # of the step's micro-batches, where a first pass chose them
+        self._rows_of_step: list[int] | None = None  # how many rows of each have a weight
         self._micro: list[tuple[Tensor, Tensor]] = []  # (totals, lowest score kept) of the step so far
         self._positions = 0
         self._sample: list[dict[str, Any]] = []
@@ -170,7 +191,10 @@ class SelectiveTrainer(Trainer):
             return batches, None
         valids = [valid_of(b).to(device) for b in batches]
         denominator = self.scope.denominator(valids, lambda t: self.accelerator.reduce(t, "sum"))
-        self._weights = self._choose_for_step(batches) if self.objective.scope == "step" else None
+        if self.objective.scope == "step":
+            self._weights = self._choose_for_step(batches)
+            # One wait a step, before the forwards: a micro-batch's share of the step's selection can be anything.
+            self._rows_of_step = torch.stack([(w != 0).sum() for w in self._weights]).tolist()
         return batches, denominator
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
@@ -213,7 +237,8 @@ class SelectiveTrainer(Trainer):
         made: list[LinearNLL] = []
 
         def compute(hidden: Tensor, head: LinearHead) -> Tensor | None:
-            made.append(LinearNLL(hidden, head, targets, entropy=wants_entropy))
+            options: dict[str, Any] = vars(self.head)
+            made.append(LinearNLL(hidden, head, targets, entropy=wants_entropy, **options))
             return None if loss_of is None else loss_of(made[0])
 
         with self.seam.run(compute):
@@ -233,13 +258,22 @@ class SelectiveTrainer(Trainer):
         parts = self.current_gradient_accumulation_steps
 
         def weighted_loss(nll: LinearNLL) -> Tensor:
-            loss_sum, _ = nll.weighted_sum(self._weigh(inputs, nll))
+            weight = self._weigh(inputs, nll)
+            loss_sum, _ = nll.weighted_sum(weight, max_rows=self._most_rows(weight))
             denominator = 1 if num_items_in_batch is None else num_items_in_batch
             return torch.div(loss_sum * (self.accelerator.num_processes * parts), denominator)
 
         outputs, _, _ = self._forward(model, inputs, weighted_loss)
         loss: Tensor = outputs.loss / parts  # router losses are means of a micro-batch: averaged over them
         return (loss, outputs) if return_outputs else loss
+
+    def _most_rows(self, weight: Tensor) -> int | None:
+        """A bound on the rows with a weight where asking the device for their number would stall it; None on a CPU."""
+        if weight.device.type == "cpu":
+            return None
+        if self._rows_of_step is not None:
+            return self._rows_of_step[len(self._micro) - 1]
+        return self.scope.most_rows(*weight.shape)
 
     def _weigh(self, inputs: Mapping[str, Tensor], nll: LinearNLL) -> Tensor:
         """The weights of one micro-batch, and a note of what they were."""

@@ -1,167 +1,172 @@
-"""The weighted head against a dense one: time and peak memory of forward + backward, as ratios measured in one run.
+"""The weighted head against others: time and peak memory of forward + backward, as ratios measured in one run.
 
-    python benchmarks/head.py                                        a few minutes on two cores
-    python benchmarks/head.py --shapes 2048x128000 --tokens 2048 --device cuda --dtype bfloat16
+    python benchmarks/head.py                                        about half an hour on two cores
+    python benchmarks/head.py --shapes 2048x128000 --ratios 0.6 --tokens 2048
+    python benchmarks/head.py --device cuda --dtype bfloat16 --tokens 8192
 
-dense      logits = hidden @ weight.T; F.cross_entropy(logits, targets masked to the kept); backward
-kept       ours, keep_logits=True: nll of all rows, then forward + backward over kept rows with the logits of the first pass
+dense      logits = hidden @ weight.T; F.cross_entropy in float32, what is not kept has no target; backward
+kept       ours, keep_logits=True: nll of all rows, then the backward of kept rows with the logits of the first pass
 recompute  ours, keep_logits=False
+torch      F.linear_cross_entropy (torch >= 2.13), chunked, what is not kept has no target
+trl        TRL's fused log-prob head (trl >= 1.16), as its SFTTrainer calls it: nll of all rows times the mask
+liger, cce Liger's and Apple's fused heads, what is not kept has no target; where they are installed and run (a GPU)
 
-A B C A B C ... in one process; the ratio of a round is taken within the round, then median and range over rounds. Memory is
-the peak above what was allocated before, gradients included, measured by the tensors that torch allocates. Writes
-benchmarks/results/head-<date>.{md,json} with --save.
+dense, torch, liger and cce are given the mask beforehand, which spares them the pass that finds it; ours and trl find it.
+Memory is the peak above the inputs, once with and once without the gradients of hidden states and head.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch
-from study import environment
+from measure import interleaved, peak_memory, ratios, report, spread
 from torch import Tensor
 from torch.nn import functional as F
 
 import tokensieve as ts
-from tokensieve.report.terminal import table
-from tokensieve.runs import write_json
 
 SHAPES = ("2048x32000", "2048x128000", "896x152000", "1536x256000")  # D x V
 Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def dense(hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
-    """Full logits; what is not kept has no target. The mask is known beforehand here, which spares it the first pass."""
     logits = hidden @ weight.T
     return F.cross_entropy(logits.float(), targets.masked_fill(~keep, -100), reduction="sum")
 
 
-def ours(keep_logits: bool) -> Way:
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
-        return ts.LinearNLL(hidden, weight, targets, keep_logits=keep_logits).weighted_sum(keep)[0]
-
-    return run
+def ours(keep_logits: bool, hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
+    return ts.LinearNLL(hidden, weight, targets, keep_logits=keep_logits).weighted_sum(keep)[0]
 
 
-WAYS: dict[str, Way] = {"dense": dense, "kept": ours(True), "recompute": ours(False)}
+def torch_chunked(hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
+    options = torch.nn.LinearCrossEntropyOptions()  # type: ignore[attr-defined]
+    masked = targets.masked_fill(~keep, -100)
+    return F.linear_cross_entropy(hidden, weight, masked, reduction="sum", options=options)  # type: ignore[attr-defined]
+
+
+def trl_head(hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
+    from trl.kernels import ChunkedLogProbFunction
+
+    logprob = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
+    return -(logprob * keep).sum()
+
+
+def liger(hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    masked = targets.masked_fill(~keep, -100)
+    return LigerFusedLinearCrossEntropyFunction.apply(
+        hidden, weight, masked, None, None, -100, 0.0, 0.0, "sum", None, False, torch.float32
+    )[0]
+
+
+def cce(hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy(hidden, weight, targets.masked_fill(~keep, -100), reduction="sum")
+
+
+WAYS: dict[str, Way] = {
+    "dense": dense,
+    "kept": partial(ours, True),
+    "recompute": partial(ours, False),
+    "torch": torch_chunked,
+    "trl": trl_head,
+    "liger": liger,
+    "cce": cce,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="DxV ...")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.6, 1.0])
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--memory_only", action="store_true", help="no times: a large --tokens in a few minutes")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/head-<date>.{md,json}")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/head-<date>-<device>.{md,json}")
+    parser.add_argument("--name", default="head", help="of the results files")
     args = parser.parse_args()
+    ways = {n: WAYS[n] for n in ("dense", *args.ways) if runs(n, WAYS[n], args.device)}
     records = []
     for shape in args.shapes:
         width, vocab = (int(n) for n in shape.split("x"))
         for ratio in args.ratios:
-            records.append(measure(args, width, vocab, ratio))
-            print(line(records[-1]), flush=True)
-    text = render(records, args)
-    print("\n" + text)
-    if args.save:
-        save(records, text)
+            records.append(measure(args, ways, width, vocab, ratio))
+            print("  ".join(f"{k} {v}" for k, v in (times(records[-1]) | memory(records[-1])).items()), flush=True)
+    about = (
+        f"Ratios to dense, {args.rounds} rounds, median (lowest-highest); {args.tokens} tokens, {args.dtype} on {args.device}. "
+        "Memory: peak above the inputs, and the same without the gradients of hidden states and head."
+    )
+    tables = [[memory(r) for r in records]] if args.memory_only else [[f(r) for r in records] for f in (times, memory)]
+    report(args.name, "Weighted head against others", about, tables, records, save=args.save)
 
 
-def measure(args: argparse.Namespace, width: int, vocab: int, ratio: float) -> dict[str, Any]:
-    """Time every way in turn, round after round; memory in a pass of its own, which tracing slows down."""
+def runs(name: str, way: Way, device: str) -> bool:
+    """Whether a way works here; says why where it does not."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator).to(device).requires_grad_() for n in (32, 512))
+    keep = torch.arange(32, device=device) < 20
+    try:
+        way(hidden, weight, torch.arange(32, device=device), keep).backward()
+    except Exception as e:
+        print(f"{name}: left out, {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
+        return False
+    truth = torch.autograd.grad(dense(hidden, weight, torch.arange(32, device=device), keep), [hidden, weight])
+    for found, right in zip((hidden.grad, weight.grad), truth, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-2, atol=1e-2)
+    return True
+
+
+def measure(args: argparse.Namespace, ways: dict[str, Way], width: int, vocab: int, ratio: float) -> dict[str, Any]:
     torch.manual_seed(0)
     options = {"dtype": getattr(torch, args.dtype), "device": args.device}
-    hidden = (torch.randn(args.tokens, width, **options)).requires_grad_()
+    hidden = torch.randn(args.tokens, width, **options).requires_grad_()
     weight = (torch.randn(vocab, width, **options) * width**-0.5).requires_grad_()
     targets = torch.randint(0, vocab, (args.tokens,), device=args.device)
-    keep = ts.top_fraction(
-        torch.rand(args.tokens, device=args.device), torch.ones_like(targets, dtype=torch.bool), ratio
-    )
-    inputs = (hidden, weight, targets, keep)
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for round_ in range(args.rounds + 1):
-        for name, way in WAYS.items():
-            taken = timed(way, inputs, args.device)
-            if round_:  # the first round warms up
-                seconds[name].append(taken)
-    peak = {name: peak_memory(way, inputs, args.device) for name, way in WAYS.items()}
+    keep = ts.top_fraction(torch.rand_like(targets, dtype=torch.float), torch.ones_like(targets, dtype=torch.bool), ratio)
+
+    def call(way: Way) -> None:
+        hidden.grad = weight.grad = None
+        way(hidden, weight, targets, keep).backward()
+
+    calls = {name: partial(call, way) for name, way in ways.items()}
+    seconds = {} if args.memory_only else interleaved(calls, args.rounds, args.device)
+    peak = {}
+    for name, one in calls.items():
+        hidden.grad = weight.grad = None  # freed inside, they would count as a gain
+        peak[name] = peak_memory(one, args.device)
+    gradients = (hidden.numel() + weight.numel()) * hidden.element_size()
     size = {"d": width, "V": vocab, "tokens": args.tokens, "dtype": args.dtype, "device": args.device, "ratio": ratio}
-    return {**size, "seconds": seconds, "peak_bytes": peak}
+    return {**size, "seconds": seconds, "peak_bytes": peak, "gradient_bytes": gradients}
 
 
-def timed(way: Way, inputs: tuple[Tensor, ...], device: str) -> float:
-    for tensor in inputs[:2]:
-        tensor.grad = None
-    synchronize(device)
-    start = time.perf_counter()
-    way(*inputs).backward()
-    synchronize(device)
-    return time.perf_counter() - start
+def label(record: dict[str, Any]) -> dict[str, str]:
+    return {"d x V": f"{record['d']}x{record['V']}", "ratio": f"{record['ratio']}"}
 
 
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+def times(record: dict[str, Any]) -> dict[str, str]:
+    """Time over dense, and the bound from head matmuls alone: (1 + 2 ratio) / 3 kept, (1 + 3 ratio) / 3 recomputed."""
+    seconds, ratio = record["seconds"], record["ratio"]
+    shown = {f"{n}: time": spread(ratios(seconds, n, "dense")) for n in seconds if n != "dense"}
+    return {**label(record), "bounds": f"{(1 + 2 * ratio) / 3:.2f}, {(1 + 3 * ratio) / 3:.2f}", **shown}
 
 
-def peak_memory(way: Way, inputs: tuple[Tensor, ...], device: str) -> int:
-    """Peak bytes above the inputs during forward + backward."""
-    for tensor in inputs[:2]:
-        tensor.grad = None
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        way(*inputs).backward()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        way(*inputs).backward()
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
-def ratios(record: dict[str, Any], name: str) -> list[float]:
-    """A way's time over dense, round by round."""
-    return [a / b for a, b in zip(record["seconds"][name], record["seconds"]["dense"], strict=True)]
-
-
-def line(record: dict[str, Any]) -> str:
-    return "  ".join(f"{k} {v}" for k, v in cells(record).items())
-
-
-def cells(record: dict[str, Any]) -> dict[str, str]:
-    shown = {"d x V": f"{record['d']}x{record['V']}", "tokens": f"{record['tokens']}", "ratio": f"{record['ratio']}"}
-    for name in ("kept", "recompute"):
-        values = ratios(record, name)
-        shown[f"{name}: time"] = f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
-        shown[f"{name}: memory"] = f"{record['peak_bytes'][name] / record['peak_bytes']['dense']:.2f}"
-    shown["dense MiB"] = f"{record['peak_bytes']['dense'] / 2**20:.0f}"
-    return shown
-
-
-def render(records: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    rows = [cells(r) for r in records]
-    about = f"Ratios to dense, {args.rounds} rounds, median (range); {args.dtype} on {args.device}; memory above the inputs."
-    return "\n\n".join(
-        [about, table(rows, list(rows[0]), markdown=True), ", ".join(f"{k} {v}" for k, v in environment().items())]
-    )
-
-
-def save(records: list[dict[str, Any]], text: str) -> None:
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    stem = folder / f"head-{datetime.date.today().isoformat()}"
-    stem.with_suffix(".md").write_text(f"# Weighted head against dense logits\n\n{text}\n", encoding="utf-8")
-    write_json(stem.with_suffix(".json"), {"environment": environment(), "records": records})
+def memory(record: dict[str, Any]) -> dict[str, str]:
+    peak, gradients = record["peak_bytes"], record["gradient_bytes"]
+    shown = {"tokens": f"{record['tokens']}", "dtype": record["dtype"], "dense MiB": f"{peak['dense'] / 2**20:.0f}"}
+    for name in peak:
+        if name != "dense":
+            without = max(0, peak[name] - gradients) / (peak["dense"] - gradients)
+            shown[name] = f"{peak[name] / peak['dense']:.2f}, {without:.2f}"
+    return {**label(record), **shown}
 
 
 if __name__ == "__main__":

@@ -108,10 +108,9 @@ class LinearNLL:
         ignored_T = self.targets_T == IGNORE_INDEX
         # Reads past the end fail here, on the device too; -1 taken for the last or the first token would be trained on.
         self.head.weight.detach()[:, 0].gather(0, self.targets_T.masked_fill(ignored_T, 0))
-        softmax = self._first_pass(entropy)
-        self.lse_T = softmax.lse()
-        self.nll = softmax.nll().masked_fill_(ignored_T, 0).view(self.shape)
-        self._entropy = softmax.entropy().masked_fill_(ignored_T, 0).view(self.shape) if entropy else None
+        self.softmax = self._first_pass(entropy)
+        self.nll = self.softmax.nll().masked_fill_(ignored_T, 0).view(self.shape)
+        self._entropy = self.softmax.entropy().masked_fill_(ignored_T, 0).view(self.shape) if entropy else None
 
     @property
     def entropy(self) -> Tensor:

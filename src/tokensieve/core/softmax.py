@@ -2,7 +2,7 @@
 
 With m the largest logit so far:    total = sum_v exp(l_v - m)    weighted = sum_v exp(l_v - m) * (l_v - m)
 
-    nll = log total + (m - l_target)      lse = m + log total      entropy = log total - weighted / total
+    nll = log total + (m - l_target)      p_v = exp(l_v - m) / total      entropy = log total - weighted / total
 """
 
 from __future__ import annotations
@@ -57,10 +57,6 @@ class OnlineSoftmax:
     def nll(self) -> Tensor:
         """``-log p(target)``. [T]; the difference of two large logits is taken first: it is exact where they are close."""
         return self.total_T.log() + (self.largest_T - self.target_T)
-
-    def lse(self) -> Tensor:
-        """``log sum_v exp(l_v)``. [T]"""
-        return self.largest_T + self.total_T.log()
 
     def entropy(self) -> Tensor:
         """``-sum_v p_v log p_v`` in nats. [T]"""

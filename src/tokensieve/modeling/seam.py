@@ -106,7 +106,8 @@ class _Carry(torch.autograd.Function):
 
     FSDP2 gathers a module's weights for the backward when a gradient reaches the module's *output*. A loss that left the head
     by another door would find the weights freed ("data is not allocated yet"); and an empty tensor carries no number, so
-    the number travels in the box.
+    the number travels in the box. Nothing goes back into the empty product itself: its gradient would be a [V, D] of zeros,
+    written and added at every micro-batch.
     """
 
     @staticmethod
@@ -116,7 +117,7 @@ class _Carry(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], ctx.box.pop() if ctx.box else None, None
+        return None, ctx.box.pop() if ctx.box else None, None
 
 
 class _Release(torch.autograd.Function):

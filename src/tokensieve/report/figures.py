@@ -1,0 +1,424 @@
+"""The figures of a report: each one panel, one column wide, with a caption that says what is seen and from where.
+
+A figure is left out where a run has not logged what it needs; nothing is filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .folders import Arm, Dynamics, Run, checkpoints, total_flops
+from .logged import Columns, logged_tokens
+from .style import CLASSES, DROPPED, KEPT, arm_colours, label_ends, panel, percent, si
+from .svg import INK
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure. ``name`` is its file's, ``section`` where it stands on the page, ``caption`` plain text."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    drawing: Any
+
+
+def figures(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Every figure that the runs' files allow, in the page's order; ``runs`` are the same recipe with other seeds."""
+    run = runs[0]
+    yield from target_curves(runs)
+    yield from forgetting_curves(runs)
+    logged = {arm.name: found for arm in run.arms if arm.is_selective and (found := logged_tokens(arm)) is not None}
+    yield from selection_by_source(run)
+    yield from selection_by_position(run, logged)
+    yield from nll_over_time(run)
+    yield from loss_against_target(run)
+    yield from score_distributions(run, logged)
+    for dynamics in run.dynamics:
+        yield from dynamics_figures(run, dynamics)
+
+
+# --- target and forgetting -------------------------------------------------------------------------------------------------
+
+AXES: dict[str, tuple[str, str, Callable[[Arm, dict[str, Any]], float]]] = {
+    "seen": ("tokens seen", "by tokens seen", lambda arm, r: r["tokens_seen"]),
+    "trained": ("tokens trained", "by tokens trained", lambda arm, r: r["tokens_trained"]),
+    "flops": ("FLOPs, total", "by total compute", lambda arm, r: total_flops(arm, r["tokens_seen"])),
+}
+
+
+def target_curves(runs: Sequence[Run]) -> Iterator[Figure]:
+    """nll on the target against three axes: tokens seen, tokens trained, FLOPs of student, scoring and reference together."""
+    run = runs[0]
+    notes = {
+        "seen": "Every checkpoint against the text it had passed through.",
+        "trained": "The same, counting only tokens that stood in the loss.",
+        "flops": "The same against all FLOPs: a scored arm starts where its scoring and its reference model have been paid.",
+    }
+    for key, (x_label, title, value) in AXES.items():
+        if run.target and (drawn := _curves(runs, run.target, x_label, value)):
+            seeds = f" Thin lines are the {len(runs)} seeds, the thick one is their mean." if len(runs) > 1 else ""
+            yield Figure(f"target-{key}", "target", f"{run.target} {title}", notes[key] + seeds, drawn)
+
+
+def forgetting_curves(runs: Sequence[Run]) -> Iterator[Figure]:
+    """The further evaluation sets, where forgetting would show."""
+    run = runs[0]
+    for i, other in enumerate(run.others):
+        x_label, _, value = AXES["seen"]
+        if drawn := _curves(runs, other, x_label, value):
+            caption = f"nll on {other} at every checkpoint: a rise is forgetting."
+            yield Figure(f"forgetting-{i + 1}", "forgetting", f"{other} by tokens seen", caption, drawn)
+
+
+def _curves(
+    runs: Sequence[Run], on_set: str, x_label: str, value: Callable[[Arm, dict[str, Any]], float]
+) -> Any | None:
+    run, colours = runs[0], arm_colours(runs[0])
+    figure, axes = panel("nll, nats a token", x_label)
+    ends = []
+    for arm in run.arms:
+        lines = [line for each in runs if (line := _line(each, arm.name, on_set, value))]
+        if not lines:
+            continue
+        colour, mean = colours[arm.name], _mean_line(lines)
+        for x, y in lines if len(lines) > 1 else []:
+            axes.plot(x, y, color=colour, linewidth=0.5, alpha=0.6)
+        axes.plot(*mean, color=colour, marker="o", zorder=3)
+        ends.append((float(mean[0][-1]), float(mean[1][-1]), arm.name, colour))
+    if not ends:
+        return None
+    _levels(axes, run, on_set)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(si)
+    label_ends(axes, ends)
+    return figure
+
+
+def _line(run: Run, arm: str, on_set: str, value: Callable[[Arm, dict[str, Any]], float]) -> Any:
+    found = next((a for a in run.arms if a.name == arm), None)
+    on = run.on if on_set == run.target else "all"
+    records = checkpoints(run, arm, on_set, on) if found else []
+    records = [r for r in records if r["tokens_seen"] is not None]
+    if found is None or not records:
+        return None
+    return np.array([value(found, r) for r in records], float), np.array([r["nll"] for r in records])
+
+
+def _mean_line(lines: Sequence[Any]) -> Any:
+    """The mean over seeds where all have the same number of checkpoints; else the first seed's line."""
+    if len({len(x) for x, _ in lines}) > 1:
+        return lines[0]
+    return np.mean([x for x, _ in lines], axis=0), np.mean([y for _, y in lines], axis=0)
+
+
+def _levels(axes: Any, run: Run, on_set: str) -> None:
+    """Dotted lines where models stand that are no arm: base, reference, n-grams; only near the curves."""
+    low, high = axes.get_ylim()
+    margin = 0.6 * (high - low)
+    arms, last = {a.name for a in run.arms}, {}
+    on = run.on if on_set == run.target else "all"
+    for r in run.results:
+        if r["model"] not in arms and r["set"] == on_set and r["on"] == on and r["nll"] is not None:
+            last[r["model"]] = r["nll"]
+    for name, nll in last.items():
+        if low - margin <= nll <= high + margin:
+            axes.axhline(nll, color=INK, alpha=0.55, linewidth=0.7, linestyle=(0, (1, 2)))
+            axes.annotate(name, (0, nll), xytext=(3, 2), textcoords="offset points", alpha=0.75, fontsize=7)
+
+
+# --- selection -------------------------------------------------------------------------------------------------------------
+
+
+def selection_by_source(run: Run) -> Iterator[Figure]:
+    """Share of each source's valid tokens that the selective arms kept, over the whole run."""
+    arms = [a for a in run.arms if a.is_selective]
+    sources = sorted({s for a in arms for s in a.summary["kept_share_by_source"]})
+    if len(sources) < 2:
+        return
+    colours = arm_colours(run)
+    figure, axes = panel("share of tokens kept", grid="x")
+    figure.set_size_inches(3.5, 0.75 + 0.24 * len(sources))
+    for arm in arms:
+        shares = arm.summary["kept_share_by_source"]
+        places = [i for i, s in enumerate(sources) if s in shares]
+        values = [shares[sources[i]] for i in places]
+        axes.plot(values, places, "o", color=colours[arm.name], markersize=5, clip_on=False)
+        top = max(places, key=lambda i: -i)
+        axes.annotate(
+            arm.name,
+            (shares[sources[top]], top),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            color=colours[arm.name],
+        )
+    axes.set_yticks(range(len(sources)), sources)
+    axes.set_ylim(len(sources) - 0.5, -0.9)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_formatter(percent)
+    caption = "Of each source's tokens, the share that stood in the loss, over the whole run."
+    yield Figure("kept-by-source", "selection", "What was kept, by source", caption, figure)
+
+
+def selection_by_position(run: Run, logged: dict[str, Columns]) -> Iterator[Figure]:
+    """Share kept by position in the row, of the tokens that were logged."""
+    if not logged:
+        return
+    colours = arm_colours(run)
+    figure, axes = panel("share of logged tokens kept", "position in the row")
+    ends = []
+    for name, columns in logged.items():
+        edges = np.unique(np.linspace(0, columns["position"].max() + 1, 17).round())
+        count, _ = np.histogram(columns["position"], edges)
+        kept, _ = np.histogram(columns["position"][columns["keep"]], edges)
+        middle, share = (edges[:-1] + edges[1:]) / 2, kept / np.maximum(count, 1)
+        middle, share, count = middle[count > 0], share[count > 0], count[count > 0]
+        error = np.sqrt(share * (1 - share) / count)
+        axes.fill_between(middle, share - error, share + error, color=colours[name], alpha=0.18, linewidth=0)
+        axes.plot(middle, share, color=colours[name])
+        ends.append((float(middle[-1]), float(share[-1]), name, colours[name]))
+    axes.yaxis.set_major_formatter(percent)
+    label_ends(axes, ends)
+    tokens = max(len(c["step"]) for c in logged.values())
+    caption = f"Up to {tokens:,} logged tokens an arm; bands are ± one standard error of a share."
+    yield Figure("kept-by-position", "selection", "What was kept, by position", caption, figure)
+
+
+# --- kept and dropped over time --------------------------------------------------------------------------------------------
+
+
+def nll_over_time(run: Run) -> Iterator[Figure]:
+    """Figure 6 of the paper from the training log: nll of kept and dropped tokens, and of the target at checkpoints."""
+    for arm in [a for a in run.arms if a.is_selective]:
+        figure, axes = panel("nll, nats a token", "tokens seen")
+        ends = []
+        for key, name, colour in (("kept", "kept", KEPT), ("dropped", "dropped", DROPPED)):
+            x, y = windowed(arm.steps, key)
+            axes.plot(x, y, color=colour)
+            ends.append((float(x[-1]), float(y[-1]), name, colour))
+        target = checkpoints(run, arm.name, run.target) if run.target else []
+        if target := [(r["tokens_seen"], r["nll"]) for r in target if r["tokens_seen"] is not None]:
+            axes.plot(*zip(*target, strict=True), color=INK, marker="o", linewidth=1)
+            ends.append((*target[-1], str(run.target), INK))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(si)
+        label_ends(axes, ends)
+        caption = (
+            "Means over windows of steps, before each step; which tokens are kept changes from step to step. Compare the "
+            "paper's figure 6."
+        )
+        yield Figure(f"kept-dropped-{arm.name}", "time", f"{arm.name}: kept, dropped and target nll", caption, figure)
+
+
+def windowed(steps: Sequence[dict[str, Any]], which: str, windows: int = 60) -> Any:
+    """(tokens seen, mean nll) of ``kept`` or ``dropped`` tokens over about ``windows`` equal stretches of steps.
+
+    Means are over tokens, not over steps: sums travel. Stretches without such a token are left out.
+    """
+    count = np.array([s["kept"] if which == "kept" else s["valid"] - s["kept"] for s in steps], float)
+    nll = np.array([s[f"{which}_nll"] or 0.0 for s in steps])
+    seen = np.array([s["tokens_seen"] for s in steps], float)
+    starts = np.unique(np.linspace(0, len(steps), min(windows, len(steps)) + 1).astype(int))[:-1]
+    totals = np.add.reduceat(count, starts)
+    means = np.add.reduceat(count * nll, starts) / np.maximum(totals, 1)
+    x = np.append(seen[starts[1:] - 1], seen[-1])
+    return x[totals > 0], means[totals > 0]
+
+
+def loss_against_target(run: Run) -> Iterator[Figure]:
+    """Figure 7 of the paper: at each checkpoint, the target's nll against that of kept and of dropped tokens."""
+    for arm in [a for a in run.arms if a.is_selective]:
+        target = checkpoints(run, arm.name, run.target) if run.target else []
+        points = [(r["step"], r["nll"]) for r in target if r["step"]]
+        if len(points) < 3:
+            continue
+        figure, axes = panel(f"{run.target} nll, nats a token", "nll of logged training tokens, nats")
+        for key, colour in (("kept", KEPT), ("dropped", DROPPED)):
+            x = np.array([_around(arm.steps, key, step, points[0][0]) for step, _ in points])
+            y = np.array([nll for _, nll in points])
+            axes.plot(x, y, color=colour, marker="o", linewidth=0.8)
+            axes.annotate(f"{key} (r = {np.corrcoef(x, y)[0, 1]:.2f})", (x[0], y[0]), xytext=(0, 5), color=colour,
+                          textcoords="offset points", ha="center")  # fmt: skip
+        axes.margins(x=0.12, y=0.12)
+        caption = (
+            "A point a checkpoint, from top to bottom in time; the training nll is the mean of the stretch before it. "
+            "Compare the paper's figure 7. Few points: r describes, it does not test."
+        )
+        yield Figure(f"against-target-{arm.name}", "time", f"{arm.name}: training nll and target nll", caption, figure)
+
+
+def _around(steps: Sequence[dict[str, Any]], which: str, step: int, width: int) -> float:
+    return float(windowed([s for s in steps if step - width < s["step"] <= step], which, 1)[1][0])
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------------
+
+
+def score_distributions(run: Run, logged: dict[str, Columns]) -> Iterator[Figure]:
+    """Where the excess loss of logged tokens lies, kept and dropped, and the threshold over time."""
+    for arm in [a for a in run.arms if a.name in logged]:
+        columns = logged[arm.name]
+        if "ref_nll" in columns:
+            yield _excess_histogram(arm, columns)
+        steps = [(s["tokens_seen"], s["threshold"]) for s in arm.steps if s["threshold"] is not None]
+        if steps and arm.summary["objective"] != "random":  # its scores are random numbers: their threshold says nothing
+            yield _threshold(arm, steps)
+
+
+def _excess_histogram(arm: Arm, columns: Columns) -> Figure:
+    excess, keep = columns["nll"] - columns["ref_nll"], columns["keep"]
+    figure, axes = panel("share of tokens in a bin", "excess: student nll - reference nll, nats")
+    low, high = np.quantile(excess, [0.005, 0.995])
+    edges = np.linspace(min(low, -0.5), max(high, 0.5), 50)
+    inside = np.clip(excess, edges[0], edges[-1])
+    weights = np.full(len(excess), 1 / len(excess))
+    axes.hist([inside[~keep], inside[keep]], edges, weights=[weights[~keep], weights[keep]], stacked=True,
+              color=[DROPPED, KEPT], linewidth=0)  # fmt: skip
+    axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
+    axes.yaxis.set_major_formatter(percent)
+    top = axes.get_ylim()[1]
+    axes.annotate("kept", (edges[-1], top), ha="right", va="top", color=KEPT)
+    axes.annotate("dropped", (edges[0], top), va="top", color=DROPPED)
+    caption = (
+        f"{len(excess):,} tokens logged over the whole run, the outermost 1 % put into the last bins. The colours mix where "
+        "the threshold moved between steps."
+    )
+    return Figure(f"excess-{arm.name}", "scores", f"{arm.name}: distribution of excess", caption, figure)
+
+
+def _threshold(arm: Arm, steps: Sequence[tuple[float, float]]) -> Figure:
+    colour = KEPT
+    x, y = (np.array(v, float) for v in zip(*steps, strict=True))
+    figure, axes = panel("lowest score kept, nats", "tokens seen")
+    axes.plot(x, y, color=colour, linewidth=0.4, alpha=0.35)
+    parts = np.array_split(np.arange(len(x)), min(40, len(x)))
+    axes.plot([x[p].mean() for p in parts], [np.median(y[p]) for p in parts], color=colour)
+    low, high = np.quantile(y, [0.005, 0.995])
+    axes.set_ylim(low - 0.1 * (high - low) - 1e-6, high + 0.1 * (high - low) + 1e-6)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(si)
+    caption = "At every step (thin) and the median of stretches (thick)."
+    return Figure(f"threshold-{arm.name}", "scores", f"{arm.name}: threshold", caption, figure)
+
+
+# --- dynamics --------------------------------------------------------------------------------------------------------------
+
+
+def dynamics_figures(run: Run, dynamics: Dynamics) -> Iterator[Figure]:
+    """Class shares beside the paper's, mean curve of each class, sample trajectories, and figure 6 as the paper has it."""
+    tables = dynamics.tables
+    yield _class_shares(dynamics.name, tables)
+    yield _class_curves(dynamics.name, tables)
+    if tables["samples"]:
+        yield _trajectories(dynamics.name, tables)
+    kept = [c for c in tables["classes"] if c["class"] in CLASSES and c.get("kept_share") is not None]
+    if kept:
+        yield _kept_by_class(dynamics.name, kept)
+    if tables["selection"]:
+        yield _kept_under(dynamics.name, tables)
+
+
+def label(name: str) -> str:
+    """``H->L`` as it is printed."""
+    return name.replace("->", "→")
+
+
+def _class_shares(name: str, tables: Any) -> Figure:
+    rows = [c for c in tables["classes"] if c["class"] in CLASSES]
+    figure, axes = panel("share of tokens", grid="x")
+    figure.set_size_inches(3.5, 1.9)
+    for i, row in enumerate(rows):
+        colour = CLASSES[row["class"]]
+        axes.barh(i, row["share"], height=0.55, color=colour, linewidth=0)
+        axes.annotate(f"{row['share']:.1%}", (row["share"], i), xytext=(4, 0), textcoords="offset points", va="center")
+        if row["paper"] is not None:
+            axes.plot([row["paper"]] * 2, [i - 0.4, i + 0.4], color=INK, linewidth=1.2)
+            if i == 0:
+                axes.annotate("paper", (row["paper"], i - 0.4), xytext=(0, 2), textcoords="offset points", ha="center")
+    axes.set_yticks(range(len(rows)), [label(r["class"]) for r in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.9)
+    axes.set_xlim(0, 1.15 * max(max(r["share"], r["paper"] or 0) for r in rows))
+    axes.xaxis.set_major_formatter(percent)
+    caption = (
+        f"{tables['tokens']:,} tokens at {len(tables['checkpoints'])} checkpoints, classed by the least-squares line through "
+        f"their nll (±{tables['threshold']:g}). Ticks: the paper's shares, of a larger model on other text."
+    )
+    return Figure(f"{name}-classes", "dynamics", "Four classes of tokens", caption, figure)
+
+
+def _x(tables: Any) -> tuple[Any, str]:
+    seen = [c["tokens_seen"] for c in tables["checkpoints"]]
+    if None in seen or len(set(seen)) < len(seen):
+        return np.arange(len(seen)), "checkpoint"
+    return np.array(seen, float), "tokens seen"
+
+
+def _class_curves(name: str, tables: Any) -> Figure:
+    x, x_label = _x(tables)
+    figure, axes = panel("mean nll, nats a token", x_label)
+    ends = []
+    for which, colour in CLASSES.items():
+        rows = sorted((c for c in tables["curves"] if c["class"] == which), key=lambda c: c["checkpoint"])
+        if rows and None not in (y := [r["nll"] for r in rows]):
+            axes.plot(x, y, color=colour, marker="o")
+            ends.append((float(x[-1]), float(y[-1]), label(which), colour))
+    if x_label != "checkpoint":
+        axes.xaxis.set_major_formatter(si)
+    label_ends(axes, ends)
+    return Figure(f"{name}-curves", "dynamics", "Mean nll of each class", "Mean over the tokens of a class.", figure)
+
+
+def _trajectories(name: str, tables: Any) -> Figure:
+    """Small multiples on one scale: a few tokens of each class."""
+    from matplotlib.figure import Figure as Drawing
+
+    figure = Drawing(figsize=(3.5, 2.9))
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (which, colour) in zip(grid.flat, CLASSES.items(), strict=True):
+        rows = [s for s in tables["samples"] if s["class"] == which][:8]
+        for row in rows:
+            axes.plot(row["nll"], color=colour, linewidth=0.7, alpha=0.9)
+        axes.set_title(label(which), color=colour, pad=3)
+        axes.grid(visible=True, axis="y")
+    figure.supxlabel("checkpoint", fontsize=7.5)
+    caption = "Up to eight tokens of each class, nll in nats; many fluctuate more than they move."
+    return Figure(f"{name}-samples", "dynamics", "Sample trajectories", caption, figure)
+
+
+def _kept_by_class(name: str, rows: Sequence[dict[str, Any]]) -> Figure:
+    figure, axes = panel("share of tokens kept", grid="x")
+    figure.set_size_inches(3.5, 1.9)
+    for i, row in enumerate(rows):
+        axes.barh(i, row["kept_share"], height=0.55, color=CLASSES[row["class"]], linewidth=0)
+        at = (row["kept_share"], i)
+        axes.annotate(f"{row['kept_share']:.1%}", at, xytext=(4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(rows)), [label(r["class"]) for r in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.6)
+    axes.set_xlim(0, 1.15)
+    axes.xaxis.set_major_formatter(percent)
+    caption = "How often the rule keeps a token of each class, over all checkpoints."
+    return Figure(f"{name}-kept-by-class", "selection", "What is kept, by class", caption, figure)
+
+
+def _kept_under(name: str, tables: Any) -> Figure:
+    """Figure 6 as the paper has it: one selection, the last, looked at over all checkpoints."""
+    x, x_label = _x(tables)
+    last = max(s["selected_at"] for s in tables["selection"])
+    rows = sorted((s for s in tables["selection"] if s["selected_at"] == last), key=lambda s: s["checkpoint"])
+    figure, axes = panel("mean nll, nats a token", x_label)
+    ends = []
+    for key, colour in (("kept", KEPT), ("dropped", DROPPED)):
+        if None not in (y := [r[f"{key}_nll"] for r in rows]):
+            axes.plot(x, y, color=colour, marker="o")
+            ends.append((float(x[-1]), float(y[-1]), key, colour))
+    if x_label != "checkpoint":
+        axes.xaxis.set_major_formatter(si)
+    label_ends(axes, ends)
+    caption = "The tokens that the last checkpoint's selection keeps and drops, at every checkpoint (the paper's figure 6)."
+    return Figure(f"{name}-selection", "time", "One selection over time", caption, figure)

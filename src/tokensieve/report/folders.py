@@ -1,0 +1,183 @@
+"""A finished run as the report reads it: its arms, their logs, and the folders that belong to them.
+
+Folders are matched by the hashes in their manifests, never by the paths a run was made with, so that a run may be moved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..runs import UserError, check_files, read_json, read_manifest
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A finished folder and its manifest."""
+
+    name: str
+    path: Path
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training run: its summary, its line for every optimizer step, and the corpus and scores it read, where they are found."""
+
+    name: str
+    path: Path
+    manifest: Mapping[str, Any]
+    steps: list[dict[str, Any]]
+    corpus: Path | None = None
+    scores: Path | None = None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return dict(self.manifest["summary"])
+
+    @property
+    def is_selective(self) -> bool:
+        return float(self.summary["kept_share"]) < 1.0
+
+    def logged(self) -> dict[int, Path]:
+        """step -> the file with its tokens, in order of steps."""
+        found = {int(p.stem.split("-")[1]): p for p in (self.path / "tokens").glob("step-*.parquet")}
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """A dynamics folder, with the corpus it looked at and that corpus's scores, where they are found."""
+
+    name: str
+    path: Path
+    tables: Mapping[str, Any]
+    corpus: Path | None = None
+    scores: Path | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one report is about. ``results`` are the evaluation's records, ``rows`` the comparison's; empty where there is none."""
+
+    name: str
+    path: Path
+    manifest: Mapping[str, Any]
+    arms: list[Arm]
+    corpora: list[Folder] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    compared: Mapping[str, Any] = field(default_factory=dict)
+    dynamics: list[Dynamics] = field(default_factory=list)
+
+    @property
+    def target(self) -> str | None:
+        """The evaluation set that the comparison is about; else the evaluation's first."""
+        found = self.compared.get("target") or (self.results[0]["set"] if self.results else None)
+        return None if found is None else str(found)
+
+    @property
+    def others(self) -> list[str]:
+        """The other evaluation sets, in order."""
+        return [s for s in dict.fromkeys(r["set"] for r in self.results) if s != self.target]
+
+    @property
+    def on(self) -> str:
+        return "solution" if self.compared.get("solution") else "all"
+
+    @property
+    def baseline(self) -> str | None:
+        return self.compared.get("baseline")
+
+    @property
+    def seed(self) -> Any:
+        return (self.manifest["config"].get("settings") or self.manifest["config"]).get("seed")
+
+
+def read_run(path: Path | str, corpus: Path | str | None = None, scores: Path | str | None = None) -> Run:
+    """A folder that ``run`` or ``train`` wrote. ``corpus`` and ``scores`` say where a lone training run's are.
+
+    Raises UserError if the folder or one of its stages is unfinished, of another kind, or not as it was written.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    extra = [_folder(Path(p)) for p in (corpus, scores) if p is not None]
+    if manifest["kind"] == "model":
+        name = path.resolve().name
+        return Run(name, path, manifest, [_arm(Folder(name, path, manifest), extra)], _of_kind(extra, "corpus"))
+    if manifest["kind"] != "run":
+        raise UserError(f"{path} holds {manifest['kind']!r}: a folder that run or train wrote is needed")
+    stages = [_folder(path / s["folder"], name) for name, s in manifest["stages"].items()]
+    return _read_stages(path, manifest, stages, extra)
+
+
+def _read_stages(path: Path, manifest: Mapping[str, Any], stages: list[Folder], extra: list[Folder]) -> Run:
+    compared = _of_kind(stages, "comparison")[-1:]
+    evaluated = _of_kind(stages, "evaluation")
+    if compared:
+        evaluated = [e for e in evaluated if e.manifest["fingerprint"] == compared[0].manifest["inputs"]["evaluation"]]
+    trained = [s for s in _of_kind(stages, "model") if (s.path / "tokens.jsonl").is_file()]
+    if compared:
+        wanted = compared[0].manifest["inputs"]["runs"]
+        by_print = {s.manifest["fingerprint"]: s for s in trained}
+        trained = [Folder(arm, by_print[p].path, by_print[p].manifest) for arm, p in wanted.items() if p in by_print]
+    around = [*extra, *stages]
+    return Run(
+        name=str(manifest["config"]["name"]),
+        path=path,
+        manifest=manifest,
+        arms=[_arm(s, around) for s in trained],
+        corpora=_of_kind(stages, "corpus"),
+        results=read_json(evaluated[-1].path / "evaluation.json") if evaluated else [],
+        rows=read_json(compared[0].path / "comparison.json") if compared else [],
+        compared=compared[0].manifest["config"] if compared else {},
+        dynamics=[_dynamics(s, around) for s in _of_kind(stages, "dynamics")],
+    )
+
+
+def _folder(path: Path, name: str | None = None) -> Folder:
+    manifest = read_manifest(path)
+    check_files(path, manifest, hashes=False)
+    return Folder(name or path.resolve().name, path, manifest)
+
+
+def _of_kind(folders: Iterable[Folder], kind: str) -> list[Folder]:
+    return [f for f in folders if f.manifest["kind"] == kind]
+
+
+def _arm(folder: Folder, around: list[Folder]) -> Arm:
+    lines = (folder.path / "tokens.jsonl").read_text(encoding="utf-8").splitlines()
+    corpus, scores = _inputs(folder.manifest, folder.manifest["inputs"]["scores"][:1], around)
+    return Arm(folder.name, folder.path, folder.manifest, [json.loads(line) for line in lines], corpus, scores)
+
+
+def _dynamics(folder: Folder, around: list[Folder]) -> Dynamics:
+    scores = folder.manifest["inputs"].get("scores")
+    corpus, found = _inputs(folder.manifest, [scores] if isinstance(scores, str) else scores or [], around)
+    return Dynamics(folder.name, folder.path, read_json(folder.path / "dynamics.json"), corpus, found)
+
+
+def _inputs(manifest: Mapping[str, Any], scores: list[Any], around: list[Folder]) -> tuple[Path | None, Path | None]:
+    """(corpus, scores) among the folders ``around``: by content hash and by fingerprint."""
+    corpora = [f.path for f in _of_kind(around, "corpus") if f.manifest["content_hash"] == manifest["corpus_hash"]]
+    found = [f.path for f in _of_kind(around, "scores") if f.manifest["fingerprint"] in scores]
+    return corpora[0] if corpora else None, found[0] if found else None
+
+
+# --- curves ---------------------------------------------------------------------------------------------------------------
+
+
+def checkpoints(run: Run, arm: str, on_set: str, on: str | None = None) -> list[dict[str, Any]]:
+    """The evaluation's records of one arm on one set, in order of steps; those without a value are left out."""
+    on = on or run.on
+    found = [r for r in run.results if (r["model"], r["set"], r["on"]) == (arm, on_set, on) and r["nll"] is not None]
+    return sorted(found, key=lambda r: r["step"] or 0)
+
+
+def total_flops(arm: Arm, tokens_seen: int) -> float:
+    """FLOPs spent when the arm had seen so many tokens: its own, and all of scoring and reference training before them."""
+    line = next((s for s in arm.steps if s["tokens_seen"] >= tokens_seen), arm.steps[-1])
+    return float(line["flops_student"] + line["flops_scoring"] + line["flops_reference"])

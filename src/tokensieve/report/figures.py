@@ -267,7 +267,9 @@ def score_distributions(run: Run, logged: dict[str, Columns]) -> Iterator[Figure
         if "ref_nll" in columns:
             yield _excess_histogram(arm, columns)
         steps = [(s["tokens_seen"], s["threshold"]) for s in arm.steps if s["threshold"] is not None]
-        if steps and arm.summary["objective"] != "random":  # its scores are random numbers: their threshold says nothing
+        if (
+            steps and arm.summary["objective"] != "random"
+        ):  # its scores are random numbers: their threshold says nothing
             yield _threshold(arm, steps)
 
 
@@ -420,5 +422,7 @@ def _kept_under(name: str, tables: Any) -> Figure:
     if x_label != "checkpoint":
         axes.xaxis.set_major_formatter(si)
     label_ends(axes, ends)
-    caption = "The tokens that the last checkpoint's selection keeps and drops, at every checkpoint (the paper's figure 6)."
+    caption = (
+        "The tokens that the last checkpoint's selection keeps and drops, at every checkpoint (the paper's figure 6)."
+    )
     return Figure(f"{name}-selection", "time", "One selection over time", caption, figure)

@@ -89,7 +89,7 @@ def token_pieces(tokenizer: Any, input_ids: Iterable[int]) -> list[str]:
     context, begin = 0, 0
     emitted, starts = 0, list[int]()
     for i in range(len(ids)):
-        text = _decode(tokenizer, ids[context : i + 1])
+        text = decode(tokenizer, ids[context : i + 1])
         unfinished = len(text) - len(text.rstrip(REPLACEMENT))
         if i == len(ids) - 1:
             unfinished = 0  # nothing can finish it any more
@@ -101,11 +101,12 @@ def token_pieces(tokenizer: Any, input_ids: Iterable[int]) -> list[str]:
         starts += [i] * (unfinished - len(starts))
         if not unfinished:
             context, begin = begin, i + 1
-            emitted = len(_decode(tokenizer, ids[context:begin]))
+            emitted = len(decode(tokenizer, ids[context:begin]))
     return pieces
 
 
-def _decode(tokenizer: Any, ids: list[int]) -> str:
+def decode(tokenizer: Any, ids: list[int]) -> str:
+    """The text of ``ids``, special tokens and spaces as they are."""
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
@@ -122,12 +123,12 @@ class _Glyph(NamedTuple):
 def _glyphs(pieces: Sequence[str], styles: Sequence[str]) -> Iterator[_Glyph]:
     for token, (piece, style) in enumerate(zip(pieces, styles, strict=True)):
         for char in piece:
-            text = _visible(char)
+            text = visible(char)
             yield _Glyph(text, _width(text), style, token, char == "\n")
 
 
-def _visible(char: str) -> str:
-    """``char`` itself, or a symbol for one that a terminal would obey, hide, or reorder its neighbours by."""
+def visible(char: str) -> str:
+    """``char`` itself, or a symbol for one that a terminal or a page would obey, hide, or reorder its neighbours by."""
     if char == "\n":
         return "\u21b5"
     if char == "\t":
@@ -215,7 +216,7 @@ def _cell(value: Any, markdown: bool) -> str:
         return f"{int(value):,}"
     if isinstance(value, Real):
         return _number(float(value))
-    text = "".join(map(_visible, str(value)))
+    text = "".join(map(visible, str(value)))
     return text.replace("\\", "\\\\").replace("|", "\\|") if markdown else text
 
 

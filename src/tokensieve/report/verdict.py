@@ -29,7 +29,9 @@ def verdict(runs: Sequence[Run]) -> str:
     sides = [_side(gaps, run.baseline)]
     if random is not None:
         sides.append(_side(differences(runs, arm, random), random))
-    return f"{_opening(gaps)} {arm} ends {' and '.join(sides)} on {run.target}, {_price(run, arm)} ({_uncertainty(gaps)})."
+    return (
+        f"{_opening(gaps)} {arm} ends {' and '.join(sides)} on {run.target}, {_price(run, arm)} ({_uncertainty(gaps)})."
+    )
 
 
 def contender(run: Run) -> str | None:
@@ -90,7 +92,14 @@ def arms_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """(headings, rows of cells): every evaluated model, means over ``runs``; ± is the standard error."""
     run = runs[0]
     heads = ["arm", f"{run.target} nll", "bits/byte", *(f"{o} nll" for o in run.compared.get("others", []))]
-    heads += ["Mtok seen", "Mtok trained", "student TFLOP", "+ scoring", "+ reference", f"tokens to {run.baseline}'s end"]
+    heads += [
+        "Mtok seen",
+        "Mtok trained",
+        "student TFLOP",
+        "+ scoring",
+        "+ reference",
+        f"tokens to {run.baseline}'s end",
+    ]
     return heads, [_arm_cells(run, row["arm"], runs) for row in run.rows]
 
 

@@ -1,0 +1,80 @@
+"""``tokensieve report``: a finished run as one HTML page, and its figures for papers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runs import UserError, is_done, read_json
+
+if TYPE_CHECKING:
+    from ..report.folders import Run
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write report.html: verdict, curves, what was kept, and the text itself token by token. It opens without network."""
+
+    runs: list[str]
+    """A folder that `run` or `train` wrote, then the same recipe with other seeds; or a folder of such runs (seed-0 ...)."""
+    out: str | None = None
+    """File to write; report.html in the first folder if not given. Figures go to `figures/` beside it."""
+    corpus: str | None = None
+    """The corpus of a training run that stands alone; where its config says, if not given."""
+    scores: str | None = None
+    """Its scores, likewise."""
+    tokens: int = 1_000_000
+    """Tokens that the explorer shows at most; of a longer text a random part, and the page says so."""
+    megabytes: float = 20.0
+    """About how large the explorer's part of the page may be; fewer tokens are shown if it would be larger."""
+
+
+def run(config: ReportConfig) -> str:
+    """Write the page; its path, as text."""
+    from ..report.folders import read_run
+    from ..report.page import write
+
+    validate(config)
+    folders = _folders(config.runs)
+    corpus, scores = (config.corpus, config.scores) if len(folders) > 1 else _beside(config, folders[0])
+    runs = [read_run(folder, corpus, scores) for folder in folders]
+    _check_seeds(runs)
+    out = Path(config.out) if config.out else Path(config.runs[0]) / "report.html"
+    write(runs, out, out.parent / "figures", max_tokens=config.tokens, max_bytes=int(config.megabytes * 1e6))
+    return str(out)
+
+
+def validate(config: ReportConfig) -> None:
+    """Raise UserError where there is nothing to report, or no room to show it."""
+    if not config.runs:
+        raise UserError("runs: name a folder that run or train wrote")
+    if config.tokens < 1 or config.megabytes <= 0:
+        raise UserError("tokens must be at least 1, and megabytes above 0")
+
+
+def _folders(given: list[str]) -> list[Path]:
+    """The runs named, a folder of runs (a study) taken apart."""
+    found = []
+    for folder in map(Path, given):
+        seeds = sorted(p.parent for p in folder.glob("seed-*/manifest.json"))
+        found += seeds if seeds and not is_done(folder) else [folder]
+    return found
+
+
+def _beside(config: ReportConfig, folder: Path) -> tuple[str | None, str | None]:
+    """Corpus and scores of a training run: as given, else where its config says, if they are still there."""
+    path = folder / "train_config.json"
+    written: dict[str, Any] = read_json(path) if path.is_file() else {}
+    there = {key: value for key, value in (("corpus", written.get("corpus")), ("scores", *written.get("scores", [])[:1]))
+             if isinstance(value, str) and is_done(value)} if written else {}  # fmt: skip
+    return config.corpus or there.get("corpus"), config.scores or there.get("scores")
+
+
+def _check_seeds(runs: list[Run]) -> None:
+    """Runs that are set side by side must be one experiment: the same recipe and arms, other seeds."""
+    for other in runs[1:]:
+        if [a.name for a in other.arms] != [a.name for a in runs[0].arms] or other.name != runs[0].name:
+            raise UserError(f"{other.path} is another experiment than {runs[0].path}: arms or recipe differ")
+        if other.manifest["fingerprint"] in {r.manifest["fingerprint"] for r in runs if r is not other}:
+            raise UserError(f"{other.path} is the same run as another one given: a seed counts once")

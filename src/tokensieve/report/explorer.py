@@ -42,11 +42,11 @@ class Document:
 
 
 def views(run: Run, pieces: PieceTable, max_tokens: int, max_bytes: int) -> Iterator[dict[str, Any]]:
-    """Everything there is to look at: dynamics first, then the logs of the arms, selective ones before the others.
+    """Everything there is to look at: dynamics first, then the logs of the arms, those that choose by score before the others.
 
     At most ``max_tokens`` tokens over all views, in about ``max_bytes`` of page; what is left out is said in each ``note``.
     """
-    arms = sorted((a for a in run.arms if a.corpus and a.logged()), key=lambda a: not a.is_selective)
+    arms = sorted((a for a in run.arms if a.corpus and a.logged()), key=_interest)
     found: list[Dynamics | Arm] = [*(d for d in run.dynamics if d.corpus), *arms]
     for number, each in enumerate(found):
         share = len(found) - number
@@ -55,6 +55,11 @@ def views(run: Run, pieces: PieceTable, max_tokens: int, max_bytes: int) -> Iter
         max_tokens -= view["tokens"]
         max_bytes -= sum(len(c) for c in view["columns"].values())
         yield view
+
+
+def _interest(arm: Arm) -> int:
+    """Arms that choose by score come first, then the random control, then those that keep everything."""
+    return 2 if not arm.is_selective else int(arm.summary["objective"] == "random")
 
 
 # --- the log of a training run ---------------------------------------------------------------------------------------------
@@ -117,8 +122,11 @@ def _dynamics_view(dynamics: Dynamics, pieces: PieceTable, max_tokens: int, max_
         if ref is not None and dynamics.tables["ratio"] is not None:
             keep[frame] = top_fraction(values - ref, dynamics.tables["ratio"])[rows]
     classes = _column(dynamics.path / "tokens.arrow", "class", corpus, rows)
-    frames = [{"label": _mark(c), "seen": c["tokens_seen"]} for c in marks]
-    view = _view(f"{dynamics.name}, checkpoints", "dynamics", corpus, documents, pieces, frames)
+    seen = dynamics.tokens_seen or [None] * num_frames
+    frames = [{"label": _mark(c), "seen": s} for c, s in zip(marks, seen, strict=True)]
+    view = _view(
+        f"{dynamics.model} at its checkpoints ({corpus.folder.name})", "dynamics", corpus, documents, pieces, frames
+    )
     kept = "" if not keep else f" Kept: the top {dynamics.tables['ratio']:.0%} by excess at each checkpoint."
     view |= {"classes": list(CLASS_NAMES), "note": f"The same text at every checkpoint. {note}{kept}"}
     columns = _columns(documents, place, nll, keep or None)

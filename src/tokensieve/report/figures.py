@@ -184,6 +184,7 @@ def selection_by_position(run: Run, logged: dict[str, Columns]) -> Iterator[Figu
         axes.plot(middle, share, color=colours[name])
         ends.append((float(middle[-1]), float(share[-1]), name, colours[name]))
     axes.yaxis.set_major_formatter(percent)
+    axes.yaxis.get_major_locator().set_params(steps=[1, 2, 5, 10], nbins=6)
     label_ends(axes, ends)
     tokens = max(len(c["step"]) for c in logged.values())
     caption = f"Up to {tokens:,} logged tokens an arm; bands are ± one standard error of a share."
@@ -193,9 +194,14 @@ def selection_by_position(run: Run, logged: dict[str, Columns]) -> Iterator[Figu
 # --- kept and dropped over time --------------------------------------------------------------------------------------------
 
 
+def _scored(run: Run) -> list[Arm]:
+    """Arms that choose tokens by a score: of a random choice, kept and dropped tokens are alike."""
+    return [a for a in run.arms if a.is_selective and a.summary["objective"] != "random"]
+
+
 def nll_over_time(run: Run) -> Iterator[Figure]:
     """Figure 6 of the paper from the training log: nll of kept and dropped tokens, and of the target at checkpoints."""
-    for arm in [a for a in run.arms if a.is_selective]:
+    for arm in _scored(run):
         figure, axes = panel("nll, nats a token", "tokens seen")
         ends = []
         for key, name, colour in (("kept", "kept", KEPT), ("dropped", "dropped", DROPPED)):
@@ -233,7 +239,7 @@ def windowed(steps: Sequence[dict[str, Any]], which: str, windows: int = 60) -> 
 
 def loss_against_target(run: Run) -> Iterator[Figure]:
     """Figure 7 of the paper: at each checkpoint, the target's nll against that of kept and of dropped tokens."""
-    for arm in [a for a in run.arms if a.is_selective]:
+    for arm in _scored(run):
         target = checkpoints(run, arm.name, run.target) if run.target else []
         points = [(r["step"], r["nll"]) for r in target if r["step"]]
         if len(points) < 3:
@@ -245,7 +251,7 @@ def loss_against_target(run: Run) -> Iterator[Figure]:
             axes.plot(x, y, color=colour, marker="o", linewidth=0.8)
             axes.annotate(f"{key} (r = {np.corrcoef(x, y)[0, 1]:.2f})", (x[0], y[0]), xytext=(0, 5), color=colour,
                           textcoords="offset points", ha="center")  # fmt: skip
-        axes.margins(x=0.12, y=0.12)
+        axes.margins(x=0.16, y=0.12)
         caption = (
             "A point a checkpoint, from top to bottom in time; the training nll is the mean of the stretch before it. "
             "Compare the paper's figure 7. Few points: r describes, it does not test."
@@ -315,15 +321,14 @@ def _threshold(arm: Arm, steps: Sequence[tuple[float, float]]) -> Figure:
 def dynamics_figures(run: Run, dynamics: Dynamics) -> Iterator[Figure]:
     """Class shares beside the paper's, mean curve of each class, sample trajectories, and figure 6 as the paper has it."""
     tables = dynamics.tables
-    yield _class_shares(dynamics.name, tables)
-    yield _class_curves(dynamics.name, tables)
+    yield _class_shares(dynamics)
+    yield _class_curves(dynamics)
     if tables["samples"]:
-        yield _trajectories(dynamics.name, tables)
-    kept = [c for c in tables["classes"] if c["class"] in CLASSES and c.get("kept_share") is not None]
-    if kept:
-        yield _kept_by_class(dynamics.name, kept)
+        yield _trajectories(dynamics)
+    if kept := [c for c in tables["classes"] if c["class"] in CLASSES and c.get("kept_share") is not None]:
+        yield _kept_by_class(dynamics, kept)
     if tables["selection"]:
-        yield _kept_under(dynamics.name, tables)
+        yield _kept_under(dynamics)
 
 
 def label(name: str) -> str:
@@ -331,98 +336,98 @@ def label(name: str) -> str:
     return name.replace("->", "→")
 
 
-def _class_shares(name: str, tables: Any) -> Figure:
+def _class_shares(dynamics: Dynamics) -> Figure:
+    tables = dynamics.tables
     rows = [c for c in tables["classes"] if c["class"] in CLASSES]
-    figure, axes = panel("share of tokens", grid="x")
-    figure.set_size_inches(3.5, 1.9)
-    for i, row in enumerate(rows):
-        colour = CLASSES[row["class"]]
-        axes.barh(i, row["share"], height=0.55, color=colour, linewidth=0)
-        axes.annotate(f"{row['share']:.1%}", (row["share"], i), xytext=(4, 0), textcoords="offset points", va="center")
-        if row["paper"] is not None:
-            axes.plot([row["paper"]] * 2, [i - 0.4, i + 0.4], color=INK, linewidth=1.2)
-            if i == 0:
-                axes.annotate("paper", (row["paper"], i - 0.4), xytext=(0, 2), textcoords="offset points", ha="center")
-    axes.set_yticks(range(len(rows)), [label(r["class"]) for r in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.9)
+    figure, axes = _class_bars("share of tokens", [(r["class"], r["share"]) for r in rows])
+    for i, row in enumerate(r for r in rows if r["paper"] is not None):
+        axes.plot([row["paper"]] * 2, [i - 0.4, i + 0.4], color=INK, linewidth=1.2)
+        if i == 0:
+            axes.annotate("paper", (row["paper"], i - 0.4), xytext=(0, 2), textcoords="offset points", ha="center")
     axes.set_xlim(0, 1.15 * max(max(r["share"], r["paper"] or 0) for r in rows))
-    axes.xaxis.set_major_formatter(percent)
     caption = (
         f"{tables['tokens']:,} tokens at {len(tables['checkpoints'])} checkpoints, classed by the least-squares line through "
         f"their nll (±{tables['threshold']:g}). Ticks: the paper's shares, of a larger model on other text."
     )
-    return Figure(f"{name}-classes", "dynamics", "Four classes of tokens", caption, figure)
+    return Figure(f"{dynamics.name}-classes", "dynamics", f"{dynamics.model}: four classes of tokens", caption, figure)
 
 
-def _x(tables: Any) -> tuple[Any, str]:
-    seen = [c["tokens_seen"] for c in tables["checkpoints"]]
-    if None in seen or len(set(seen)) < len(seen):
-        return np.arange(len(seen)), "checkpoint"
-    return np.array(seen, float), "tokens seen"
+def _class_bars(title: str, shares: Sequence[tuple[str, float]]) -> tuple[Any, Any]:
+    figure, axes = panel(title, grid="x")
+    figure.set_size_inches(3.5, 1.9)
+    for i, (name, share) in enumerate(shares):
+        axes.barh(i, share, height=0.55, color=CLASSES[name], linewidth=0)
+        axes.annotate(f"{share:.1%}", (share, i), xytext=(5, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(shares)), [label(name) for name, _ in shares])
+    axes.set_ylim(len(shares) - 0.5, -0.9)
+    axes.xaxis.set_major_formatter(percent)
+    return figure, axes
 
 
-def _class_curves(name: str, tables: Any) -> Figure:
-    x, x_label = _x(tables)
-    figure, axes = panel("mean nll, nats a token", x_label)
+def _over_checkpoints(dynamics: Dynamics, lines: Sequence[tuple[str, str, Sequence[float | None]]]) -> Any:
+    """A panel of (name, colour, nll at each checkpoint); lines with a hole are left out."""
+    seen = dynamics.tokens_seen
+    x = list(range(len(dynamics.tables["checkpoints"]))) if seen is None else seen
+    figure, axes = panel("mean nll, nats a token", "checkpoint" if seen is None else "tokens seen")
     ends = []
-    for which, colour in CLASSES.items():
-        rows = sorted((c for c in tables["curves"] if c["class"] == which), key=lambda c: c["checkpoint"])
-        if rows and None not in (y := [r["nll"] for r in rows]):
+    for name, colour, values in lines:
+        y = [v for v in values if v is not None]
+        if len(y) == len(x):
             axes.plot(x, y, color=colour, marker="o")
-            ends.append((float(x[-1]), float(y[-1]), label(which), colour))
-    if x_label != "checkpoint":
+            ends.append((float(x[-1]), float(y[-1]), name, colour))
+    if seen is not None:
         axes.xaxis.set_major_formatter(si)
     label_ends(axes, ends)
-    return Figure(f"{name}-curves", "dynamics", "Mean nll of each class", "Mean over the tokens of a class.", figure)
+    return figure
 
 
-def _trajectories(name: str, tables: Any) -> Figure:
+def _class_curves(dynamics: Dynamics) -> Figure:
+    by_class = {
+        name: sorted((c for c in dynamics.tables["curves"] if c["class"] == name), key=lambda c: c["checkpoint"])
+        for name in CLASSES
+    }
+    lines = [(label(name), CLASSES[name], [r["nll"] for r in rows]) for name, rows in by_class.items()]
+    title = f"{dynamics.model}: mean nll of each class"
+    caption = "Mean over the tokens of a class; classes are those of the whole stretch."
+    return Figure(f"{dynamics.name}-curves", "dynamics", title, caption, _over_checkpoints(dynamics, lines))
+
+
+def _trajectories(dynamics: Dynamics) -> Figure:
     """Small multiples on one scale: a few tokens of each class."""
     from matplotlib.figure import Figure as Drawing
 
     figure = Drawing(figsize=(3.5, 2.9))
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (which, colour) in zip(grid.flat, CLASSES.items(), strict=True):
-        rows = [s for s in tables["samples"] if s["class"] == which][:8]
-        for row in rows:
+        for row in [s for s in dynamics.tables["samples"] if s["class"] == which][:8]:
             axes.plot(row["nll"], color=colour, linewidth=0.7, alpha=0.9)
         axes.set_title(label(which), color=colour, pad=3)
         axes.grid(visible=True, axis="y")
     figure.supxlabel("checkpoint", fontsize=7.5)
+    title = f"{dynamics.model}: sample trajectories"
     caption = "Up to eight tokens of each class, nll in nats; many fluctuate more than they move."
-    return Figure(f"{name}-samples", "dynamics", "Sample trajectories", caption, figure)
+    return Figure(f"{dynamics.name}-samples", "dynamics", title, caption, figure)
 
 
-def _kept_by_class(name: str, rows: Sequence[dict[str, Any]]) -> Figure:
-    figure, axes = panel("share of tokens kept", grid="x")
-    figure.set_size_inches(3.5, 1.9)
-    for i, row in enumerate(rows):
-        axes.barh(i, row["kept_share"], height=0.55, color=CLASSES[row["class"]], linewidth=0)
-        at = (row["kept_share"], i)
-        axes.annotate(f"{row['kept_share']:.1%}", at, xytext=(4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(rows)), [label(r["class"]) for r in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.6)
+def _kept_by_class(dynamics: Dynamics, rows: Sequence[dict[str, Any]]) -> Figure:
+    figure, axes = _class_bars("share of tokens kept", [(r["class"], r["kept_share"]) for r in rows])
     axes.set_xlim(0, 1.15)
-    axes.xaxis.set_major_formatter(percent)
-    caption = "How often the rule keeps a token of each class, over all checkpoints."
-    return Figure(f"{name}-kept-by-class", "selection", "What is kept, by class", caption, figure)
-
-
-def _kept_under(name: str, tables: Any) -> Figure:
-    """Figure 6 as the paper has it: one selection, the last, looked at over all checkpoints."""
-    x, x_label = _x(tables)
-    last = max(s["selected_at"] for s in tables["selection"])
-    rows = sorted((s for s in tables["selection"] if s["selected_at"] == last), key=lambda s: s["checkpoint"])
-    figure, axes = panel("mean nll, nats a token", x_label)
-    ends = []
-    for key, colour in (("kept", KEPT), ("dropped", DROPPED)):
-        if None not in (y := [r[f"{key}_nll"] for r in rows]):
-            axes.plot(x, y, color=colour, marker="o")
-            ends.append((float(x[-1]), float(y[-1]), key, colour))
-    if x_label != "checkpoint":
-        axes.xaxis.set_major_formatter(si)
-    label_ends(axes, ends)
+    title = f"{dynamics.model}: what is kept, by class"
     caption = (
-        "The tokens that the last checkpoint's selection keeps and drops, at every checkpoint (the paper's figure 6)."
+        f"How often the top {dynamics.tables['ratio']:.0%} by excess hold a token of each class, over all checkpoints."
     )
-    return Figure(f"{name}-selection", "time", "One selection over time", caption, figure)
+    return Figure(f"{dynamics.name}-kept-by-class", "selection", title, caption, figure)
+
+
+def _kept_under(dynamics: Dynamics) -> Figure:
+    """Figure 6 as the paper has it: one selection, the last, looked at over all checkpoints."""
+    selection = dynamics.tables["selection"]
+    last = max(s["selected_at"] for s in selection)
+    rows = sorted((s for s in selection if s["selected_at"] == last), key=lambda s: s["checkpoint"])
+    lines = [(key, colour, [r[f"{key}_nll"] for r in rows]) for key, colour in (("kept", KEPT), ("dropped", DROPPED))]
+    title = f"{dynamics.model}: one selection over time"
+    caption = (
+        f"Tokens of held-out text that the last selection (top {dynamics.tables['ratio']:.0%} by excess) keeps and drops, at "
+        "every checkpoint: figure 6 as the paper has it."
+    )
+    return Figure(f"{dynamics.name}-selection", "time", title, caption, _over_checkpoints(dynamics, lines))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Arm:
-    """A training run: its summary, its line for every optimizer step, and the corpus and scores it read, where they are found."""
+    """A training run: its summary, a line for every optimizer step, and the corpus and scores it read, where they are found."""
 
     name: str
     path: Path
@@ -58,10 +59,25 @@ class Dynamics:
     corpus: Path | None = None
     scores: Path | None = None
 
+    @property
+    def model(self) -> str:
+        """Whose dynamics they are: the name of the last checkpoint's run."""
+        return str(self.tables["checkpoints"][-1]["model"])
+
+    @property
+    def tokens_seen(self) -> list[int] | None:
+        """Tokens the model had seen at each checkpoint, rising; the model it started from stands at 0. None if unknown."""
+        marks = self.tables["checkpoints"]
+        seen = [c["tokens_seen"] if c["model"] == self.model else 0 if i == 0 else None for i, c in enumerate(marks)]
+        known = [s for s in seen if s is not None]
+        return (
+            known if len(known) == len(marks) and all(a < b for a, b in pairwise(known)) else None
+        )
+
 
 @dataclass(frozen=True)
 class Run:
-    """What one report is about. ``results`` are the evaluation's records, ``rows`` the comparison's; empty where there is none."""
+    """What one report is about. ``results``: the evaluation's records, ``rows``: the comparison's; may be empty."""
 
     name: str
     path: Path

@@ -1,4 +1,4 @@
-"""The tokens that a run logged, as columns: which row and position, what the student paid, what was kept, what the reference paid."""
+"""The tokens that a run logged, as columns: where they stand, the student's nll and the reference's, what was kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Columns = dict[str, np.ndarray[Any, Any]]
 
 
 def logged_tokens(arm: Arm) -> Columns | None:
-    """``step``, ``row``, ``position``, ``nll``, ``keep`` of all logged tokens, in order of steps; ``ref_nll`` if there are scores.
+    """``step``, ``row``, ``position``, ``nll``, ``keep`` of all logged tokens, in order of steps.
 
-    ``source`` (index into the corpus's sources) if the corpus is there. None if the arm logged no token.
+    ``ref_nll`` if there are scores, ``source`` (index into the corpus's sources) if the corpus is there. None if the arm
+    logged no token.
     """
     import pyarrow.parquet as pq
 

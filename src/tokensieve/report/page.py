@@ -155,9 +155,8 @@ def _seeds(runs: Sequence[Run]) -> str:
 
 def _version(versions: Mapping[str, str]) -> str:
     revision = versions.get("revision", "")
-    return versions.get("tokensieve", "") + (
-        f", revision {revision[:10]}{'+dirty' * ('+' in revision)}" if revision else ""
-    )
+    changed = " with changes" if revision.endswith("+dirty") else ""
+    return ", ".join(filter(None, [versions.get("tokensieve"), revision and f"revision {revision[:10]}{changed}"]))
 
 
 def _list(facts: Iterable[tuple[str, object]]) -> str:
@@ -169,8 +168,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "
     head = "".join(f"<th scope='col'>{text(h)}</th>" for h in heads)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table class="{kind}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -210,7 +209,10 @@ def _explorer(run: Run) -> str:
         + '<label>search<input id="search" type="search" autocomplete="off" spellcheck="false"></label>'
         + select("sort", "sort by")
     )
-    keys = "Point at a token, or focus the text and use ← and →; [ and ] move through the steps; shift with an arrow jumps to hits."
+    keys = (
+        "Point at a token, or focus the text and use ← and →; with shift they jump from hit to hit. [ and ] move through the "
+        "steps."
+    )
     return _section(
         "explorer",
         "Tokens",

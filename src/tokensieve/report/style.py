@@ -78,7 +78,7 @@ def panel(y_title: str, x_label: str = "", *, grid: str = "y") -> tuple[Any, Any
 
 
 def label_ends(axes: Any, ends: Iterable[tuple[float, float, str, str]], gap: float = 0.065) -> None:
-    """Names beside the ends of lines, in their colours, pushed apart to at least ``gap`` of the height; (x, y, name, colour)."""
+    """Names beside the ends (x, y, name, colour) of lines, in their colours, at least ``gap`` of the height apart."""
     ordered = sorted(ends, key=lambda e: e[1])
     low, high = axes.get_ylim()
     right = max((x for x, *_ in ordered), default=0.0)
@@ -118,4 +118,4 @@ def si(value: float, _: Any = None) -> str:
 
 
 def percent(value: float, _: Any = None) -> str:
-    return f"{value:.0%}"
+    return f"{100 * value:.3g}%"

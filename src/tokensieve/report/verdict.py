@@ -16,7 +16,7 @@ def verdict(runs: Sequence[Run]) -> str:
     """What the comparison came to: the first selective arm against the baseline and the random control.
 
     ``runs`` are the same recipe with other seeds. Differences are paired by seed: mean ± standard error (sample deviation /
-    sqrt(seeds)); a difference of less than two standard errors is called undecided. One seed has no uncertainty, and is said to.
+    sqrt(seeds)); a difference of less than two standard errors is called undecided. Of one seed it says that.
     """
     run = runs[0]
     arm = contender(run)

@@ -122,8 +122,9 @@ const arrow = (name) => name.replace("->", "→");
 
 function legend() {
   const mode = MODES[state.mode], box = $("legend");
-  box.replaceChildren(make("span", "", mode.label + (mode.edges ? ", nats" : "")));
+  box.replaceChildren();
   if (mode.edges) {
+    box.append(make("span", "", `${mode.label}, nats`));
     const scale = make("div", "scale");
     for (let i = 0; i <= mode.edges.length; i++) {
       const low = i ? mode.edges[i - 1] : null, high = mode.edges[i];

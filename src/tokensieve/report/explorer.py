@@ -41,20 +41,22 @@ class Document:
         return sum(stop - start for _, start, stop in self.spans)
 
 
-def views(run: Run, pieces: PieceTable, max_tokens: int, max_bytes: int) -> Iterator[dict[str, Any]]:
+def views(run: Run, pieces: PieceTable, max_tokens: int, max_bytes: int) -> list[dict[str, Any]]:
     """Everything there is to look at: dynamics first, then the logs of the arms, those that choose by score before the others.
 
     At most ``max_tokens`` tokens over all views, in about ``max_bytes`` of page; what is left out is said in each ``note``.
     """
     arms = sorted((a for a in run.arms if a.corpus and a.logged()), key=_interest)
-    found: list[Dynamics | Arm] = [*(d for d in run.dynamics if d.corpus), *arms]
-    for number, each in enumerate(found):
-        share = len(found) - number
+    wanted: list[Dynamics | Arm] = [*(d for d in run.dynamics if d.corpus), *arms]
+    made = []
+    while wanted:  # from the end: logs are small, and what they leave of their share is for the dynamics
+        share, each = len(wanted), wanted.pop()
         make = _dynamics_view if isinstance(each, Dynamics) else _log_view
         view = make(each, pieces, max_tokens // share, max_bytes // share)  # type: ignore[operator]
         max_tokens -= view["tokens"]
         max_bytes -= sum(len(c) for c in view["columns"].values())
-        yield view
+        made.append(view)
+    return made[::-1]
 
 
 def _interest(arm: Arm) -> int:

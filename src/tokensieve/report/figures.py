@@ -339,7 +339,7 @@ def label(name: str) -> str:
 def _class_shares(dynamics: Dynamics) -> Figure:
     tables = dynamics.tables
     rows = [c for c in tables["classes"] if c["class"] in CLASSES]
-    figure, axes = _class_bars("share of tokens", [(r["class"], r["share"]) for r in rows])
+    figure, axes = _class_bars("share of tokens", [(r["class"], r["share"], r["paper"] or 0.0) for r in rows])
     for i, row in enumerate(r for r in rows if r["paper"] is not None):
         axes.plot([row["paper"]] * 2, [i - 0.4, i + 0.4], color=INK, linewidth=1.2)
         if i == 0:
@@ -352,13 +352,15 @@ def _class_shares(dynamics: Dynamics) -> Figure:
     return Figure(f"{dynamics.name}-classes", "dynamics", f"{dynamics.model}: four classes of tokens", caption, figure)
 
 
-def _class_bars(title: str, shares: Sequence[tuple[str, float]]) -> tuple[Any, Any]:
+def _class_bars(title: str, shares: Sequence[tuple[str, float, float]]) -> tuple[Any, Any]:
+    """A bar a class of (name, share, where a tick will stand): the number steps aside for a tick near the bar's end."""
     figure, axes = panel(title, grid="x")
     figure.set_size_inches(3.5, 1.9)
-    for i, (name, share) in enumerate(shares):
+    for i, (name, share, tick) in enumerate(shares):
         axes.barh(i, share, height=0.55, color=CLASSES[name], linewidth=0)
-        axes.annotate(f"{share:.1%}", (share, i), xytext=(5, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(shares)), [label(name) for name, _ in shares])
+        free = tick if share - 0.01 < tick < share + 0.12 else share
+        axes.annotate(f"{share:.1%}", (free, i), xytext=(5, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(shares)), [label(name) for name, *_ in shares])
     axes.set_ylim(len(shares) - 0.5, -0.9)
     axes.xaxis.set_major_formatter(percent)
     return figure, axes
@@ -410,7 +412,7 @@ def _trajectories(dynamics: Dynamics) -> Figure:
 
 
 def _kept_by_class(dynamics: Dynamics, rows: Sequence[dict[str, Any]]) -> Figure:
-    figure, axes = _class_bars("share of tokens kept", [(r["class"], r["kept_share"]) for r in rows])
+    figure, axes = _class_bars("share of tokens kept", [(r["class"], r["kept_share"], 0.0) for r in rows])
     axes.set_xlim(0, 1.15)
     title = f"{dynamics.model}: what is kept, by class"
     caption = (

@@ -70,9 +70,7 @@ class Dynamics:
         marks = self.tables["checkpoints"]
         seen = [c["tokens_seen"] if c["model"] == self.model else 0 if i == 0 else None for i, c in enumerate(marks)]
         known = [s for s in seen if s is not None]
-        return (
-            known if len(known) == len(marks) and all(a < b for a, b in pairwise(known)) else None
-        )
+        return known if len(known) == len(marks) and all(a < b for a, b in pairwise(known)) else None
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def write(
             svg.save(figure.drawing, figure_folder, figure.name)
             sections.setdefault(figure.section, []).append(_figure(figure))
     pieces = PieceTable()
-    shown = list(views(runs[0], pieces, max_tokens, max_bytes))
+    shown = views(runs[0], pieces, max_tokens, max_bytes)
     with atomic_file(out, "w") as f:
         f.write(page(runs, sections, {"pieces": pieces.strings, "views": shown}))
 

@@ -78,22 +78,22 @@ def panel(y_title: str, x_label: str = "", *, grid: str = "y") -> tuple[Any, Any
 
 
 def label_ends(axes: Any, ends: Iterable[tuple[float, float, str, str]], gap: float = 0.065) -> None:
-    """Names beside the ends (x, y, name, colour) of lines, in their colours, at least ``gap`` of the height apart."""
+    """Names at the ends (x, y, name, colour) of lines, in their colours.
+
+    Those at the right edge stand beside it, at least ``gap`` of the height apart; a line that ends earlier has its name below.
+    """
     ordered = sorted(ends, key=lambda e: e[1])
     low, high = axes.get_ylim()
     right = max((x for x, *_ in ordered), default=0.0)
-    heights = spread([(y - low) / (high - low) for _, y, *_ in ordered], gap)
-    for height, (_, _, name, colour) in zip(heights, ordered, strict=True):
-        axes.annotate(
-            name,
-            (right, height),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            annotation_clip=False,
-        )
+    beside = [e for e in ordered if e[0] > 0.9 * right]
+    heights = spread([(y - low) / (high - low) for _, y, *_ in beside], gap)
+    for height, (_, _, name, colour) in zip(heights, beside, strict=True):
+        at, place = (right, height), {"xytext": (4, 0), "va": "center"}
+        axes.annotate(name, at, xycoords=("data", "axes fraction"), textcoords="offset points", color=colour,
+                      annotation_clip=False, **place)  # fmt: skip
+    for x, y, name, colour in ordered:
+        if x <= 0.9 * right:
+            axes.annotate(name, (x, y), xytext=(0, -5), textcoords="offset points", ha="center", va="top", color=colour)
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:

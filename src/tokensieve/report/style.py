@@ -93,7 +93,31 @@ def label_ends(axes: Any, ends: Iterable[tuple[float, float, str, str]], gap: fl
                       annotation_clip=False, **place)  # fmt: skip
     for x, y, name, colour in ordered:
         if x <= 0.9 * right:
-            axes.annotate(name, (x, y), xytext=(0, -5), textcoords="offset points", ha="center", va="top", color=colour)
+            place = _freest(axes, x, y, len(name))
+            axes.annotate(
+                name, (x, y), xytext=place, textcoords="offset points", ha="center", va="center", color=colour
+            )
+
+
+def _freest(axes: Any, x: float, y: float, letters: int) -> tuple[float, float]:
+    """Where a name of so many letters beside the point is farthest from every line: right of, below or above it; in points."""
+    import numpy as np
+
+    to_points = 72 / axes.figure.dpi
+    lines = [line.get_xydata() for line in axes.lines if len(line.get_xdata()) > 1]
+    dense = [
+        np.column_stack([np.interp(np.linspace(0, len(p) - 1, 99), np.arange(len(p)), c) for c in p.T]) for p in lines
+    ]
+    places = axes.transData.transform(np.concatenate(dense)) * to_points
+    here = axes.transData.transform((x, y)) * to_points
+    width = 4.2 * letters
+    offsets = [(5 + width / 2, 0.0), (0.0, -9.0), (0.0, 9.0)]
+
+    def room(offset: tuple[float, float]) -> float:
+        gaps = np.abs(places - here - offset) - (width / 2, 3)
+        return float(np.hypot(*np.maximum(gaps, 0).T).min())
+
+    return max(offsets, key=room)
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:

@@ -1,0 +1,332 @@
+"""The page as a file: what is escaped, what it says, how large it is; and every folder that is no run."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_run import make_run, planted
+
+from tokensieve.data.corpus import open_corpus
+from tokensieve.pipeline.report import ReportConfig, run
+from tokensieve.report.explorer import NONE, packed, quantised, top_fraction
+from tokensieve.report.folders import read_run
+from tokensieve.report.page import embedded, text
+from tokensieve.report.verdict import mean_and_error, verdict
+from tokensieve.runs import UserError
+
+ALLOWED = {
+    *(
+        "html",
+        "head",
+        "meta",
+        "title",
+        "link",
+        "style",
+        "script",
+        "body",
+        "header",
+        "main",
+        "nav",
+        "section",
+        "aside",
+        "div",
+    ),
+    *(
+        "p",
+        "h1",
+        "h2",
+        "h3",
+        "a",
+        "span",
+        "dl",
+        "dt",
+        "dd",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "figure",
+        "figcaption",
+    ),
+    *(
+        "button",
+        "label",
+        "select",
+        "input",
+        "output",
+        "svg",
+        "g",
+        "path",
+        "defs",
+        "use",
+        "text",
+        "tspan",
+        "clippath",
+        "rect",
+    ),
+}
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def elements(page: Path) -> list[tuple[str, dict[str, str | None]]]:
+    parser = Elements()
+    parser.feed(page.read_text("utf-8"))
+    return parser.found
+
+
+def data_of(page: Path) -> Any:
+    return json.loads(page.read_text("utf-8").split('id="explorer-data">')[1].split("</script>")[0])
+
+
+def column(view: Any, name: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(gzip.decompress(base64.b64decode(view["columns"][name])), dtype)
+
+
+@pytest.fixture(params=["page", "hostile"])
+def either(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+def test_only_known_elements_and_no_handlers(either: Path) -> None:
+    """Whatever names of runs, sources and documents hold, the page has the elements that we wrote, and no other."""
+    for tag, attributes in elements(either):
+        assert tag in ALLOWED, (tag, attributes)
+        assert not [a for a in attributes if a.startswith("on") or a == "style"], (tag, attributes)
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:,")), (tag, attributes)
+    assert sum(tag == "script" for tag, _ in elements(either)) == 2
+
+
+def test_ids_are_unique(either: Path) -> None:
+    """Every figure of matplotlib has a "patch_1"; two in a page make clip paths and links hit the wrong one."""
+    ids = [a["id"] for _, a in elements(either) if "id" in a]
+    assert len(ids) == len(set(ids))
+    whole = either.read_text("utf-8")
+    used = set(re.findall(r"url\(#([^)]*)\)", whole)) | {
+        h[1:] for _, a in elements(either) if (h := a.get("href") or "")[:1] == "#"
+    }
+    assert used <= set(ids)
+
+
+def test_the_policy_names_what_is_there(page: Path) -> None:
+    whole = page.read_text("utf-8")
+    policy = next(str(a["content"]) for tag, a in elements(page) if tag == "meta" and a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    for kind, source in (("script", whole.split("<script>")[1]), ("style", whole.split("<style>")[1])):
+        digest = base64.b64encode(hashlib.sha256(source.split(f"</{kind}>")[0].encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+
+
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_embedded_json_is_the_data(value: Any) -> None:
+    dumped = embedded(value)
+    assert json.loads(dumped) == value
+    assert not set(dumped) & set("<>&\u2028\u2029")
+
+
+@given(st.text())
+def test_text_is_text(value: str) -> None:
+    parser = Elements()
+    parser.feed(f"<p>{text(value)}</p>")
+    assert [tag for tag, _ in parser.found] == ["p"]
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08]", text(value))
+
+
+def test_the_same_run_gives_the_same_page(made: Path, page: Path, tmp_path: Path) -> None:
+    """Dates, hash seeds or a clock in a page make every commit of it a change."""
+    run(ReportConfig([str(made)], out=str(tmp_path / "again.html")))
+    assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
+    for figure in sorted((made / "figures").iterdir()):
+        assert (tmp_path / "figures" / figure.name).read_bytes() == figure.read_bytes()
+
+
+def test_figures_for_papers(made: Path, page: Path) -> None:
+    names = {f.stem for f in (made / "figures").iterdir()}
+    wanted = {"target-seen", "target-trained", "target-flops", "forgetting-1", "kept-by-source", "kept-by-position"}
+    wanted |= {"kept-dropped-rho1", "against-target-rho1", "excess-rho1", "threshold-rho1"}
+    wanted |= {
+        "dynamics-classes",
+        "dynamics-curves",
+        "dynamics-samples",
+        "dynamics-selection",
+        "dynamics-kept-by-class",
+    }
+    assert names == wanted
+    for name in names:
+        assert (made / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f'id="figure-{name}"' in page.read_text("utf-8")
+        drawn = (made / "figures" / f"{name}.svg").read_text("utf-8")
+        assert "<text" in drawn  # text stays text: it can be searched, and set in a paper's own font
+
+
+def test_columns_hold_the_log(made: Path, page: Path) -> None:
+    """Every value of the page's first view against what was planted, to the hundredth of a nat."""
+    view = data_of(page)["views"][0]
+    corpus = open_corpus(made / "corpus")
+    nll, ref = planted(corpus, 5)
+    spans = [(int(d), n) for d, n in zip(view["docs"]["row"], view["docs"]["tokens"], strict=True)]
+    assert sum(n for _, n in spans) == view["tokens"] == corpus.stats["tokens"]
+    length, start, values, shown = corpus.length, 0, column(view, "nll", "<u2"), column(view, "ref", "<u2")
+    for i, (row, count) in enumerate(spans):
+        at = row * length + view["docs"]["position"][i]
+        mine = values[start * 5 : (start + count) * 5].reshape(5, count)
+        assert np.array_equal(mine, quantised(nll.reshape(5, -1)[:, at : at + count]))
+        assert np.array_equal(shown[start : start + count], quantised(ref.reshape(-1)[at : at + count]))
+        start += count
+    assert (values == NONE).sum() == 5 * corpus.num_rows
+
+
+def test_numbers_survive_packing() -> None:
+    nll = np.array([0.0, 0.004, 1.234, 11.0, 655.34, 9999.0, np.nan], np.float32)
+    assert quantised(nll).tolist() == [0, 0, 123, 1100, 65534, 65534, NONE]
+    for dtype in (np.uint8, np.uint16, np.uint32):
+        values = np.arange(200, dtype=dtype)
+        assert np.array_equal(
+            np.frombuffer(gzip.decompress(base64.b64decode(packed(values))), np.dtype(dtype).newbyteorder("<")), values
+        )
+
+
+def test_top_fraction_is_the_methods() -> None:
+    """floor(ratio * n + 0.5) of the valid ones, ties to the earlier: as core selects, and as dynamics counts."""
+    score = np.array([[1.0, np.nan, 3.0], [3.0, 2.0, 3.0]])
+    assert top_fraction(score, 0.5).tolist() == [[0, 0, 1], [1, 0, 1]]
+    assert top_fraction(score, 0.3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert top_fraction(score, 0.01).sum() == 1
+    assert top_fraction(np.full(3, np.nan), 0.5).sum() == 0
+
+
+def test_what_is_left_out_is_said(made: Path, tmp_path: Path) -> None:
+    page = Path(run(ReportConfig([str(made)], out=str(tmp_path / "small.html"), tokens=700)))
+    views = data_of(page)["views"]
+    assert 0 < sum(v["tokens"] for v in views) <= 700
+    for view in views:
+        found = re.search(r"A random ([\d,]+) of ([\d,]+) passages, ([\d,]+) of ([\d,]+) tokens", view["note"])
+        assert found is not None
+        assert int(found[3]) == view["tokens"] == sum(view["docs"]["tokens"])
+
+
+def test_a_page_keeps_to_its_size(made: Path, tmp_path: Path) -> None:
+    page = Path(run(ReportConfig([str(made)], out=str(tmp_path / "small.html"), megabytes=0.01)))
+    packed_bytes = sum(len(c) for view in data_of(page)["views"] for c in view["columns"].values())
+    assert 1000 < packed_bytes <= 12_000
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three runs, as a study leaves it: rho1 ends 0.3, 0.2 and 0.1 below clm."""
+    root = tmp_path_factory.mktemp("study")
+    for seed, gain in enumerate((0.3, 0.2, 0.1)):
+        make_run(root / f"seed-{seed}", {"plain": ["some words and some more words"] * 9}, seed=seed, gain=gain)
+    return root
+
+
+def test_verdict_of_one_seed(made: Path) -> None:
+    said = verdict([read_run(made)])
+    assert said == (
+        "Selection paid here: rho1 ends 0.200 nats below clm and 0.300 nats below random on target, at equal tokens seen and "
+        "1.60 times clm's total compute, scoring and reference included (one seed: no uncertainty)."
+    )
+
+
+def test_verdict_of_seeds(seeds: Path) -> None:
+    """Mean and standard error of paired differences: sd .1 over sqrt(3)."""
+    page = Path(run(ReportConfig([str(seeds)])))
+    assert page == seeds / "report.html"
+    said = re.search(r'id="verdict">([^<]*)<', page.read_text("utf-8"))
+    assert said is not None
+    assert "rho1 ends 0.200 ± 0.058 nats below clm and 0.300 ± 0.058 nats below random" in said[1]
+    assert "(3 seeds, ± standard error)" in said[1]
+    assert mean_and_error([0.3, 0.2, 0.1])[1] == pytest.approx(0.1 / 3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("gains", "opening"),
+    [
+        ((-0.2,), "Selection did not pay here:"),
+        ((0.0,), "Undecided:"),
+        ((0.3, -0.2), "Undecided:"),
+        ((0.2, 0.19), "Selection paid here:"),
+    ],
+)
+def test_verdict_is_honest(gains: tuple[float, ...], opening: str, tmp_path: Path) -> None:
+    """A report that calls every difference a gain would call noise and losses one."""
+    runs = [make_run(tmp_path / f"seed-{i}", {"plain": ["a b"]}, gain=g, seed=i) for i, g in enumerate(gains)]
+    assert verdict([read_run(r) for r in runs]).startswith(opening)
+
+
+# --- what is no run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_may_be_moved(made: Path, page: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "report.html").unlink()
+    moved = Path(run(ReportConfig([str(tmp_path / "elsewhere")])))
+    assert moved.read_bytes() == page.read_bytes()
+
+
+def test_a_training_run_alone(made: Path, tmp_path: Path) -> None:
+    """A lone run has no comparison; with its corpus and scores named it still has tokens to look at."""
+    bare = Path(run(ReportConfig([str(made / "rho1")], out=str(tmp_path / "bare.html"))))
+    assert data_of(bare)["views"] == []
+    assert "This run compares no arms" in bare.read_text("utf-8")
+    given = ReportConfig([str(made / "rho1")], str(tmp_path / "x.html"), str(made / "corpus"), str(made / "scores"))
+    (view,) = data_of(Path(run(given)))["views"]
+    assert set(view["columns"]) == {"piece", "nll", "keep", "ref"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        ([], "runs: name a folder"),
+        (["{made}/corpus"], "holds 'corpus': a folder that run or train wrote is needed"),
+        (["{made}/nothing"], "nothing does not exist"),
+        (["{made}/figures"], "has no manifest.json"),
+        (["{made}", "{made}"], "is the same run as another one given: a seed counts once"),
+        (["{made}", "{made}/rho1"], "is another experiment than"),
+    ],
+)
+def test_what_is_wrong(folders: list[str], said: str, made: Path, page: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        run(ReportConfig([f.format(made=made) for f in folders]))
+
+
+def test_a_damaged_run(made: Path, tmp_path: Path) -> None:
+    """A log that was cut short must not give a page of what is left of it."""
+    shutil.copytree(made, tmp_path / "cut")
+    with open(tmp_path / "cut" / "rho1" / "tokens.jsonl", "a") as f:
+        f.write("\n")
+    with pytest.raises(UserError, match=r"tokens\.jsonl has \d+ bytes"):
+        run(ReportConfig([str(tmp_path / "cut")]))

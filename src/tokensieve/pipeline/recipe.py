@@ -7,6 +7,7 @@
     stages:
       text:  {verb: prepare, sources: [...]}
       model: {verb: train, corpus: "@text", ...}          @stage is that stage's folder
+    report: true                        report.html and figures/ at the end
 
 A stage that is done is skipped; one whose config or inputs changed is removed and done again. A recipe is data: nothing
 in it is executed.
@@ -14,6 +15,7 @@ in it is executed.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -26,7 +28,7 @@ from .config import read_yaml, unknown
 from .verbs import VERBS, make_config, validate
 
 STAGE_VERBS = ("prepare", "train", "score", "evaluate", "compare", "check")
-KEYS = ("name", "out", "settings", "requires", "templates", "stages")
+KEYS = ("name", "out", "settings", "requires", "templates", "stages", "report")
 RESOLVED = "recipe.yaml"
 
 
@@ -80,7 +82,20 @@ def run(config: RecipeConfig) -> Path | str:
         run_stage(recipe, stage)
     if not config.only:
         _finish(recipe)
+        _report(recipe)
     return recipe.out
+
+
+def _report(recipe: Recipe) -> None:
+    """The run as a page, where the recipe asks for one. What it cannot show, it leaves out: a run is done without it."""
+    if not recipe.source.get("report"):
+        return
+    if importlib.util.find_spec("tokensieve.report.page") is None:
+        _say(["no report: this installation is without tokensieve.report"])
+        return
+    from . import report
+
+    print(f"report: {report.run(report.ReportConfig([str(recipe.out)]))}", flush=True)
 
 
 def load(config: RecipeConfig) -> Recipe:
@@ -93,6 +108,8 @@ def load(config: RecipeConfig) -> Recipe:
     stages = source.get("stages")
     if not isinstance(stages, dict) or not stages:
         raise UserError(f"{path}: stages: a mapping of stage name to verb and fields is needed")
+    if not isinstance(source.get("report", False), bool):
+        raise UserError(f"{path}: report: true or false is needed")
     settings = _settings(path, source, config.set)
     out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
     _check_requirements(path, source.get("requires") or [], settings)

@@ -69,6 +69,12 @@ VERBS: dict[str, Verb] = {
         "tokensieve show runs/x/rho1 --corpus runs/x/corpus",
         "run",
     ),
+    "report": Verb(
+        "report:ReportConfig",
+        "a run as one HTML page: verdict, curves, and its tokens in colour",
+        "tokensieve report runs/x",
+        "runs",
+    ),
     "check": Verb(
         "check:CheckConfig",
         "verify folders: hashes, scores against corpus, corpora against each other",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from study import environment
 
-from tokensieve.report.terminal import table
+from tokensieve.analysis.table import table
 from tokensieve.runs import write_json
 
 Call = Callable[[], Any]

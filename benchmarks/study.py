@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from tokensieve.analysis.comparison import kept_by_source, mean_and_spread
+from tokensieve.analysis.table import table
 from tokensieve.pipeline import recipe
-from tokensieve.report.terminal import table
 from tokensieve.runs import read_json, versions, write_json
 
 

@@ -1,98 +1,24 @@
-"""Tables and coloured tokens: aligned, wrapped, and deaf to what corpus text would tell the terminal."""
+"""Coloured tokens: wrapped, and deaf to what corpus text would tell the terminal."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
-from tokensieve.report.terminal import colour_tokens, table, token_pieces
+from tokensieve.analysis.table import table
+from tokensieve.report.terminal import colour_tokens
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-TEXTS = [
-    "def f(x):\n    return x  # naïve 你好, 世界 😀 e\u0301",
-    "👩‍👩‍👧 שלום",
-    "\ufffd genuine \ufffd",
-    "你",
-    "",
-]
 
 
 def columns_of(text: str) -> int:
     return sum(
         0 if unicodedata.category(c) in ("Mn", "Me") else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text
     )
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """256 bytes and a few merges: every non-ASCII character is several tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<eos>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["def return the x self 你好"] * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-
-
-def byte_fallback() -> PreTrainedTokenizerFast:
-    """The Llama 2 kind: a space is part of the word's token, its decoder drops the first one, unknown bytes are tokens."""
-    vocab = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127)), "好"]
-    tokenizer = Tokenizer(models.BPE({v: i for i, v in enumerate(vocab)}, [], byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
-
-
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("make", [byte_level, byte_fallback])
-def test_pieces_join_to_the_text(make, text: str) -> None:
-    """Tokens decoded one by one show U+FFFD for half a character, and lose the spaces before words."""
-    tokenizer = make()
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces = token_pieces(tokenizer, np.array(ids, dtype=np.int32))
-    assert len(pieces) == len(ids)
-    assert "".join(pieces) == tokenizer.decode(ids) == text
-
-
-@pytest.mark.parametrize("make", [byte_level, byte_fallback])
-def test_a_split_character_is_the_first_tokens(make) -> None:
-    tokenizer = make()
-    ids = [i for text in ("a", "😀", "é") for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
-    ids = [i for i in ids if tokenizer.convert_ids_to_tokens(i) != "▁"]
-    assert len(ids) == 7
-    assert token_pieces(tokenizer, ids) == ["a", "😀", "", "", "", "é", ""]
-
-
-def test_a_row_cut_within_a_character() -> None:
-    """Packed rows begin and end anywhere: the halves are U+FFFD and do not swallow their neighbours."""
-    tokenizer = byte_level()
-    first, last = (tokenizer(c, add_special_tokens=False)["input_ids"] for c in ("😀", "é"))
-    pieces = token_pieces(tokenizer, [first[-1], *last, last[0]])
-    assert pieces == ["\ufffd", "é", "", "\ufffd"]
-
-
-@given(st.lists(st.integers(0, 299), max_size=12))
-def test_any_ids_join_to_their_decoding(ids: list[int]) -> None:
-    tokenizer = byte_level_once()
-    assert "".join(token_pieces(tokenizer, ids)) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-def byte_level_once(made: list[PreTrainedTokenizerFast] = []) -> PreTrainedTokenizerFast:  # noqa: B006
-    made or made.append(byte_level())
-    return made[0]
 
 
 def test_colours() -> None:
@@ -186,31 +112,3 @@ def test_what_does_not_fit_is_counted() -> None:
     assert text.split("\n")[1:] == ["[a↵]"] * 3 + ["... 4 more tokens"]
     exact = colour_tokens(["a\n"] * 3, [True] * 3, [True] * 3, lines=3, color=False)
     assert exact.split("\n")[1:] == ["[a↵]"] * 3
-
-
-def test_table_aligns() -> None:
-    rows = [
-        {"arm": "clm", "nll": 5.4951, "tokens": 1234567, "flops": 2.5e15},
-        {"arm": "世界", "nll": None, "tokens": 12},
-    ]
-    assert table(rows, ["arm", "nll", "tokens", "flops"]).split("\n") == [
-        "arm     nll     tokens      flops",
-        "----  -----  ---------  ---------",
-        "clm   5.495  1,234,567  2.500e+15",
-        "世界      -         12          -",
-    ]
-
-
-def test_table_markdown_and_headings() -> None:
-    rows = [{"arm": "a|b", "x": np.float32(0.5)}, {"arm": "c\\\n", "x": np.int64(3)}]
-    assert table(rows, {"arm": "Arm", "x": "nll"}, markdown=True).split("\n") == [
-        "| Arm  |   nll |",
-        "| ---- | ----: |",
-        "| a\\|b | 0.500 |",
-        "| c\\\\↵ |     3 |",
-    ]
-
-
-def test_table_of_nothing() -> None:
-    assert table([], ["a", "bc"]) == "a  bc\n-  --"
-    assert table([{"a": True, "b": float("nan")}], ["a", "b"]).split("\n")[2] == "yes  nan"

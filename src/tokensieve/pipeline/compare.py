@@ -119,7 +119,7 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
 def render(config: CompareConfig, rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
     """The tables for people: the arms, and what share of each source the selective ones kept."""
     from ..analysis.comparison import kept_by_source
-    from ..report.terminal import table
+    from ..analysis.table import table
 
     cells = [_cells(config, row) for row in rows]
     text = table(cells, list(cells[0]), markdown=markdown)

@@ -97,7 +97,7 @@ def validate(config: EvaluateConfig) -> None:
 
 def render(results: list[dict[str, Any]]) -> str:
     """A line a model and set, of the model's last weights."""
-    from ..report.terminal import table
+    from ..analysis.table import table
 
     last = {(r["model"], r["set"], r["on"]): r for r in results}  # checkpoints come in order of steps
     lines = [

@@ -27,7 +27,7 @@ class Cost:
 
 def describe(recipe: Recipe) -> str:
     """The plan as a table: a line a stage, and the sum of what is still to do."""
-    from ..report.terminal import table
+    from ..analysis.table import table
 
     costs = costs_of(recipe)
     rows = [_line(stage.name, stage.verb, is_done(stage.folder), costs[stage.name]) for stage in recipe.stages]

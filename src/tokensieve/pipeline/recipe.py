@@ -90,7 +90,7 @@ def _report(recipe: Recipe) -> None:
     """The run as a page, where the recipe asks for one. What it cannot show, it leaves out: a run is done without it."""
     if not recipe.source.get("report"):
         return
-    if importlib.util.find_spec("tokensieve.report.page") is None:
+    if importlib.util.find_spec("tokensieve.report") is None:
         _say(["no report: this installation is without tokensieve.report"])
         return
     from . import report

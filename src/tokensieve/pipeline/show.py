@@ -35,7 +35,8 @@ class ShowConfig:
 def run(config: ShowConfig) -> str:
     """The text to print."""
     from ..data.corpus import open_corpus
-    from ..report.terminal import colour_tokens, token_pieces
+    from ..data.text import token_pieces
+    from ..report.terminal import colour_tokens
 
     if config.lines < 3 or config.width < 0:
         raise UserError("lines must be at least 3, and width at least 0")

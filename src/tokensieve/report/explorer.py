@@ -51,8 +51,8 @@ def views(run: Run, pieces: PieceTable, max_tokens: int, max_bytes: int) -> list
     made = []
     while wanted:  # from the end: logs are small, and what they leave of their share is for the dynamics
         share, each = len(wanted), wanted.pop()
-        make = _dynamics_view if isinstance(each, Dynamics) else _log_view
-        view = make(each, pieces, max_tokens // share, max_bytes // share)  # type: ignore[operator]
+        room = (max_tokens // share, max_bytes // share)
+        view = _dynamics_view(each, pieces, *room) if isinstance(each, Dynamics) else _log_view(each, pieces, *room)
         max_tokens -= view["tokens"]
         max_bytes -= sum(len(c) for c in view["columns"].values())
         made.append(view)
@@ -124,7 +124,7 @@ def _dynamics_view(dynamics: Dynamics, pieces: PieceTable, max_tokens: int, max_
         if ref is not None and dynamics.tables["ratio"] is not None:
             keep[frame] = top_fraction(values - ref, dynamics.tables["ratio"])[rows]
     classes = _column(dynamics.path / "tokens.arrow", "class", corpus, rows)
-    seen = dynamics.tokens_seen or [None] * num_frames
+    seen: Sequence[int | None] = dynamics.tokens_seen or [None] * num_frames
     frames = [{"label": _mark(c), "seen": s} for c, s in zip(marks, seen, strict=True)]
     view = _view(
         f"{dynamics.model} at its checkpoints ({corpus.folder.name})", "dynamics", corpus, documents, pieces, frames

@@ -208,8 +208,8 @@ def nll_over_time(run: Run) -> Iterator[Figure]:
             x, y = windowed(arm.steps, key)
             axes.plot(x, y, color=colour)
             ends.append((float(x[-1]), float(y[-1]), name, colour))
-        target = checkpoints(run, arm.name, run.target) if run.target else []
-        if target := [(r["tokens_seen"], r["nll"]) for r in target if r["tokens_seen"] is not None]:
+        records = checkpoints(run, arm.name, run.target) if run.target else []
+        if target := [(r["tokens_seen"], r["nll"]) for r in records if r["tokens_seen"] is not None]:
             axes.plot(*zip(*target, strict=True), color=INK, marker="o", linewidth=1)
             ends.append((*target[-1], str(run.target), INK))
         axes.set_xlim(left=0)
@@ -323,6 +323,9 @@ def dynamics_figures(run: Run, dynamics: Dynamics) -> Iterator[Figure]:
     tables = dynamics.tables
     yield _class_shares(dynamics)
     yield _class_curves(dynamics)
+    for by, title in (("source", "source"), ("frequency", "how often the token occurs")):
+        if rows := [b for b in tables["breakdowns"] if b["by"] == by]:
+            yield _class_breakdown(dynamics, by, title, rows)
     if tables["samples"]:
         yield _trajectories(dynamics)
     if kept := [c for c in tables["classes"] if c["class"] in CLASSES and c.get("kept_share") is not None]:
@@ -394,6 +397,28 @@ def _class_curves(dynamics: Dynamics) -> Figure:
     return Figure(f"{dynamics.name}-curves", "dynamics", title, caption, _over_checkpoints(dynamics, lines))
 
 
+def _class_breakdown(dynamics: Dynamics, by: str, title: str, rows: Sequence[dict[str, Any]]) -> Figure:
+    """A bar a group, divided by class."""
+    groups = list(dict.fromkeys(r["group"] for r in sorted(rows, key=lambda r: r["order"])))
+    shares = {(r["group"], r["class"]): r["share"] or 0.0 for r in rows}
+    figure, axes = panel("share of the group's tokens", grid="x")
+    figure.set_size_inches(3.5, 0.9 + 0.2 * len(groups))
+    left = np.zeros(len(groups))
+    for name, colour in CLASSES.items():
+        width = np.array([shares.get((g, name), 0.0) for g in groups])
+        axes.barh(range(len(groups)), width, left=left, height=0.7, color=colour, linewidth=0)
+        if len(groups) and width[0] > 0.06:
+            at = (left[0] + width[0] / 2, -0.45)
+            axes.annotate(label(name), at, xytext=(0, 2), textcoords="offset points", ha="center", color=colour)
+        left += width
+    axes.set_yticks(range(len(groups)), groups)
+    axes.set_ylim(len(groups) - 0.5, -1.1)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(percent)
+    caption = f"Classes by {title}: each bar is all of a group's tokens."
+    return Figure(f"{dynamics.name}-by-{by}", "dynamics", f"{dynamics.model}: classes by {title}", caption, figure)
+
+
 def _trajectories(dynamics: Dynamics) -> Figure:
     """Small multiples on one scale: a few tokens of each class."""
     from matplotlib.figure import Figure as Drawing
@@ -413,7 +438,7 @@ def _trajectories(dynamics: Dynamics) -> Figure:
 
 def _kept_by_class(dynamics: Dynamics, rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = _class_bars("share of tokens kept", [(r["class"], r["kept_share"], 0.0) for r in rows])
-    axes.set_xlim(0, 1.15)
+    axes.set_xlim(0, 1)
     title = f"{dynamics.model}: what is kept, by class"
     caption = (
         f"How often the top {dynamics.tables['ratio']:.0%} by excess hold a token of each class, over all checkpoints."

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .terminal import REPLACEMENT, decode, token_pieces, visible
+from ..data.text import REPLACEMENT, decode, token_pieces, visible
 
 JOINERS = "\u200c\u200d"  # emoji, Persian and Indic scripts are spelled with them, and they move nothing
 
@@ -46,7 +46,7 @@ class PieceTable:
         for _, group in groupby(enumerate(broken.tolist()), key=lambda pair: pair[1] - pair[0]):
             run = [i for _, i in group]
             out[run] = [self.add(p) for p in token_pieces(tokenizer, ids[run])]
-        return out
+        return np.asarray(out)
 
     def _vocabulary(self, tokenizer: Any, ids: np.ndarray[Any, Any]) -> Any:
         """(index of each id's own text or -1 if not seen yet, whether the id is a part of a character), by id."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .folders import Run
 from .svg import INK
@@ -64,7 +64,7 @@ def arm_colours(run: Run) -> dict[str, str]:
     return colours
 
 
-def panel(y_title: str, x_label: str = "", *, grid: str = "y") -> tuple[Any, Any]:
+def panel(y_title: str, x_label: str = "", *, grid: Literal["x", "y"] = "y") -> tuple[Any, Any]:
     """(figure, axes) of one panel; what y is stands above the axis, upright."""
     from matplotlib.figure import Figure
 
@@ -88,9 +88,16 @@ def label_ends(axes: Any, ends: Iterable[tuple[float, float, str, str]], gap: fl
     beside = [e for e in ordered if e[0] > 0.9 * right]
     heights = spread([(y - low) / (high - low) for _, y, *_ in beside], gap)
     for height, (_, _, name, colour) in zip(heights, beside, strict=True):
-        at, place = (right, height), {"xytext": (4, 0), "va": "center"}
-        axes.annotate(name, at, xycoords=("data", "axes fraction"), textcoords="offset points", color=colour,
-                      annotation_clip=False, **place)  # fmt: skip
+        axes.annotate(
+            name,
+            (right, height),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
     for x, y, name, colour in ordered:
         if x <= 0.9 * right:
             place = _freest(axes, x, y, len(name))

@@ -1,4 +1,4 @@
-"""Plain text for a terminal: tables, and a document whose kept tokens are coloured.
+"""Plain text for a terminal: a document whose kept tokens are coloured.
 
     kept / dropped, share kept 60 % of 1,234 tokens
     def forward(self, hidden): ...                     kept: bold green; dropped: dim; no target: plain
@@ -9,42 +9,16 @@ symbols and never reach the terminal.
 
 from __future__ import annotations
 
-import math
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Integral, Real
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from ..data.text import visible, width_of
 
 KEPT, DROPPED, PLAIN = "kept", "dropped", "plain"
 # Colours of the terminal's own palette, which its owner chose to be readable on his background.
 ANSI = {KEPT: "\x1b[1;32m", DROPPED: "\x1b[2m"}
 RESET = "\x1b[0m"
 MIN_WIDTH = 20
-REPLACEMENT = "\ufffd"
-_WRITTEN_NUMBER = re.compile(r"~?[-+]?\d[\d,]*(\.\d*)?(e[-+]?\d+)?( ?[kMGTPE])?( ?B| ?%)?")
-
-
-def table(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str], *, markdown: bool = False
-) -> str:
-    """``rows`` as an aligned text table, one line a row, without a newline at its end.
-
-    ``columns`` are the keys to show, in order, or a mapping key -> heading. Columns of numbers are right-aligned; a missing
-    key or None is shown as "-". Integers get thousands separators, floats three decimals (or an exponent where those would
-    hide the number); hand in a string for anything else: "1.2850", "~3.4 M" and "60 %" still count as numbers.
-    """
-    headings: dict[str, str] = dict(columns) if isinstance(columns, Mapping) else {c: c for c in columns}
-    values: list[list[Any]] = [list(headings.values()), *([row.get(key) for key in headings] for row in rows)]
-    right = [_is_numeric([row[c] for row in values[1:]]) for c in range(len(headings))]
-    text = [[_cell(v, markdown) for v in row] for row in values]
-    widths = [max(3 if markdown else 1, *(_width(row[c]) for row in text)) for c in range(len(headings))]
-    lines = [[_pad(cell, w, r) for cell, w, r in zip(row, widths, right, strict=True)] for row in text]
-    if markdown:
-        rule = ["-" * (w - 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-    rule = ["-" * w for w in widths]
-    return "\n".join("  ".join(line).rstrip() for line in [lines[0], rule, *lines[1:]])
 
 
 def colour_tokens(
@@ -56,7 +30,7 @@ def colour_tokens(
     lines: int = 30,
     color: bool = True,
 ) -> str:
-    """The running text of ``pieces`` (one a token, see :func:`token_pieces`) with kept tokens coloured; a legend comes first.
+    """The running text of ``pieces`` (one a token, see data.text.token_pieces) with kept tokens coloured; a legend comes first.
 
     At most ``lines`` lines of at most ``width`` columns (20 at least) after the legend, each of which stands for itself:
     colours end with it. What does not fit is counted in one more line. A newline of the text is shown as a sign and ends the
@@ -75,41 +49,6 @@ def colour_tokens(
     return "\n".join(out)
 
 
-def token_pieces(tokenizer: Any, input_ids: Iterable[int]) -> list[str]:
-    """The text of each token: joined, the pieces are ``tokenizer.decode(input_ids)``.
-
-    A character whose bytes lie in several tokens belongs to the token of its first byte, and a token that only continues one
-    is "". U+FFFD appears only for bytes that are no UTF-8 at all, as at the start of a row cut within a character.
-    ``tokenizer``: any fast tokenizer of transformers; special tokens are shown.
-    """
-    ids = [int(i) for i in input_ids]
-    pieces = [""] * len(ids)
-    # Tokens are decoded in a window: some decoders drop the space of the first token they see, so the group before gives
-    # context. `starts`: the token at which each U+FFFD that ends the window's text, so far unfinished, began.
-    context, begin = 0, 0
-    emitted, starts = 0, list[int]()
-    for i in range(len(ids)):
-        text = decode(tokenizer, ids[context : i + 1])
-        unfinished = len(text) - len(text.rstrip(REPLACEMENT))
-        if i == len(ids) - 1:
-            unfinished = 0  # nothing can finish it any more
-        finished = text[emitted : len(text) - unfinished]
-        for k, char in enumerate(finished):
-            pieces[starts[k] if k < len(starts) else i] += char
-        emitted += len(finished)
-        starts = ([] if finished else starts)[:unfinished]
-        starts += [i] * (unfinished - len(starts))
-        if not unfinished:
-            context, begin = begin, i + 1
-            emitted = len(decode(tokenizer, ids[context:begin]))
-    return pieces
-
-
-def decode(tokenizer: Any, ids: list[int]) -> str:
-    """The text of ``ids``, special tokens and spaces as they are."""
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
 class _Glyph(NamedTuple):
     """One character as it is shown."""
 
@@ -124,31 +63,7 @@ def _glyphs(pieces: Sequence[str], styles: Sequence[str]) -> Iterator[_Glyph]:
     for token, (piece, style) in enumerate(zip(pieces, styles, strict=True)):
         for char in piece:
             text = visible(char)
-            yield _Glyph(text, _width(text), style, token, char == "\n")
-
-
-def visible(char: str) -> str:
-    """``char`` itself, or a symbol for one that a terminal or a page would obey, hide, or reorder its neighbours by."""
-    if char == "\n":
-        return "\u21b5"
-    if char == "\t":
-        return "\u21e5   "
-    if ord(char) < 0x20:
-        return chr(0x2400 + ord(char))  # Unicode has a picture of each: ESC is ␛
-    if char == "\x7f":
-        return "\u2421"
-    # Other controls, formats (bidi, zero-width, tags), surrogates, private, unassigned, line and paragraph separators.
-    if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-        return f"<U+{ord(char):04X}>"
-    return char
-
-
-def _width(text: str) -> int:
-    """Columns that ``text`` takes: wide (CJK) characters two, combining marks none."""
-    return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+            yield _Glyph(text, width_of(text), style, token, char == "\n")
 
 
 def _wrap(glyphs: Iterable[_Glyph], width: int, mark_width: int) -> Iterator[list[_Glyph]]:
@@ -197,34 +112,3 @@ def _legend(styles: Sequence[str], color: bool) -> str:
     kept, valid = styles.count(KEPT), len(styles) - styles.count(PLAIN)
     share = f"share kept {100 * kept / valid:.0f} % of {valid:,} tokens" if valid else "no valid token"
     return f"{_paint('kept', KEPT, color)} / {_paint('dropped', DROPPED, color)}, {share}"
-
-
-def _is_numeric(values: list[Any]) -> bool:
-    given = [v for v in values if v is not None and v != ""]
-    return bool(given) and all(
-        bool(_WRITTEN_NUMBER.fullmatch(v)) if isinstance(v, str) else isinstance(v, Real) and not isinstance(v, bool)
-        for v in given
-    )
-
-
-def _cell(value: Any, markdown: bool) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Integral):
-        return f"{int(value):,}"
-    if isinstance(value, Real):
-        return _number(float(value))
-    text = "".join(map(visible, str(value)))
-    return text.replace("\\", "\\\\").replace("|", "\\|") if markdown else text
-
-
-def _number(x: float) -> str:
-    hidden = math.isfinite(x) and x != 0 and not 1e-3 <= abs(x) < 1e6
-    return f"{x:.3e}" if hidden else f"{x:.3f}"
-
-
-def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - _width(text))
-    return space + text if right else text + space

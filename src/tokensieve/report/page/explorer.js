@@ -128,7 +128,7 @@ function legend() {
     const scale = make("div", "scale");
     for (let i = 0; i <= mode.edges.length; i++) {
       const low = i ? mode.edges[i - 1] : null, high = mode.edges[i];
-      const text = low === null ? "< " + high : high === undefined ? "≥ " + low : String(low);
+      const text = low === null ? "< " + high : high === undefined ? "≥ " + low : low === -high ? "±" + high : String(low);
       scale.append(make("span", mode.prefix + i, text.replace("-", "−")));
     }
     box.append(scale);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..runs import UserError, is_done, read_json
 
@@ -37,8 +37,10 @@ def run(config: ReportConfig) -> str:
 
     validate(config)
     folders = _folders(config.runs)
-    corpus, scores = (config.corpus, config.scores) if len(folders) > 1 else _beside(config, folders[0])
-    runs = [read_run(folder, corpus, scores) for folder in folders]
+    runs = [
+        read_run(f, config.corpus or _written(f, "corpus"), config.scores or _written(f, "scores")) for f in folders
+    ]
+    _check_fit(config, runs)
     _check_seeds(runs)
     out = Path(config.out) if config.out else Path(config.runs[0]) / "report.html"
     write(runs, out, out.parent / "figures", max_tokens=config.tokens, max_bytes=int(config.megabytes * 1e6))
@@ -62,13 +64,21 @@ def _folders(given: list[str]) -> list[Path]:
     return found
 
 
-def _beside(config: ReportConfig, folder: Path) -> tuple[str | None, str | None]:
-    """Corpus and scores of a training run: as given, else where its config says, if they are still there."""
+def _written(folder: Path, field: str) -> str | None:
+    """The folder that a training run's config names in ``field``, if it is still there."""
     path = folder / "train_config.json"
-    written: dict[str, Any] = read_json(path) if path.is_file() else {}
-    there = {key: value for key, value in (("corpus", written.get("corpus")), ("scores", *written.get("scores", [])[:1]))
-             if isinstance(value, str) and is_done(value)} if written else {}  # fmt: skip
-    return config.corpus or there.get("corpus"), config.scores or there.get("scores")
+    named = read_json(path).get(field) if path.is_file() else None
+    named = named[0] if isinstance(named, list) and named else named
+    return named if isinstance(named, str) and is_done(named) else None
+
+
+def _check_fit(config: ReportConfig, runs: list[Run]) -> None:
+    """A corpus or scores that are named and belong to no arm would be left out without a word."""
+    arms = [arm for run in runs for arm in run.arms]
+    for field in ("corpus", "scores"):
+        named = getattr(config, field)
+        if named and not any(getattr(arm, field) == Path(named) for arm in arms):
+            raise UserError(f"{field}: {named} is not what {runs[0].path} was trained on")
 
 
 def _check_seeds(runs: list[Run]) -> None:

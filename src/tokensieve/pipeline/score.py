@@ -152,6 +152,6 @@ def _finish(out: Path, config: ScoreConfig, corpus: Corpus, settings: Any, input
 def training_flops(model: str) -> float:
     """FLOPs that trained a model, if `train` wrote its folder; 0 for a model from elsewhere."""
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder):
-            return float(read_manifest(folder).get("summary", {}).get("flops_student", 0.0))
+        if is_done(folder) and (manifest := read_manifest(folder))["kind"] == "model":
+            return float(manifest["summary"]["flops_student"])
     return 0.0

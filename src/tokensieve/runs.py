@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -253,6 +254,27 @@ def check_files(folder: Path | str, manifest: Mapping[str, Any], *, hashes: bool
             raise UserError(f"{path} has other bytes than were written (hash differs): it is damaged or was replaced")
 
 
+def note_part(path: Path) -> None:
+    """Write down a finished file's size and hash in ``parts/`` beside it: before there is a manifest, they speak for it."""
+    write_json(_note(path), describe_files(path.parent, [path.name])[0])
+
+
+def part_is_whole(path: Path) -> bool:
+    """Whether a file is as :func:`note_part` saw it. One that is not is told of on stderr: it will be made again."""
+    if not _note(path).exists():
+        return False  # not there, or of a process that was killed just after it
+    try:
+        check_files(path.parent, {"files": [read_json(_note(path))]})
+    except (UserError, KeyError, TypeError) as e:
+        print(f"tokensieve: {e}: it is made again", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _note(path: Path) -> Path:
+    return path.parent / "parts" / f"{path.name}.json"
+
+
 def start_folder(folder: Path | str, kind: str, config: Any, inputs: Mapping[str, Any]) -> bool:
     """Make ``folder`` ready for a stage. True: go on and write it. False: this very work is done already, skip it.
 
@@ -335,6 +357,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+@functools.cache  # it asks git, and every checkpoint asks it
 def versions() -> dict[str, str]:
     """Versions of what decides a number: ours, Python, and the libraries; plus the source revision where there is one."""
     from importlib import metadata

@@ -108,7 +108,7 @@ def run(config: TrainConfig) -> Path:
     if not start_folder(out, "model", settings, inputs):
         return out
     ranks = launch.ranks()
-    with locked(out) if ranks.rank == 0 else contextlib.nullcontext():
+    with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
         going_on = _check_unfinished(config, out, settings, inputs)
         trainer = _trainer(config, corpus, objective)
         if (
@@ -117,11 +117,10 @@ def run(config: TrainConfig) -> Path:
             note_work(out, "model", settings, inputs)
             _write_config(config, trainer.args, out)
         _train(trainer, going_on)
-        with writing(out):
-            _save(trainer, config, out)
-            if ranks.rank == 0:
-                _write_metrics(out, trainer.state.log_history)
-                _finish(out, config, corpus, objective, settings, inputs)
+        _save(trainer, config, out)
+        if ranks.rank == 0:
+            _write_metrics(out, trainer.state.log_history)
+            _finish(out, config, corpus, objective, settings, inputs)
         launch.wait_for_all(ranks)
     return out
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from ..runs import (
-    FORMAT,
     MANIFEST,
     UserError,
     check_files,
@@ -26,7 +25,7 @@ from ..runs import (
     read_json,
     read_manifest,
     sync,
-    write_json,
+    write_manifest,
 )
 
 KIND, PREFIX, DAMAGED = "checkpoint", "checkpoint-", "damaged-"
@@ -88,8 +87,8 @@ def seal(checkpoint: Path, split: Split, **fields: Any) -> None:
         sync(folder)
     log = checkpoint.parent / TOKEN_LOG
     written = {"bytes": log.stat().st_size, "hash": file_hash(log)} if log.exists() else None
-    manifest = {"format": FORMAT, "kind": KIND, "step": step_of(checkpoint), "split": asdict(split)}
-    write_json(checkpoint / MANIFEST, {**manifest, **fields, "token_log": written, "files": entries})
+    config = {"step": step_of(checkpoint), "split": asdict(split)}
+    write_manifest(checkpoint, KIND, config=config, inputs={}, files=entries, token_log=written, **fields)
     shutil.rmtree(_aside(checkpoint), ignore_errors=True)
 
 
@@ -102,7 +101,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         check_files(checkpoint, manifest)
         if manifest["token_log"] is not None:
             _check_token_log(checkpoint.parent / TOKEN_LOG, manifest["token_log"])
-        Split(**manifest["split"])
+        Split(**manifest["config"]["split"])
     except (KeyError, TypeError) as e:
         raise UserError(f"{checkpoint / MANIFEST} is not as it was written: {type(e).__name__} {e}") from None
     return manifest
@@ -159,7 +158,7 @@ def check_split(checkpoint: Path, now: Split, *, ranks_rows_together: bool) -> N
 
     ``ranks_rows_together``: tokens of one forward of all ranks are ranked together, so its rows must stay as many, too.
     """
-    then = Split(**read_json(checkpoint / MANIFEST)["split"])
+    then = Split(**read_json(checkpoint / MANIFEST)["config"]["split"])
     insist = "change them back, or set allow_changed to go on all the same"
     if then.global_batch != now.global_batch:
         raise UserError(

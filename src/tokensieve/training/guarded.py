@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -231,5 +232,5 @@ class Guarded(Trainer):
 
 
 def say(sentence: str) -> None:
-    """On stderr, beside the progress bar."""
-    print(f"tokensieve: {sentence}", file=sys.stderr, flush=True)
+    """On stderr, above the progress bar."""
+    tqdm.write(f"tokensieve: {sentence}", file=sys.stderr)

@@ -145,7 +145,7 @@ class TokenLog:
         self.process = 1 + max((line["process"] for line in _read_lines(self.folder / "times.jsonl")), default=0)
         self.started = time.monotonic()
         path = self.folder / "tokens.jsonl"
-        lines = [line for line in _read_lines(path) if line["step"] <= step]
+        lines = _read_lines(path, step)
         last: dict[str, Any] = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}
         self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
         self.flops_student = last["flops_student"]
@@ -196,12 +196,21 @@ def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         os.fsync(f.fileno())
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last line that a kill cut short is left out."""
+def _read_lines(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """The lines of a log up to a step. What a kill cut short or damaged ends it: a good checkpoint vouches for its own part."""
+    lines: list[dict[str, Any]] = []
     if not path.exists():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines() if line]
+        return lines
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    for text in whole.splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if line["step"] > last_step:
+            break
+        lines.append(line)
+    return lines
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

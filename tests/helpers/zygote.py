@@ -7,11 +7,12 @@ stdin, a line a command: {"argv": [verb, ...], "log": file, ...}    stdout, a li
     signals: [[step, number]]   the process sends itself these signals after the forward of that step; 0 waits a second
     broken: {step: what}        "nll": that step's first row has NaN hidden states; "gradient": only its gradient has
     file_limit: bytes           no file may become larger (EFBIG, as ENOSPC would come)
-    env: {...}
+    main: "module:function"     instead of the command line's
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -99,7 +100,6 @@ def run(command: dict[str, Any]) -> None:
         log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.environ.update(command.get("env", {}))
         if command.get("signals"):
             install_signals(command["signals"])
         if command.get("broken"):
@@ -110,9 +110,8 @@ def run(command: dict[str, Any]) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (command["file_limit"],) * 2)
         if command.get("kill"):
             install_kill(**command["kill"], log=command["log"])
-        from tokensieve import cli
-
-        code = cli.main(command["argv"])
+        module, name = command.get("main", "tokensieve.cli:main").split(":")
+        code = getattr(importlib.import_module(module), name)(command["argv"])
     except BaseException:
         traceback.print_exc()
     finally:

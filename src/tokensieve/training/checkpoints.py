@@ -22,6 +22,7 @@ from ..runs import (
     UserError,
     check_files,
     file_hash,
+    hash_json,
     read_json,
     read_manifest,
     sync,
@@ -88,8 +89,15 @@ def seal(checkpoint: Path, split: Split, **fields: Any) -> None:
     log = checkpoint.parent / TOKEN_LOG
     written = {"bytes": log.stat().st_size, "hash": file_hash(log)} if log.exists() else None
     config = {"step": step_of(checkpoint), "split": asdict(split)}
-    write_manifest(checkpoint, KIND, config=config, inputs={}, files=entries, token_log=written, **fields)
+    fields = {"token_log": written, **fields}
+    own = {"sealed": sorted(fields), "seal": _own_hash(config, entries, fields)}
+    write_manifest(checkpoint, KIND, config=config, inputs={}, files=entries, **own, **fields)
     shutil.rmtree(_aside(checkpoint), ignore_errors=True)
+
+
+def _own_hash(config: Any, files: Any, fields: Mapping[str, Any]) -> str:
+    """A bit of the manifest itself may flip, and name a good file as damaged, or change a number that nothing else vouches for."""
+    return hash_json([config, files, dict(fields)])
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
@@ -98,6 +106,10 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} has no {MANIFEST}: it is half-written, or the manifest was removed")
     manifest = read_manifest(checkpoint, KIND)
     try:
+        if manifest["seal"] != _own_hash(
+            manifest["config"], manifest["files"], {k: manifest[k] for k in manifest["sealed"]}
+        ):
+            raise UserError(f"{checkpoint / MANIFEST} has other content than was written: it is damaged")
         check_files(checkpoint, manifest)
         if manifest["token_log"] is not None:
             _check_token_log(checkpoint.parent / TOKEN_LOG, manifest["token_log"])

@@ -77,6 +77,7 @@ def ours(stand: trials.Stand, kills: int) -> dict[str, list[Trial]]:
         "disk full in `score`, `prepare`": [
             (lambda v=v, n=n: t.disk_full(stand, v, n)) for v in ("score", "prepare") for n in (300, 900)
         ],
+        "out of memory": [lambda: t.out_of_memory(stand)],
         "a second process in the same folder": [(lambda v=v: t.locked_folder(stand, v)) for v in ("train", "score")],
     }
 
@@ -96,7 +97,8 @@ def theirs(stand: trials.Stand, kills: int) -> dict[str, str]:
         names[11]: "every row repeated, no warning" + READ,
         names[12]: plain.nan(),
         names[13]: counted(plain.disk_full(n) for n in (5_000, 100_000, 200_000)),
-        names[15]: "nothing stops it" + READ,
+        names[15]: "crash at the first step that is too large, with what torch says" + READ,
+        names[16]: "nothing stops it" + READ,
     }
 
 

@@ -412,3 +412,16 @@ def rows_of_steps(out: Path) -> list[list[int]]:
     import pyarrow.parquet as pq
 
     return [sorted(set(pq.read_table(p)["row"].to_pylist())) for p in sorted(out.glob("tokens/*"))]
+
+
+def out_of_memory(stand: Stand) -> str | None:
+    """A micro-batch that does not fit is found before the first step, and what to lower is said."""
+    out = stand.folder("memory")
+    command = stand.bench.train(out, **{"training.per_device_train_batch_size": 8192, "dry_step": "always"})
+    done = stand.zygote(*command, memory_limit=600 << 20)
+    told = (
+        "lower training.per_device_train_batch_size (now 8192) and raise training.gradient_accumulation_steps (now 2)"
+    )
+    if done.code != 2 or "out of memory on cpu in a step of 8192 rows" not in done.error or told not in done.error:
+        return f"exit code {done.code}, said: {done.error}"
+    return "it began to train" if (out / "tokens.jsonl").exists() else None

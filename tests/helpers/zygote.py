@@ -7,6 +7,7 @@ stdin, a line a command: {"argv": [verb, ...], "log": file, ...}    stdout, a li
     signals: [[step, number]]   the process sends itself these signals after the forward of that step; 0 waits a second
     broken: {step: what}        "nll": that step's first row has NaN hidden states; "gradient": only its gradient has
     file_limit: bytes           no file may become larger (EFBIG, as ENOSPC would come)
+    memory_limit: bytes         of address space, over what the process has at its start
     main: "module:function"     instead of the command line's
 """
 
@@ -20,6 +21,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
@@ -108,6 +110,11 @@ def run(command: dict[str, Any]) -> None:
             import resource
 
             resource.setrlimit(resource.RLIMIT_FSIZE, (command["file_limit"],) * 2)
+        if command.get("memory_limit"):
+            import resource
+
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + command["memory_limit"],) * 2)
         if command.get("kill"):
             install_kill(**command["kill"], log=command["log"])
         module, name = command.get("main", "tokensieve.cli:main").split(":")

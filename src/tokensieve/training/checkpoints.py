@@ -67,10 +67,16 @@ def unseal(checkpoint: Path) -> None:
     (checkpoint / MANIFEST).unlink(missing_ok=True)
 
 
-def seal(checkpoint: Path, split: Split, **fields: Any) -> None:
+def log_bytes(checkpoint: Path) -> int:
+    """How far the token log has come: so much of it belongs to a checkpoint that is saved now."""
+    log = checkpoint.parent / TOKEN_LOG
+    return log.stat().st_size if log.exists() else 0
+
+
+def seal(checkpoint: Path, split: Split, written: int, **fields: Any) -> None:
     """Declare a checkpoint written: fsync and hash every file, then the manifest. Its damaged predecessor goes.
 
-    ``fields`` (JSON) are kept in the manifest.
+    ``written`` is :func:`log_bytes` as it was when the checkpoint was saved; ``fields`` (JSON) are kept in the manifest.
     """
     unseal(checkpoint)
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
@@ -87,16 +93,16 @@ def seal(checkpoint: Path, split: Split, **fields: Any) -> None:
     for folder in {p.parent for p in files} | {checkpoint.parent}:
         sync(folder)
     log = checkpoint.parent / TOKEN_LOG
-    written = {"bytes": log.stat().st_size, "hash": file_hash(log)} if log.exists() else None
+    token_log = {"bytes": written, "hash": file_hash(log, written)} if written else None
     config = {"step": step_of(checkpoint), "split": asdict(split)}
-    fields = {"token_log": written, **fields}
+    fields = {"token_log": token_log, **fields}
     own = {"sealed": sorted(fields), "seal": _own_hash(config, entries, fields)}
     write_manifest(checkpoint, KIND, config=config, inputs={}, files=entries, **own, **fields)
     shutil.rmtree(_aside(checkpoint), ignore_errors=True)
 
 
 def _own_hash(config: Any, files: Any, fields: Mapping[str, Any]) -> str:
-    """A bit of the manifest itself may flip, and name a good file as damaged, or change a number that nothing else vouches for."""
+    """A bit of the manifest may flip, too: in a number that nothing else vouches for, or in the hash of a good file."""
     return hash_json([config, files, dict(fields)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..runs import MANIFEST, Stopped, UserError, read_json, writing
-from .checkpoints import PREFIX, Split, check_split, last_good, numbered, seal, step_of, unseal, verify
+from .checkpoints import PREFIX, Split, check_split, last_good, log_bytes, numbered, seal, step_of, unseal, verify
 from .dry_step import dry_step, out_of_memory
 from .guards import GuardConfig, NonFinite, Watch, all_finite, broken_names, describe, write_record
 
@@ -31,6 +32,8 @@ class Guarded(Trainer):
         self.stop_signal = lambda: 0
         self.step_totals: Tensor | None = None
         self._stop_with = 0
+        self._sealer = ThreadPoolExecutor(1)
+        self._sealing: Future[None] | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._rng_from: str | None = None
         self._loss_before: Tensor | None = None
@@ -96,6 +99,7 @@ class Guarded(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's checkpoint, then its seal; older ones are removed only after that."""
+        self.finish_seal()
         self.flush_token_log()  # a checkpoint without its log lines could not be resumed exactly
         self._check_model()
         checkpoint = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
@@ -113,10 +117,23 @@ class Guarded(Trainer):
             self.args.save_total_limit, self.args.save_only_model = limit, only_model
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            with writing(checkpoint):
-                seal(checkpoint, self.split, loss={"since": self._globalstep_last_logged, "sums": sums})
+            loss = {"since": self._globalstep_last_logged, "sums": sums}
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best, use_mtime=True)
+            self._sealing = self._sealer.submit(self._seal, checkpoint, log_bytes(checkpoint), loss, limit, best)
+
+    def _seal(
+        self, checkpoint: Path, written: int, loss: Mapping[str, Any], limit: int | None, best: str | None
+    ) -> None:
+        """Beside the training, which goes on meanwhile; until it is through, the checkpoint before is the last good one."""
+        with writing(checkpoint):
+            seal(checkpoint, self.split, written, loss=loss)
+        rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best, use_mtime=True)
+
+    def finish_seal(self) -> None:
+        """Wait for the seal of the last checkpoint, and raise what went wrong with it."""
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            sealing.result()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -194,6 +211,7 @@ class Guarded(Trainer):
 
         mine = self.watch.rows(cause) if cause in ("nll", "weight") else self.watch.all_rows()
         rows, names = gather_object(mine), gather_object(list(names))
+        self.finish_seal()
         run = Path(self.args.output_dir)
         good = [p.name for p in numbered(run) if (p / MANIFEST).exists() and step_of(p) < step]
         if not self.is_world_process_zero():
@@ -209,6 +227,7 @@ class Guarded(Trainer):
             self.control.should_save = True
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self._stop_with:
+            self.finish_seal()
             self.callback_handler.on_train_end(self.args, self.state, self.control)  # trackers and the bar are closed
             raise Stopped(f"checkpoint at step {self.state.global_step}; start it again to go on", self._stop_with)
 
@@ -221,14 +240,18 @@ class Guarded(Trainer):
         return prepared
 
     @contextlib.contextmanager
-    def tells_of_memory(self) -> Iterator[None]:
-        """Out of memory, as a sentence that says what to lower."""
+    def guarded(self) -> Iterator[None]:
+        """Around a training: at its end the last checkpoint is sealed; out of memory is a sentence that says what to lower."""
         try:
             yield
+            self.finish_seal()
         except RuntimeError as e:
             if self.args.auto_find_batch_size or not (told := out_of_memory(e, self.args, self.args.device)):
                 raise
             raise UserError(told) from e
+        finally:
+            if self._sealing is not None:
+                wait([self._sealing])
 
 
 def say(sentence: str) -> None:

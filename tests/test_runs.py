@@ -192,7 +192,7 @@ def test_done_work_is_skipped_and_other_work_refused(tmp_path: Path) -> None:
     finish(folder)
     assert not runs.start_folder(folder, "corpus", {**CONFIG, "out": "moved"}, INPUTS)
     for kind, config, inputs, said in (
-        ("corpus", {"a": 2, "b": 3}, {"corpus": "d"}, r"from other inputs \(a, b, input corpus\)"),
+        ("corpus", {"a": 2, "b": 3}, {"corpus": "d"}, r"from other inputs \(a 1 -> 2, b not set -> 3, input corpus\)"),
         ("corpus", CONFIG, {**INPUTS, "model": "m"}, r"from other inputs \(input model\)"),
         ("scores", CONFIG, INPUTS, "holds 'corpus': choose another --out"),
     ):

@@ -1,6 +1,7 @@
 """The command line: ``tokensieve VERB --config FILE.yaml --field value``. Heavy imports happen inside the verb.
 
-Exit codes: 0 done; 1 unexpected error (``--debug`` shows where); 2 bad input, told in one sentence; 130 interrupted.
+Exit codes: 0 done; 1 unexpected error (``--debug`` shows where); 2 bad input or a full disk, told in one sentence; 3 NaN or
+infinity in training; 130, 138, 143 stopped by SIGINT, SIGUSR1, SIGTERM (``train`` leaves a checkpoint to go on from).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from .pipeline.config import class_parser, describe_fields, explain, one_line, read_yaml, unknown
 from .pipeline.verbs import VERBS, Verb
-from .runs import UserError
+from .runs import Stopped, UserError
 
 COMMON = """\
   --config FILE.yaml      Read these fields from a file; what stands after it on the command line wins.
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough: tokensieve show ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Stopped as e:
+        return _stopped(e, verb)
     except (Exception, KeyboardInterrupt) as e:
         if debug:
             raise
@@ -56,12 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _told(error: BaseException, verb: str) -> int:
     """What went wrong as one sentence on stderr; the exit code."""
     if isinstance(error, UserError):
-        return _fail(one_line(error), verb)
+        return _fail(one_line(error), verb, error.code)
     if isinstance(error, KeyboardInterrupt):
         return _fail("interrupted; start it again to go on", verb, 130)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return _fail(f"{error.filename}: {error.strerror}", verb)
     return _fail(f"unexpected {type(error).__name__}: {one_line(error)} (--debug shows where)", verb, 1)
+
+
+def _stopped(stopped: Stopped, verb: str) -> int:
+    """Every rank stops, the first one says so."""
+    from .pipeline.launch import ranks
+
+    if ranks().rank == 0:
+        print(f"tokensieve {verb}: {stopped}", file=sys.stderr)
+    return stopped.code
 
 
 def overview() -> str:

@@ -110,9 +110,9 @@ def test_a_finished_run_is_skipped_and_another_config_refused(tiny: Any, tokensi
     assert (done.code, (tiny.clm / MANIFEST).stat().st_mtime_ns) == (0, before)
     assert done.out.startswith(f"{tiny.clm}: 4 steps, ")
     for change, said in (
-        (("--seed", 1), "(seed)"),
-        (("--objective.name", "random"), "(objective)"),
-        (("--training.learning_rate", 1), "(training)"),
+        (("--seed", 1), "(seed 0 -> 1)"),
+        (("--objective.name", "random"), '(objective.name "clm" -> "random")'),
+        (("--training.learning_rate", 1), "(training.learning_rate not set -> 1)"),
         (("--corpus", tiny.target), "(input corpus)"),
         (("--model", tiny.rho1), "(input model)"),
     ):
@@ -170,7 +170,10 @@ def test_a_killed_run_ends_as_if_nothing_had_been(tiny: Any, killed: Path, token
     assert len(lines(killed / "tokens.jsonl")) == 15  # five steps that no checkpoint remembers
     command = ("train", "--corpus", tiny.corpus, "--model", tiny.base, *LONG)
     refused = tokensieve(*command, "--out", killed, "--seed", 1)
-    assert (refused.code, "holds unfinished work of another config" in refused.error) == (2, True)
+    assert (refused.code, "has checkpoints of another config or other inputs (seed 0 -> 1)" in refused.error) == (
+        2,
+        True,
+    )
     refused = tokensieve(*command, "--out", killed, "--resume", "never")
     assert (refused.code, "has checkpoints of an unfinished run" in refused.error) == (2, True)
     assert tokensieve(*command, "--out", tmp_path / "whole").code == 0

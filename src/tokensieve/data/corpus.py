@@ -198,6 +198,14 @@ class Corpus:
             ids = np.asarray(row["input_ids"])[: int(row["num_tokens"])]
             yield from np.split(ids, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [ids]
 
+    def documents_at(self, row: int, position: int | None = None) -> list[str]:
+        """Names of the documents in a row, or of the one at a position of it."""
+        found = self.rows[row]
+        ids = found["doc_ids"]
+        if position is not None:
+            ids = [ids[int(np.searchsorted(found["doc_starts"], position, side="right")) - 1]]
+        return self.documents()["id"].take(ids).to_pylist()  # type: ignore[no-any-return]
+
     def documents(self) -> pa.Table:
         """``documents.parquet``: one row a document, index = doc_id."""
         import pyarrow.parquet as pq

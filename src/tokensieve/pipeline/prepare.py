@@ -22,10 +22,12 @@ from tokensieve.runs import (
     atomic_file,
     describe_files,
     fingerprint,
+    locked,
     read_json,
     start_folder,
     write_json,
     write_manifest,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -81,8 +83,9 @@ def run(config: PrepareConfig, progress: bool = True) -> Path:
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
     resolved = _resolved(config)
     if start_folder(out, KIND, resolved, inputs):
-        _start_parts(out, fingerprint(KIND, resolved, inputs))
-        _make(config, out, sources, resolved, inputs, progress)
+        with locked(out), writing(out):
+            _start_parts(out, fingerprint(KIND, resolved, inputs))
+            _make(config, out, sources, resolved, inputs, progress)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return out
 

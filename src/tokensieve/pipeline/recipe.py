@@ -8,8 +8,8 @@
       text:  {verb: prepare, sources: [...]}
       model: {verb: train, corpus: "@text", ...}          @stage is that stage's folder
 
-A stage that is done is skipped; one whose config or inputs changed is removed and done again. A recipe is data: nothing
-in it is executed.
+A stage that is done is skipped; one whose config or inputs changed is removed and done again, unless it is unfinished and has
+checkpoints: then that is refused. A recipe is data: nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class RecipeConfig:
     """Values for the recipe's settings."""
     only: list[str] = field(default_factory=list)
     """Only these stages; their inputs must be there."""
+    allow_changed: bool = False
+    """Of unfinished `train` stages: go on from their checkpoints although the recipe or its data changed since."""
     dry_run: bool = False
     """Print the plan with tokens, FLOPs and disk, and do nothing."""
 
@@ -77,7 +79,7 @@ def run(config: RecipeConfig) -> Path | str:
     chosen = [s for s in recipe.stages if not config.only or s.name in config.only]
     for number, stage in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {stage.name} ({stage.verb})", flush=True)
-        run_stage(recipe, stage)
+        run_stage(recipe, stage, allow_changed=config.allow_changed)
     if not config.only:
         _finish(recipe)
     return recipe.out
@@ -212,9 +214,13 @@ def _unfinish(recipe: Recipe) -> None:
     (recipe.out / MANIFEST).unlink(missing_ok=True)
 
 
-def run_stage(recipe: Recipe, stage: Stage) -> None:
-    """Do one stage, or skip it if it is done; a folder that other work left there is removed first."""
-    config = make_config(stage.verb, stage.fields, f"stage {stage.name}")
+def run_stage(recipe: Recipe, stage: Stage, *, allow_changed: bool = False) -> None:
+    """Do one stage, or skip it if it is done; a folder that other work left there is removed first.
+
+    Checkpoints of other work are not removed: unless ``allow_changed``, they are a UserError that says what changed.
+    """
+    insist = {"allow_changed": True} if allow_changed and stage.verb == "train" else {}
+    config = make_config(stage.verb, {**stage.fields, **insist}, f"stage {stage.name}")
     work = VERBS[stage.verb].runner()
     if stage.verb == "check":
         _say(work(config))

@@ -5,12 +5,26 @@ rank r of W writes shards r, r + W, ...   a shard that is there is done; the las
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError, bind_unfinished, describe_files, is_done, read_manifest, start_folder, write_manifest
+from ..runs import (
+    UserError,
+    bind_unfinished,
+    describe_files,
+    is_done,
+    locked,
+    note_part,
+    part_is_whole,
+    read_manifest,
+    start_folder,
+    write_manifest,
+    writing,
+)
 from . import launch
 
 if TYPE_CHECKING:
@@ -61,11 +75,12 @@ def run(config: ScoreConfig) -> Path:
         return out
     ranks = launch.ranks()
     bind_unfinished(out, "scores", settings, inputs, write=ranks.rank == 0)
-    flops = _write_shards(config, corpus, out, ranks)
-    launch.wait_for_all(ranks)
-    if ranks.rank == 0:
-        _finish(out, config, corpus, settings, inputs, flops)
-    launch.wait_for_all(ranks)
+    with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
+        flops = _write_shards(config, corpus, out, ranks)
+        launch.wait_for_all(ranks)
+        if ranks.rank == 0:
+            _finish(out, config, corpus, settings, inputs, flops)
+        launch.wait_for_all(ranks)
     return out
 
 
@@ -95,6 +110,8 @@ def _write_shards(config: ScoreConfig, corpus: Corpus, out: Path, ranks: launch.
     device = config.device or launch.device(ranks)
     scorer = Scorer(model, device=device, batch_rows=config.batch_rows, entropy="ref_entropy" in config.columns)
     rows = Rows(join_scores(corpus, verify=None))
+    mine = corpus.manifest["shards"][ranks.rank :: ranks.size]
+    todo = {shard["file"] for shard in mine if not part_is_whole(out / shard["file"])}
     start = 0
     with tqdm(
         total=corpus.num_rows * corpus.length,
@@ -103,10 +120,11 @@ def _write_shards(config: ScoreConfig, corpus: Corpus, out: Path, ranks: launch.
         unit_scale=True,
         disable=ranks.rank > 0,
     ) as bar:
-        for number, shard in enumerate(corpus.manifest["shards"]):
+        for shard in corpus.manifest["shards"]:
             stop = start + shard["rows"]
-            if number % ranks.size == ranks.rank and not (out / shard["file"]).exists():
+            if shard["file"] in todo:
                 write_score_shard(out / shard["file"], _score_shard(config, scorer, rows, start, stop, bar))
+                note_part(out / shard["file"])
             elif ranks.rank == 0:
                 bar.update(shard["rows"] * corpus.length)
             start = stop
@@ -147,11 +165,12 @@ def _finish(out: Path, config: ScoreConfig, corpus: Corpus, settings: Any, input
         flops=flops,
         reference_flops=training_flops(config.model),
     )
+    shutil.rmtree(out / "parts", ignore_errors=True)
 
 
 def training_flops(model: str) -> float:
     """FLOPs that trained a model, if `train` wrote its folder; 0 for a model from elsewhere."""
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder):
-            return float(read_manifest(folder).get("summary", {}).get("flops_student", 0.0))
+        if is_done(folder) and (manifest := read_manifest(folder))["kind"] == "model":
+            return float(manifest["summary"]["flops_student"])
     return 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +15,16 @@ from ..runs import (
     StaleFolder,
     UserError,
     bind_unfinished,
+    changed_since,
     describe_files,
+    locked,
+    note_work,
     read_manifest,
     start_folder,
+    sync,
     write_json,
     write_manifest,
+    writing,
 )
 from . import launch
 from .config import class_parser, explain, from_fields, one_line, unknown
@@ -36,6 +43,18 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "disable_tqdm": False,
 }
+
+
+# Fields that only split a step: what decides is how many rows they come to, which the checkpoint knows.
+SPLIT = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
+
+
+# Fields that do not say what work it is: folders count by what is in them, and the rest says how to react to a fault.
+NO_WORK = ("out", "corpus", "scores", "resume", "allow_changed", "on_nonfinite", "max_skipped_steps", "dry_step")
+
+
+class ChangedWork(UserError):
+    """Checkpoints of other work: too dear to be thrown away, or gone on from, unasked."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,15 @@ class TrainConfig:
     token_log_rows: int = 8
     """How many rows."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the last checkpoint in `out`, if there is one; never: refuse a folder with checkpoints."""
+    """auto: go on from the last good checkpoint in `out`, if there is one; never: refuse a folder with checkpoints."""
+    allow_changed: bool = False
+    """Go on from a checkpoint although config, data or the split of a step over ranks changed since."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """NaN or infinity in a step: stop before the update, or leave this update out. Either way its rows are written down."""
+    max_skipped_steps: int = 10
+    """skip: how many steps of the run at most."""
+    dry_step: Literal["auto", "always", "never"] = "auto"
+    """A first step for its memory only, thrown away: auto on a GPU."""
 
 
 def run(config: TrainConfig) -> Path:
@@ -80,20 +107,31 @@ def run(config: TrainConfig) -> Path:
     settings, inputs = _identity(config, corpus)
     if not start_folder(out, "model", settings, inputs):
         return out
-    checkpoint = _checkpoint(config, out, settings, inputs)
-    trainer = _trainer(config, corpus, objective)
     ranks = launch.ranks()
-    if ranks.rank == 0:  # only now: a config that is refused above must not leave a mark that the next one trips over
-        bind_unfinished(out, "model", settings, inputs)
-        _write_config(config, trainer.args, out)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.seam.close()
-    _save(trainer, config, out)
-    if ranks.rank == 0:
-        _write_metrics(out, trainer.state.log_history)
-        _finish(out, config, corpus, objective, settings, inputs)
-    launch.wait_for_all(ranks)
+    with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
+        going_on = _check_unfinished(config, out, settings, inputs)
+        trainer = _trainer(config, corpus, objective)
+        if (
+            ranks.rank == 0
+        ):  # only now: a config that is refused above must not leave a mark that the next one trips over
+            note_work(out, "model", settings, inputs)
+            _write_config(config, trainer.args, out)
+        _train(trainer, going_on)
+        _save(trainer, config, out)
+        if ranks.rank == 0:
+            _write_metrics(out, trainer.state.log_history)
+            _finish(out, config, corpus, objective, settings, inputs)
+        launch.wait_for_all(ranks)
     return out
+
+
+def _train(trainer: Any, going_on: bool) -> None:
+    from ..training.guards import StopSignals
+
+    with StopSignals() as stop:
+        trainer.stop_signal = lambda: stop.received
+        trainer.train(resume_from_checkpoint=going_on)
+    trainer.seam.close()
 
 
 def validate(config: TrainConfig) -> None:
@@ -141,7 +179,7 @@ def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict
     """(settings, inputs) without paths: folders count by what is in them."""
     from ..modeling.load import model_hash
 
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "corpus", "scores", "resume")}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_WORK}
     inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
     inputs["scores"] = [read_manifest(s, "scores")["fingerprint"] for s in config.scores]
     if isinstance(config.model, str):
@@ -149,21 +187,29 @@ def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict
     return settings, inputs
 
 
-def _checkpoint(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> str | None:
-    """The last checkpoint that can be gone on from, if any. Checkpoints of other work are refused.
+def _check_unfinished(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> bool:
+    """Whether there are checkpoints to go on from. Those of other work are refused, and so is a folder without a note of it.
 
-    One without optimizer state (save_only_model) would go on with a new optimizer and the schedule from its start, another
-    run than the one that was interrupted: such a run starts again.
+    Which of them is good is for the trainer to find, and whether the step is split in the same way.
     """
-    found = sorted((p for p in out.glob("checkpoint-*") if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
+    from ..training.checkpoints import numbered
+
+    found = numbered(out)
     if found and not (out / WORK).exists():
         raise StaleFolder(f"{found[-1]} does not say what work it belongs to: remove {out} or choose another --out")
-    whole = [p for p in found if (p / "trainer_state.json").exists() and (p / "scheduler.pt").exists()]
-    checkpoint = str(whole[-1]) if whole else None
-    if checkpoint and config.resume != "auto":
+    if found and config.resume != "auto":
         raise UserError(f"{out} has checkpoints of an unfinished run: set resume: auto to go on, or remove it")
-    bind_unfinished(out, "model", settings, inputs, write=False)
-    return checkpoint
+    if not found:
+        bind_unfinished(out, "model", settings, inputs, write=False, free=SPLIT)
+    elif changed := changed_since(out, "model", settings, inputs, free=SPLIT):
+        if not config.allow_changed:
+            raise ChangedWork(
+                f"{out} has checkpoints of {changed}: change it back, or set allow_changed to go on from them all the same, "
+                "or remove the folder to begin again"
+            )
+        if launch.ranks().rank == 0:
+            print(f"tokensieve: {out}: going on from checkpoints of {changed}", file=sys.stderr, flush=True)
+    return bool(found)
 
 
 def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
@@ -193,6 +239,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config)),
             sources=corpus.sources,
+            guards=_guards(config, corpus, args.device.type),
             processing_class=corpus.tokenizer(),
         )
     except UserError:
@@ -201,13 +248,24 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
         raise UserError(f"training: {one_line(e)}") from e
 
 
+def _guards(config: TrainConfig, corpus: Corpus, device: str) -> Any:
+    from ..training.guards import GuardConfig
+
+    return GuardConfig(
+        config.on_nonfinite,
+        config.max_skipped_steps,
+        config.allow_changed,
+        dry_step=device == "cuda" if config.dry_step == "auto" else config.dry_step == "always",
+        documents=corpus.documents_at,
+    )
+
+
 def _save(trainer: Any, config: TrainConfig, out: Path) -> None:
     """``model/`` is a whole model in Hugging Face format; a LoRA run also has its ``adapter/``."""
     trained = out / ("model" if config.lora is None else "adapter")
     trainer.save_model(str(trained))
     if not trainer.is_world_process_zero():
         return
-    (trained / "training_args.bin").unlink(missing_ok=True)  # a pickle, with paths; train_config.json says it all
     if config.lora is not None:
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         merged.save_pretrained(out / "model")
@@ -296,8 +354,9 @@ def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
 
     from ..runs import atomic_file
 
-    # Clocks, and a mean that starts again at each resume; sorted, because a resumed history is.
-    left_out = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+    # Clocks, a mean that starts again at each resume, and a sum of floats whose last digits depend on where the run was
+    # saved (ours is in tokens.jsonl); sorted, because a resumed history is.
+    left_out = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
     lines = [{k: v for k, v in line.items() if k not in left_out} for line in history]
     with atomic_file(out / "metrics.jsonl", "w") as f:
         f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
@@ -344,6 +403,8 @@ def _finish(out: Path, config: TrainConfig, corpus: Corpus, objective: Objective
     names = ["train_config.json", "summary.json", "tokens.jsonl", "metrics.jsonl"]
     for folder in ("model", "adapter", "tokens"):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
+    for name in names:
+        sync(out / name)  # what the Trainer wrote: the manifest must not be on the disk before it
     write_manifest(
         out,
         "model",

@@ -179,8 +179,14 @@ class Breakdown:
         """A record a group that has tokens and class; ``share`` is of the group's tokens."""
         return [
             {
-                **{"by": self.by, "group": group.label, "order": order, "low": group.low, "high": group.high},
-                **{"class": name, "tokens": int(tokens_K[k]), "share": float(tokens_K[k] / tokens_K.sum())},
+                "by": self.by,
+                "group": group.label,
+                "order": order,
+                "low": group.low,
+                "high": group.high,
+                "class": name,
+                "tokens": int(tokens_K[k]),
+                "share": float(tokens_K[k] / tokens_K.sum()),
             }
             for order, (group, tokens_K) in enumerate(zip(self.groups, self.tokens_GK, strict=True))
             if tokens_K.sum()
@@ -249,7 +255,10 @@ class Selection:
         """A record for each s and c."""
         return [
             {
-                **{"selected_at": s, "checkpoint": c, "kept": int(kept), "dropped": int(self.tokens - kept)},
+                "selected_at": s,
+                "checkpoint": c,
+                "kept": int(kept),
+                "dropped": int(self.tokens - kept),
                 "kept_nll": _mean(self.kept_SC[s, c], kept),
                 "dropped_nll": _mean(nll - self.kept_SC[s, c], self.tokens - kept),
             }

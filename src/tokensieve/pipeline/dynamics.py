@@ -26,12 +26,12 @@ NOT_WORK = ("out", "models", "corpus", "scores", "counts", "selector", "log", "d
 
 @dataclass(frozen=True)
 class DynamicsConfig:
-    """Follow the nll of every token of a corpus over the checkpoints of a run, and sort tokens into the paper's four classes."""
+    """Follow every token's nll over the checkpoints of a run, and sort tokens into the paper's four classes."""
 
     out: str
     """Folder to write."""
     models: list[str]
-    """In order of training: a run stands for its checkpoints and last weights (RUN/model for these alone), else model folders."""
+    """In order of training: model folders, or a run for its checkpoints and last weights (RUN/model for these alone)."""
     corpus: str
     """A validation corpus: a folder that `prepare` wrote."""
     scores: str | None = None

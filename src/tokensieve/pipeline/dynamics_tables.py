@@ -62,7 +62,8 @@ class Reader:
         """float16 [B, T] of one checkpoint."""
         from ..data.scored import column_block
 
-        return column_block(self.files[index], "nll", start, stop)
+        nll_BT: np.ndarray = column_block(self.files[index], "nll", start, stop)
+        return nll_BT
 
     def block(self, start: int, stop: int) -> Block:
         """All that is known of the targets of some rows."""
@@ -125,13 +126,21 @@ def write_tables(
     described = {
         "checkpoints": [
             {
-                **{"index": i, "model": t.name, "step": t.step},
-                **{"tokens_seen": t.tokens_seen, "tokens_trained": t.tokens_trained, "nll": mean},
+                "index": i,
+                "model": t.name,
+                "step": t.step,
+                "tokens_seen": t.tokens_seen,
+                "tokens_trained": t.tokens_trained,
+                "nll": mean,
             }
             for i, (t, mean) in enumerate(zip(checkpoints, means, strict=True))
         ],
-        **{"tokens": tables["classes"][-1]["tokens"], "rows": corpus.num_rows, "length": corpus.length},
-        **{"threshold": config.threshold, "mean_last": means[-1], "ratio": config.ratio if config.scores else None},
+        "tokens": tables["classes"][-1]["tokens"],
+        "rows": corpus.num_rows,
+        "length": corpus.length,
+        "threshold": config.threshold,
+        "mean_last": means[-1],
+        "ratio": config.ratio if config.scores else None,
         **tables,
     }
     write_json(out / "dynamics.json", described)
@@ -155,7 +164,7 @@ def _checkpoint_means(reader: Reader) -> list[float]:
         raise UserError(f"{reader.corpus.folder} has no token to predict")
     if (counts != counts[0]).any():
         raise UserError(f"checkpoint {int((counts != counts[0]).argmax())} has nll at other tokens than the first one")
-    return (sums / counts).tolist()
+    return [float(mean) for mean in sums / counts]
 
 
 def _tables(config: DynamicsConfig, reader: Reader, means: list[float], out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -350,9 +359,7 @@ def _write_parquet(out: Path, name: str, records: list[dict[str, Any]]) -> str:
 
     table = pa.Table.from_pylist(records)
     if name == "samples":
-        table = table.set_column(
-            table.schema.get_field_index("nll"), "nll", table["nll"].cast(pa.list_(pa.float32()))
-        )
+        table = table.set_column(table.schema.get_field_index("nll"), "nll", table["nll"].cast(pa.list_(pa.float32())))
     with atomic_file(out / f"{name}.parquet") as f:
         pq.write_table(table, f)
     return f"{name}.parquet"

@@ -108,7 +108,7 @@ def test_blocks_do_not_count(cuts: list[int], num_checkpoints: int) -> None:
 
     def tables(bounds: list[int]) -> Any:
         sums, samples = d.ClassSums(num_checkpoints), d.Samples(3)
-        groups, selection = d.Breakdown("source", [d.Group(c) for c in "abc"]), d.Selection(2, num_checkpoints)
+        groups, selection = d.Breakdown("source", [d.Group(c) for c in "abc"]), d.Selection([0.0, 0.0], num_checkpoints)
         for start, stop in pairwise(bounds):
             here = slice(start, stop)
             lines = d.classify(nll_CN[:, here], 4.0)

@@ -97,11 +97,26 @@ def test_kept_tokens_are_the_top_share_by_excess(tiny: Any, made: Path, nll: np.
     dropped = sorted(set(places) - set(kept))
     for r in described(made)["selection"][3:6]:
         assert (r["selected_at"], r["kept"], r["dropped"]) == (1, len(kept), len(dropped))
+        assert r["threshold"] == min(excess[p] for p in kept)
         assert r["kept_nll"] == pytest.approx(np.mean([float(nll[r["checkpoint"]][p]) for p in kept]))
         assert r["dropped_nll"] == pytest.approx(np.mean([float(nll[r["checkpoint"]][p]) for p in dropped]))
     groups = [r for r in described(made)["breakdowns"] if r["by"] == "kept"]
     assert sum(r["tokens"] * r["low"] for r in groups) == 3 * len(kept)
     assert described(made)["classes"][-1]["kept_share"] == pytest.approx(len(kept) / len(places))
+
+
+def test_show_what_is_kept_at_a_checkpoint(tiny: Any, made: Path, nll: np.ndarray, tokensieve: Any) -> None:
+    """Without a token log, from the dynamics and the scores it was made with. Other scores say nothing of what it kept."""
+    places = ("show", "--corpus", tiny.corpus, "--dynamics", made, "--checkpoint", 1, "--row", 2, "--width", 999)
+    done = tokensieve(*places, "--scores", tiny.scores, "--by", "kept", "--numbers", "--lines", 99)
+    assert done.code == 0, done.err
+    threshold = described(made)["selection"][3]["threshold"]
+    ref_T = np.concatenate([column(p, "ref_nll") for p in sorted(tiny.scores.glob("rows-*.arrow"))])[2]
+    excess_T = nll[1, 2].astype(np.float32) - ref_T.astype(np.float32)
+    shown = [line.split()[-3] for line in done.out.rstrip("\n").split("\n")[4:]]
+    assert shown == ["yes" if e >= threshold else "no" for e in excess_T[1:]]
+    assert ", rho1 @2" in done.out
+    assert "kept is not known here" in tokensieve(*places, "--by", "kept").error
 
 
 def test_the_token_log_by_class(tiny: Any, made: Path) -> None:

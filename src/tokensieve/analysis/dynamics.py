@@ -236,7 +236,8 @@ def _range(low: int, high: int) -> str:
 class Selection:
     """nll at checkpoint c of the tokens that are kept at checkpoint s, and of the others (Rho-1, figures 6 and 7)."""
 
-    def __init__(self, num_selections: int, num_checkpoints: int) -> None:
+    def __init__(self, threshold_S: Sequence[float], num_checkpoints: int) -> None:
+        num_selections, self.threshold_S = len(threshold_S), threshold_S  # the lowest excess that was kept
         self.kept_S, self.tokens = np.zeros(num_selections), 0
         self.kept_SC, self.nll_C = np.zeros((num_selections, num_checkpoints)), np.zeros(num_checkpoints)
         self.kept_K, self.tokens_K = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))

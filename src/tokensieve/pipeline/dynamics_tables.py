@@ -224,14 +224,17 @@ class _Kept:
 
         self.selector = Reader(reader.corpus, _nll_files(config.selector), config.scores) if config.selector else reader
         selections = range(len(self.selector.files))
-        # A bit a token and checkpoint: bytes would be most of the memory of a large corpus.
-        self.bits_S = [np.packbits(self._keep(s, config.ratio)) for s in selections]
-        self.selection = d.Selection(len(selections), len(reader.files))
+        self.bits_S, thresholds = [], []
+        for s in selections:
+            keep, lowest = self._keep(s, config.ratio)
+            self.bits_S.append(np.packbits(keep))  # a bit a token: bytes would be most of the memory of a large corpus
+            thresholds.append(lowest)
+        self.selection = d.Selection(thresholds, len(reader.files))
         self.breakdown = d.Breakdown("kept", d.kept_groups(len(selections)))
         self.first = 0
 
-    def _keep(self, index: int, ratio: float) -> np.ndarray:
-        """Whether each target of the corpus is kept at a checkpoint, in order. bool [all N]"""
+    def _keep(self, index: int, ratio: float) -> tuple[np.ndarray, float]:
+        """(whether each target of the corpus is kept at a checkpoint, in order, bool [all N]; the lowest excess kept)."""
         import numpy as np
         import torch
 
@@ -246,8 +249,8 @@ class _Kept:
             block = Block(start, target_BT, place_N, empty, empty, empty, empty)
             parts.append(reader.excess(block, nll_BT[target_BT]))
         score = torch.from_numpy(np.concatenate(parts))
-        keep: np.ndarray = top_fraction(score, torch.ones_like(score, dtype=torch.bool), ratio).numpy()
-        return keep
+        keep = top_fraction(score, torch.ones_like(score, dtype=torch.bool), ratio)
+        return keep.numpy(), float(score[keep].min())
 
     def add(self, block: Block, class_N: np.ndarray) -> None:
         import numpy as np

@@ -70,8 +70,8 @@ VERBS: dict[str, Verb] = {
     ),
     "show": Verb(
         "show:ShowConfig",
-        "rows of a run as text, kept and dropped tokens coloured",
-        "tokensieve show runs/x/rho1 --corpus runs/x/corpus",
+        "rows as text, tokens coloured: kept, excess, nll, class",
+        "tokensieve show runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --by excess",
         "run",
     ),
     "check": Verb(

@@ -260,6 +260,7 @@ class Selection:
                 "checkpoint": c,
                 "kept": int(kept),
                 "dropped": int(self.tokens - kept),
+                "threshold": float(self.threshold_S[s]),
                 "kept_nll": _mean(self.kept_SC[s, c], kept),
                 "dropped_nll": _mean(nll - self.kept_SC[s, c], self.tokens - kept),
             }

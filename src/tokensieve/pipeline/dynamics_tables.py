@@ -110,7 +110,8 @@ class Reader:
             raise UserError(
                 f"row {place // self.length}: ref_nll is NaN at position {place % self.length}, which is a target"
             )
-        return nll_CN.astype(np.float32) - ref_N
+        excess_CN: np.ndarray = nll_CN.astype(np.float32) - ref_N
+        return excess_CN
 
 
 def write_tables(

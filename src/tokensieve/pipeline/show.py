@@ -98,7 +98,7 @@ def _row_text(config: ShowConfig, known: Known, row: int, width: int, lines: int
         styles = [KEPT if k > 0 else DROPPED if k == 0 else PLAIN for k in columns["kept"]]
         legend = kept_legend(styles)
     else:
-        styles = shades.styles_of(by, columns[by])
+        styles = shades.styles_of(by, columns[by].tolist())
         legend = shades.legend_of(by, styles)
     head = [(f"row {row}{known.moment}: ", PLAIN), *legend]
     texts, kinds = [text for text, _ in head], [style for _, style in head]

@@ -145,6 +145,9 @@ def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
         name, values = head.replace("-", "_") + dot + key, [value] if equals else []
         while waiting and not equals and not waiting[0].startswith("--"):
             values.append(waiting.pop(0))
+        if name.startswith("no_") and name not in types and types.get(name[3:], "").startswith("bool") and not values:
+            yield from (f"--{name[3:]}", "false")  # --no-color
+            continue
         if types.get(name, "").startswith("bool") and (not values or (verb.positional and not _is_switch(values[0]))):
             yield from (f"--{name}", "true")
             if not values:

@@ -240,6 +240,8 @@ WRONG = {
     f"{TRAIN} --training.output_dir x": "training.output_dir follows from the field out",
     f"{TRAIN} --training.max_steps 0": "leave no step to do",
     f"{TRAIN} --training.report_to nonsense": "training: nonsense is not supported",
+    f"{TRAIN} --training.eval_strategy steps": "training: eval_strategy has nothing to evaluate: name eval_sets",
+    f"{TRAIN} --eval_sets.a/b {{corpus}}": "eval_sets: 'a/b' becomes part of a metric's name",
     # models
     f"{TRAIN} --dtype float8": "unknown dtype 'float8'",
     f"{TRAIN} --lora.rr 2": "lora: unknown field 'rr', did you mean 'r'?",

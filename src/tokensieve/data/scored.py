@@ -6,7 +6,8 @@ scores/rows-00000.arrow   row 0 row 1 row 2 ...      ref_nll: float16, as long a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,15 +80,34 @@ def check_binding(folder: Path, manifest: Mapping[str, Any], corpus: Corpus) -> 
 
 
 def write_score_shard(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write [rows, length] float16 or float32 arrays as an Arrow shard of list columns, atomically."""
+    """Write [rows, length] arrays (float16, float32, int8) as an Arrow shard of list columns, atomically."""
+    write_columns(path, [columns])
+
+
+def write_columns(path: Path, blocks: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """:func:`write_score_shard` of blocks of rows, one after another: no more than a block is held."""
     import pyarrow as pa
     from datasets import Features, Sequence, Value
 
-    features = Features({k: Sequence(Value(str(v.dtype))) for k, v in columns.items()})
-    schema = features.arrow_schema
-    arrays = [_lists(values) for values in columns.values()]
+    blocks = iter(blocks)
+    first = next(blocks)
+    schema = Features({k: Sequence(Value(str(v.dtype))) for k, v in first.items()}).arrow_schema
     with atomic_file(path) as f, pa.ipc.new_stream(f, schema) as stream:
-        stream.write_table(pa.Table.from_arrays(arrays, schema=schema), max_chunksize=1024)
+        for block in chain([first], blocks):
+            arrays = [_lists(values) for values in block.values()]
+            stream.write_table(pa.Table.from_arrays(arrays, schema=schema), max_chunksize=1024)
+
+
+def column_block(dataset: Any, name: str, start: int, stop: int) -> np.ndarray:
+    """Rows ``start`` to ``stop`` of a column whose lists are all of one length, [rows, length], without Python lists."""
+    values: np.ndarray = list_values(dataset, name, start, stop)[0]
+    return values.reshape(stop - start, -1)
+
+
+def list_values(dataset: Any, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """(values laid end to end, entries of each row) of a list column."""
+    column = dataset.with_format("arrow")[start:stop][name].combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False), column.value_lengths().to_numpy()
 
 
 def _lists(values_NT: np.ndarray) -> Any:

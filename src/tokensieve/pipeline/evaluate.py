@@ -63,7 +63,7 @@ def run(config: EvaluateConfig) -> Path:
     for folder in config.models.values():
         for corpus in sets.values():
             check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
-    targets = [t for name, folder in config.models.items() for t in _targets(name, folder, config.checkpoints)]
+    targets = [t for name, folder in config.models.items() for t in targets_of(name, folder, config.checkpoints)]
     settings, inputs = _identity(config, sets, targets)
     if not start_folder(out, "evaluation", settings, inputs):
         return out
@@ -125,16 +125,21 @@ class Target:
     tokens_trained: int | None = None
 
 
-def _targets(name: str, folder: str, checkpoints: bool) -> Iterator[Target]:
-    """The model of a folder and, if asked for, the checkpoints of the run it belongs to, in order of steps."""
+def targets_of(name: str, folder: str, checkpoints: bool) -> Iterator[Target]:
+    """The model of a folder and, if asked for, the checkpoints of the run it belongs to, in order of steps.
+
+    An unfinished run, which has no model yet, gives its checkpoints alone.
+    """
     from ..modeling.load import model_folder
 
     log = {line["step"]: line for line in _token_lines(Path(folder))}
-    last = max(log, default=None)
-    for step, path in _checkpoints(Path(folder)) if checkpoints else ():
-        if step != last:  # the last one is the model itself
+    last, found = max(log, default=None), _checkpoints(Path(folder)) if checkpoints else []
+    finished = not found or any((Path(folder) / sub / "config.json").is_file() for sub in ("", "model"))
+    for step, path in found:
+        if step != last or not finished:  # the last one is the model itself
             yield Target(name, path, step, *_seen(log, step))
-    yield Target(name, model_folder(folder), last, *_seen(log, last))
+    if finished:
+        yield Target(name, model_folder(folder), last, *_seen(log, last))
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -152,7 +157,7 @@ def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None,
 
 
 def _token_lines(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "tokens.jsonl"
+    path = (folder.parent if folder.name == "model" else folder) / "tokens.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 

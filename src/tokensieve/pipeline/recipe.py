@@ -25,7 +25,7 @@ from ..runs import MANIFEST, StaleFolder, UserError, atomic_file, describe_files
 from .config import read_yaml, unknown
 from .verbs import VERBS, make_config, validate
 
-STAGE_VERBS = ("prepare", "train", "score", "evaluate", "compare", "check")
+STAGE_VERBS = ("prepare", "train", "score", "evaluate", "compare", "dynamics", "check")
 KEYS = ("name", "out", "settings", "requires", "templates", "stages")
 RESOLVED = "recipe.yaml"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ SPLIT = ("training.per_device_train_batch_size", "training.gradient_accumulation
 
 
 # Fields that do not say what work it is: folders count by what is in them, and the rest says how to react to a fault.
-NO_WORK = ("out", "corpus", "scores", "resume", "allow_changed", "on_nonfinite", "max_skipped_steps", "dry_step")
+NO_WORK = ("out", "corpus", "scores", "eval_sets", "resume", "allow_changed", "on_nonfinite", "max_skipped_steps", "dry_step")
 
 
 class ChangedWork(UserError):
@@ -71,6 +72,8 @@ class TrainConfig:
     """name (clm, random, rho1, or package.module:factory) and its options: ratio, scope ..."""
     scores: list[str] = field(default_factory=list)
     """Folders that `score` wrote for this corpus, where the objective needs them."""
+    eval_sets: dict[str, str] = field(default_factory=dict)
+    """name -> a folder that `prepare` wrote: its nll is logged while training (every fifth, see training.eval_steps)."""
     training: dict[str, Any] = field(default_factory=dict)
     """Any field of transformers.TrainingArguments."""
     lora: dict[str, Any] | None = None
@@ -104,13 +107,14 @@ def run(config: TrainConfig) -> Path:
     validate(config)
     objective = _objective(config.objective)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
-    settings, inputs = _identity(config, corpus)
+    sets = {name: open_corpus(folder, verify="full") for name, folder in config.eval_sets.items()}
+    settings, inputs = _identity(config, corpus, sets)
     if not start_folder(out, "model", settings, inputs):
         return out
     ranks = launch.ranks()
     with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
         going_on = _check_unfinished(config, out, settings, inputs)
-        trainer = _trainer(config, corpus, objective)
+        trainer = _trainer(config, corpus, sets, objective)
         if (
             ranks.rank == 0
         ):  # only now: a config that is refused above must not leave a mark that the next one trips over
@@ -147,6 +151,12 @@ def validate(config: TrainConfig) -> None:
         raise UserError("training: max_steps and num_train_epochs leave no step to do")
     if args.per_device_train_batch_size < 1 or args.gradient_accumulation_steps < 1:
         raise UserError("training: per_device_train_batch_size and gradient_accumulation_steps must be at least 1")
+    if args.eval_strategy != "no" and not config.eval_sets:
+        raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
+    if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
+        raise UserError(
+            f"eval_sets: {wrong[0]!r} becomes part of a metric's name: letters, digits, '_', '-' and '.' only"
+        )
     check_dtype(config.dtype)
     _head(config.head)
     if not isinstance(config.model, str):
@@ -175,13 +185,15 @@ def _head(options: Mapping[str, Any]) -> Any:
     return from_fields(HeadOptions, options)
 
 
-def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict[str, Any]]:
+def _identity(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings, inputs) without paths: folders count by what is in them."""
     from ..modeling.load import model_hash
 
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_WORK}
     inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
     inputs["scores"] = [read_manifest(s, "scores")["fingerprint"] for s in config.scores]
+    if sets:
+        inputs["eval_sets"] = {name: found.content_hash for name, found in sets.items()}
     if isinstance(config.model, str):
         settings["model"], inputs["model"] = None, model_hash(config.model)
     return settings, inputs
@@ -212,7 +224,7 @@ def _check_unfinished(config: TrainConfig, out: Path, settings: Any, inputs: Any
     return bool(found)
 
 
-def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
+def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
     from ..data.scored import join_scores
     from ..modeling.load import check_length, check_tokenizer, check_vocabulary, quiet_loading
@@ -229,11 +241,16 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
     if isinstance(config.model, str):
         check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     check_length(model, corpus.length, what)
+    for name, found in sets.items():
+        if found.tokenizer_hash != corpus.tokenizer_hash:
+            raise UserError(f"eval_sets: {name} has another tokenizer than {config.corpus}")
+        check_length(model, found.length, what)
     try:
         return SelectiveTrainer(
             model,
             args,
             train_dataset=scored,
+            eval_dataset={name: join_scores(found, verify=None) for name, found in sets.items()} or None,
             objective=objective,
             head=head,
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
@@ -287,7 +304,9 @@ def training_arguments(config: TrainConfig) -> Any:
         raise UserError(f"training.{clash[0]} follows from the field {ours}: leave it out")
     # The json mode: the yaml one would read the string "no" as false once more.
     parser = class_parser(TrainingArguments, parser_mode="json")
-    given = {**TRAINING_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **config.training, **fixed}
+    evaluate = {"eval_strategy": "steps", "eval_steps": 0.2} if config.eval_sets else {}
+    memory = {"dataloader_pin_memory": torch.cuda.is_available()}
+    given = {**TRAINING_DEFAULTS, **evaluate, **memory, **config.training, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
     try:
         made = parser.instantiate(parser.parse_object(given))
@@ -356,8 +375,8 @@ def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
 
     # Clocks, a mean that starts again at each resume, and a sum of floats whose last digits depend on where the run was
     # saved (ours is in tokens.jsonl); sorted, because a resumed history is.
-    left_out = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
-    lines = [{k: v for k, v in line.items() if k not in left_out} for line in history]
+    left_out = ("total_flos", "_runtime", "_samples_per_second", "_steps_per_second", "train_loss")
+    lines = [{k: v for k, v in line.items() if not k.endswith(left_out)} for line in history]
     with atomic_file(out / "metrics.jsonl", "w") as f:
         f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
 

@@ -63,10 +63,15 @@ VERBS: dict[str, Verb] = {
         "tokensieve compare --out runs/x/table --evaluation runs/x/eval --runs.clm runs/x/clm --runs.rho1 runs/x/rho1 "
         "--target target",
     ),
+    "dynamics": Verb(
+        "dynamics:DynamicsConfig",
+        "every token's nll over the checkpoints, and the paper's four classes",
+        "tokensieve dynamics --out runs/x/dynamics --models runs/x/base/model runs/x/clm --corpus runs/x/validation",
+    ),
     "show": Verb(
         "show:ShowConfig",
-        "rows of a run as text, kept and dropped tokens coloured",
-        "tokensieve show runs/x/rho1 --corpus runs/x/corpus",
+        "rows as text, tokens coloured: kept, excess, nll, class",
+        "tokensieve show runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --by excess",
         "run",
     ),
     "check": Verb(

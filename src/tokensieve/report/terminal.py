@@ -1,4 +1,4 @@
-"""Plain text for a terminal: tables, and a document whose kept tokens are coloured.
+"""Plain text for a terminal: tables, and running text whose tokens are coloured by style.
 
     kept / dropped, share kept 60 % of 1,234 tokens
     def forward(self, hidden): ...                     kept: bold green; dropped: dim; no target: plain
@@ -17,8 +17,40 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 KEPT, DROPPED, PLAIN = "kept", "dropped", "plain"
-# Colours of the terminal's own palette, which its owner chose to be readable on his background.
-ANSI = {KEPT: "\x1b[1;32m", DROPPED: "\x1b[2m"}
+# Colours of the terminal's own palette, which its owner chose to be readable on his background. The five steps of a value
+# and the classes also differ by more than hue.
+ANSI = {
+    KEPT: "\x1b[1;32m",
+    DROPPED: "\x1b[2m",
+    "low": "\x1b[2m",
+    "lower": "",
+    "middle": "\x1b[36m",
+    "higher": "\x1b[33m",
+    "high": "\x1b[1;35m",
+    "far below": "\x1b[1;36m",
+    "below": "\x1b[36m",
+    "near": "\x1b[2m",
+    "above": "\x1b[33m",
+    "far above": "\x1b[1;33m",
+    "H->H": "\x1b[1;35m",
+    "L->H": "\x1b[1;33m",
+    "H->L": "\x1b[36m",
+    "L->L": "\x1b[2m",
+}
+# What stands around a run of tokens where there are no colours.
+MARKS = {
+    KEPT: "[]",
+    "middle": "()",
+    "higher": "[]",
+    "high": "{}",
+    "far below": "<>",
+    "below": "()",
+    "above": "[]",
+    "far above": "{}",
+    "H->H": "{}",
+    "L->H": "[]",
+    "H->L": "()",
+}
 RESET = "\x1b[0m"
 MIN_WIDTH = 20
 REPLACEMENT = "\ufffd"
@@ -38,7 +70,7 @@ def table(
     values: list[list[Any]] = [list(headings.values()), *([row.get(key) for key in headings] for row in rows)]
     right = [_is_numeric([row[c] for row in values[1:]]) for c in range(len(headings))]
     text = [[_cell(v, markdown) for v in row] for row in values]
-    widths = [max(3 if markdown else 1, *(_width(row[c]) for row in text)) for c in range(len(headings))]
+    widths = [max(3 if markdown else 1, *(width_of(row[c]) for row in text)) for c in range(len(headings))]
     lines = [[_pad(cell, w, r) for cell, w, r in zip(row, widths, right, strict=True)] for row in text]
     if markdown:
         rule = ["-" * (w - 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)]
@@ -64,15 +96,33 @@ def colour_tokens(
     Raises ValueError if the three differ in length.
     """
     styles = [KEPT if k and v else DROPPED if v else PLAIN for k, v in zip(keep, valid, strict=True)]
+    legend = "".join(_paint(text, style, color) for text, style in kept_legend(styles))
+    return "\n".join([legend, *paint_tokens(pieces, styles, width=width, lines=lines, color=color)])
+
+
+def paint_tokens(
+    pieces: Sequence[str], styles: Sequence[str], *, width: int = 100, lines: int | None = None, color: bool = True
+) -> list[str]:
+    """The lines of :func:`colour_tokens` below its legend, for styles of any kind: keys of ANSI, one a token.
+
+    Without ``color`` a run of one style stands in the brackets that MARKS has for it. ``lines`` None: all of them.
+    """
     if len(pieces) != len(styles):
         raise ValueError(f"{len(pieces)} pieces, but {len(styles)} tokens")
-    out = [_legend(styles, color)]
+    out: list[str] = []
     for line in _wrap(_glyphs(pieces, styles), max(width, MIN_WIDTH), mark_width=0 if color else 2):
-        if len(out) > lines:
+        if len(out) == lines:
             out.append(f"... {len(pieces) - line[0].token:,} more tokens")
             break
         out.append(_paint_line(line, color))
-    return "\n".join(out)
+    return out
+
+
+def kept_legend(styles: Sequence[str]) -> list[tuple[str, str]]:
+    """(text, style) parts: kept / dropped, and the share of valid tokens that are kept."""
+    kept, valid = styles.count(KEPT), len(styles) - styles.count(PLAIN)
+    share = f"share kept {100 * kept / valid:.0f} % of {valid:,} tokens" if valid else "no valid token"
+    return [(KEPT, KEPT), (" / ", PLAIN), (DROPPED, DROPPED), (f", {share}", PLAIN)]
 
 
 def token_pieces(tokenizer: Any, input_ids: Iterable[int]) -> list[str]:
@@ -122,11 +172,11 @@ class _Glyph(NamedTuple):
 def _glyphs(pieces: Sequence[str], styles: Sequence[str]) -> Iterator[_Glyph]:
     for token, (piece, style) in enumerate(zip(pieces, styles, strict=True)):
         for char in piece:
-            text = _visible(char)
-            yield _Glyph(text, _width(text), style, token, char == "\n")
+            text = visible(char)
+            yield _Glyph(text, width_of(text), style, token, char == "\n")
 
 
-def _visible(char: str) -> str:
+def visible(char: str) -> str:
     """``char`` itself, or a symbol for one that a terminal would obey, hide, or reorder its neighbours by."""
     if char == "\n":
         return "\u21b5"
@@ -142,7 +192,7 @@ def _visible(char: str) -> str:
     return char
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """Columns that ``text`` takes: wide (CJK) characters two, combining marks none."""
     return sum(
         0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
@@ -153,7 +203,7 @@ def _width(text: str) -> int:
 def _wrap(glyphs: Iterable[_Glyph], width: int, mark_width: int) -> Iterator[list[_Glyph]]:
     """Lines of at most ``width`` columns, broken at the last space, which is dropped, or else anywhere.
 
-    A run of kept glyphs takes ``mark_width`` more columns, for its brackets.
+    A run of marked glyphs takes ``mark_width`` more columns, for its brackets.
     """
     line: list[_Glyph] = []
     for glyph in glyphs:
@@ -170,9 +220,7 @@ def _wrap(glyphs: Iterable[_Glyph], width: int, mark_width: int) -> Iterator[lis
 
 
 def _line_width(line: list[_Glyph], mark_width: int) -> int:
-    runs = (
-        sum(g.style == KEPT and (i == 0 or line[i - 1].style != KEPT) for i, g in enumerate(line)) if mark_width else 0
-    )
+    runs = sum(g.style in MARKS and (i == 0 or line[i - 1].style != g.style) for i, g in enumerate(line))
     return sum(g.width for g in line) + mark_width * runs
 
 
@@ -188,14 +236,8 @@ def _paint_line(line: list[_Glyph], color: bool) -> str:
 
 def _paint(text: str, style: str, color: bool) -> str:
     if color:
-        return f"{ANSI[style]}{text}{RESET}" if style in ANSI else text
-    return f"[{text}]" if style == KEPT else text
-
-
-def _legend(styles: Sequence[str], color: bool) -> str:
-    kept, valid = styles.count(KEPT), len(styles) - styles.count(PLAIN)
-    share = f"share kept {100 * kept / valid:.0f} % of {valid:,} tokens" if valid else "no valid token"
-    return f"{_paint('kept', KEPT, color)} / {_paint('dropped', DROPPED, color)}, {share}"
+        return f"{ANSI[style]}{text}{RESET}" if ANSI.get(style) else text
+    return text.join(MARKS[style]) if style in MARKS else text
 
 
 def _is_numeric(values: list[Any]) -> bool:
@@ -215,7 +257,7 @@ def _cell(value: Any, markdown: bool) -> str:
         return f"{int(value):,}"
     if isinstance(value, Real):
         return _number(float(value))
-    text = "".join(map(_visible, str(value)))
+    text = "".join(map(visible, str(value)))
     return text.replace("\\", "\\\\").replace("|", "\\|") if markdown else text
 
 
@@ -225,5 +267,5 @@ def _number(x: float) -> str:
 
 
 def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - _width(text))
+    space = " " * (width - width_of(text))
     return space + text if right else text + space

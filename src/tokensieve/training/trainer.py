@@ -347,12 +347,16 @@ class SelectiveTrainer(Guarded):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the Trainer's, with ``eval_loss`` = nll sum / tokens over the whole set, not a mean of batch means."""
+        """As the Trainer's, with ``eval_nll`` = ``eval_loss`` = nll sum / tokens of the whole set, no mean of batch means.
+
+        The second name is what ``metric_for_best_model`` and others look for.
+        """
         self._eval_sums = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._eval_sums is not None and output.metrics is not None:
             nll_sum, count = self.accelerator.reduce(self._eval_sums, "sum").tolist()
-            output.metrics[f"{metric_key_prefix}_loss"] = nll_sum / count if count else float("nan")
+            mean = nll_sum / count if count else float("nan")
+            output.metrics.update({f"{metric_key_prefix}_nll": mean, f"{metric_key_prefix}_loss": mean})
         return output
 
     # --- logs ---------------------------------------------------------------------------------------------------------
@@ -361,7 +365,7 @@ class SelectiveTrainer(Guarded):
         """Adds the selection's figures of the last step to what goes to ``report_to`` and the progress bar."""
         lines = self.flush_token_log()
         if lines and "loss" in logs:
-            names = ("tokens_seen", "tokens_trained", "ratio", "threshold", "kept_nll", "dropped_nll")
+            names = ("tokens_seen", "tokens_trained", "ratio", "threshold", "nll", "kept_nll", "dropped_nll")
             logs = {**logs, **{name: lines[-1][name] for name in names if lines[-1][name] is not None}}
         super().log(logs, start_time)
 

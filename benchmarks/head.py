@@ -131,7 +131,9 @@ def measure(args: argparse.Namespace, ways: dict[str, Way], width: int, vocab: i
     hidden = torch.randn(args.tokens, width, **options).requires_grad_()
     weight = (torch.randn(vocab, width, **options) * width**-0.5).requires_grad_()
     targets = torch.randint(0, vocab, (args.tokens,), device=args.device)
-    keep = ts.top_fraction(torch.rand_like(targets, dtype=torch.float), torch.ones_like(targets, dtype=torch.bool), ratio)
+    keep = ts.top_fraction(
+        torch.rand_like(targets, dtype=torch.float), torch.ones_like(targets, dtype=torch.bool), ratio
+    )
 
     def call(way: Way) -> None:
         hidden.grad = weight.grad = None

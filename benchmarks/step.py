@@ -8,9 +8,9 @@ clm     SelectiveTrainer, objective clm
 naive   transformers.Trainer with compute_loss as found in the wild: the reference model runs online, logits of both, top share
 rho1    SelectiveTrainer, objective rho1, reference nll from a column of the data set
 
-Shapes are those of the models, their number of layers is cut to fit (--layers): the head weighs more then, and the bounds beside
-each ratio are for the model that ran. A step is timed from the end of the one before it to its own end: data, forward, backward,
-clipping, optimizer and the Trainer's own work. Weights are random: what is timed does not depend on them.
+Shapes are those of the models, their number of layers is cut to fit (--layers): the head weighs more then, and the bounds
+beside each ratio are for the model that ran. A step is timed from the end of the one before it to its own end: data, forward,
+backward, clipping, optimizer and the Trainer's own work. Weights are random: what is timed does not depend on them.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def main() -> None:
         print("  ".join(f"{k} {v}" for k, v in (times(records[-1]) | absolute(records[-1])).items()), flush=True)
         gc.collect()
     about = (
-        f"Time of a step over that of the plain HF Trainer, median (lowest-highest) of {args.rounds} rounds, and in brackets the "
-        f"bound from FLOPs; {args.rows} rows of {args.length} tokens, ratio {args.ratio}, AdamW, "
+        f"Time of a step over that of the plain HF Trainer, median (lowest-highest) of {args.rounds} rounds, and in "
+        f"brackets the bound from FLOPs; {args.rows} rows of {args.length} tokens, ratio {args.ratio}, AdamW, "
         f"{'bfloat16 autocast' if args.device != 'cpu' else 'float32'} on {args.device}, keep_logits {args.keep_logits}. "
         "Peak memory: of one first step, above the weights, gradients and optimizer state included."
     )
@@ -246,7 +246,10 @@ def times(record: dict[str, Any]) -> dict[str, str]:
 
 def absolute(record: dict[str, Any]) -> dict[str, str]:
     """tokens/s, peak memory, and on a GPU the share of its peak FLOPs. For orientation: one machine, once."""
-    shown = {"model": f"{record['model']}, {record['layers']} layers", "parameters": f"{record['parameters'] / 1e6:.0f}M"}
+    shown = {
+        "model": f"{record['model']}, {record['layers']} layers",
+        "parameters": f"{record['parameters'] / 1e6:.0f}M",
+    }
     name = torch.cuda.get_device_name() if record["device"] != "cpu" else ""
     peak_flops = next((v for k, v in PEAK_FLOPS.items() if k in name), None)
     for way, values in record["seconds"].items():

@@ -51,7 +51,17 @@ SPLIT = ("training.per_device_train_batch_size", "training.gradient_accumulation
 
 
 # Fields that do not say what work it is: folders count by what is in them, and the rest says how to react to a fault.
-NO_WORK = ("out", "corpus", "scores", "eval_sets", "resume", "allow_changed", "on_nonfinite", "max_skipped_steps", "dry_step")
+NO_WORK = (
+    "out",
+    "corpus",
+    "scores",
+    "eval_sets",
+    "resume",
+    "allow_changed",
+    "on_nonfinite",
+    "max_skipped_steps",
+    "dry_step",
+)
 
 
 class ChangedWork(UserError):

@@ -49,6 +49,7 @@ def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify = "full") ->
 
 def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify = "full") -> Any:
     """The score columns of ``folder`` as a ``datasets.Dataset`` aligned with ``corpus``'s rows; see :func:`load_scored`."""
+    import pyarrow as pa
     from datasets import Dataset, concatenate_datasets
 
     folder = Path(folder)
@@ -56,7 +57,14 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify = "full") 
     check_binding(folder, manifest, corpus)
     if verify is not None:
         check_files(folder, manifest, hashes=verify == "full")
-    shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
+    try:
+        shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
+    except (OSError, pa.ArrowException, ValueError) as e:
+        raise UserError(f"{folder}: its rows cannot be read: {e}") from None
+    features = _features(dict.fromkeys(manifest["columns"], manifest["dtype"]))
+    for entry, shard in zip(manifest["shards"], shards, strict=True):
+        if shard.features != features:
+            raise UserError(f"{folder / entry['file']} does not have the columns that its manifest names")
     columns = concatenate_datasets(shards) if len(shards) > 1 else shards[0]
     if len(columns) != corpus.num_rows:
         raise UserError(f"{folder} has {len(columns)} rows, the corpus {corpus.num_rows}")
@@ -81,13 +89,17 @@ def check_binding(folder: Path, manifest: Mapping[str, Any], corpus: Corpus) -> 
 def write_score_shard(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Write [rows, length] float16 or float32 arrays as an Arrow shard of list columns, atomically."""
     import pyarrow as pa
-    from datasets import Features, Sequence, Value
 
-    features = Features({k: Sequence(Value(str(v.dtype))) for k, v in columns.items()})
-    schema = features.arrow_schema
+    schema = _features({name: str(values.dtype) for name, values in columns.items()}).arrow_schema
     arrays = [_lists(values) for values in columns.values()]
     with atomic_file(path) as f, pa.ipc.new_stream(f, schema) as stream:
         stream.write_table(pa.Table.from_arrays(arrays, schema=schema), max_chunksize=1024)
+
+
+def _features(dtypes: Mapping[str, str]) -> Any:
+    from datasets import Features, Sequence, Value
+
+    return Features({name: Sequence(Value(dtype)) for name, dtype in dtypes.items()})
 
 
 def _lists(values_NT: np.ndarray) -> Any:

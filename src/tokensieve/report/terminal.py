@@ -126,6 +126,11 @@ def _glyphs(pieces: Sequence[str], styles: Sequence[str]) -> Iterator[_Glyph]:
             yield _Glyph(text, _width(text), style, token, char == "\n")
 
 
+def visible(text: str) -> str:
+    """``text`` with a symbol for every character that a terminal would obey or hide, newlines excepted."""
+    return "".join(char if char == "\n" else _visible(char) for char in text)
+
+
 def _visible(char: str) -> str:
     """``char`` itself, or a symbol for one that a terminal would obey, hide, or reorder its neighbours by."""
     if char == "\n":

@@ -109,10 +109,10 @@ def test_hash_of_json_ignores_the_order_of_keys() -> None:
 
 
 def test_manifest_has_its_keys_and_ends_the_note(tmp_path: Path) -> None:
-    runs.bind_unfinished(tmp_path, "corpus", CONFIG, INPUTS)
+    runs.bind_unfinished(tmp_path, "evaluation", CONFIG, INPUTS)
     assert not runs.is_done(tmp_path)
-    manifest = finish(tmp_path, stats={"rows": 3})
-    assert json.loads((tmp_path / MANIFEST).read_text()) == manifest == runs.read_manifest(tmp_path, "corpus")
+    manifest = finish(tmp_path, "evaluation", stats={"rows": 3})
+    assert json.loads((tmp_path / MANIFEST).read_text()) == manifest == runs.read_manifest(tmp_path, "evaluation")
     assert list(manifest) == ["format", "kind", "fingerprint", "config", "inputs", "stats", "files", "versions"]
     assert manifest["files"] == [{"file": "data", "bytes": 10, "hash": runs.file_hash(tmp_path / "data")}]
     assert {"python", "platform", "torch"} <= set(manifest["versions"])

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .pipeline.config import class_parser, describe_fields, explain, one_line, read_yaml, unknown
+from .pipeline.config import check_filled, class_parser, describe_fields, explain, one_line, read_yaml, unknown
 from .pipeline.verbs import VERBS, Verb
 from .runs import Stopped, UserError
 
@@ -121,8 +121,12 @@ def _run(verb: str, arguments: list[str]) -> int:
         return int(e.code or 0)
     except (ArgumentError, TypeError, ValueError) as e:
         raise UserError(explain(e, config_class)) from None
+    except RecursionError:
+        raise UserError("a value on the command line is nested too deep") from None
     fields.pop("config", None)
-    _tell(verb, VERBS[verb].runner()(config_class(**fields)), as_json)
+    config = config_class(**fields)
+    check_filled(config)
+    _tell(verb, VERBS[verb].runner()(config), as_json)
     return 0
 
 
@@ -171,6 +175,10 @@ def _check_config_files(arguments: Sequence[str], config_class: Any) -> None:
             for key in read_yaml(path):
                 if str(key).split(".")[0] not in names:
                     raise UserError(f"{path}: {unknown(str(key), names)}")
+                if key == "allow_code":
+                    raise UserError(
+                        f"{path}: allow_code: a file cannot allow this to itself, give it on the command line"
+                    )
 
 
 def _tell(verb: str, result: Any, as_json: bool) -> None:
@@ -185,9 +193,16 @@ def _tell(verb: str, result: Any, as_json: bool) -> None:
         told = {"folder": str(result), **_facts(result)} if isinstance(result, Path) else {"text": result}
         print(json.dumps({"verb": verb, **told}, ensure_ascii=False), flush=True)
     elif isinstance(result, Path):
-        print(f"{result}{_sentence(result)}", flush=True)
-    else:
-        print("\n".join(result) if isinstance(result, list) else result, flush=True)
+        print(_printable(f"{result}{_sentence(result)}"), flush=True)
+    else:  # text is for a terminal already, and may be coloured
+        print(_printable("\n".join(result)) if isinstance(result, list) else result, flush=True)
+
+
+def _printable(text: str) -> str:
+    """Names and errors quote corpora, which are other people's: no escape sequence of theirs reaches the terminal."""
+    from .report.terminal import visible_text
+
+    return visible_text(text)
 
 
 def _manifest(folder: Any) -> dict[str, Any]:
@@ -219,5 +234,5 @@ def _sentence(folder: Any) -> str:
 
 
 def _fail(sentence: str, verb: str | None = None, code: int = 2) -> int:
-    print(f"tokensieve{f' {verb}' if verb else ''}: error: {sentence}", file=sys.stderr)
+    print(f"tokensieve{f' {verb}' if verb else ''}: error: {_printable(sentence)}", file=sys.stderr)
     return code

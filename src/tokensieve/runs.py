@@ -38,6 +38,20 @@ FULL_WORDS = (
     "PytorchStreamWriter failed",
     "unexpected pos",
 )
+# What a manifest must say for its folder to be used: always, and as what.
+EVERY_KIND = ("fingerprint", "config", "inputs", "files")
+OF_KIND: dict[str, tuple[str, ...]] = {
+    "corpus": (
+        *("length", "isolate_documents", "vocab_size", "eos_id", "pad_id", "sources"),
+        *("content_hash", "tokenizer_hash", "shards", "stats"),
+    ),
+    "scores": (
+        *("columns", "dtype", "corpus_hash", "tokenizer_hash", "model_hash", "length", "isolate_documents"),
+        *("shards", "flops", "reference_flops"),
+    ),
+    "model": ("corpus_hash", "tokenizer_hash", "summary"),
+    "run": ("stages",),
+}
 
 
 class UserError(ValueError):
@@ -161,7 +175,7 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
 
 
@@ -233,7 +247,10 @@ def is_done(folder: Path | str) -> bool:
 
 
 def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
-    """The manifest of a finished folder. Raises :class:`UserError` if it is missing, malformed, or of another kind."""
+    """The manifest of a finished folder. Raises :class:`UserError` if it is missing, malformed, or of another kind.
+
+    Every name in it lies inside the folder: a manifest is data that may come from anywhere.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
@@ -246,16 +263,44 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]
         raise UserError(f"{folder / MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}")
     if kind is not None and manifest["kind"] != kind:
         raise UserError(f"{folder} holds {manifest['kind']!r}, {kind!r} is needed here")
+    _check_manifest(folder, manifest, kind)
     return manifest
+
+
+def _check_manifest(folder: Path, manifest: Mapping[str, Any], kind: str | None) -> None:
+    path = folder / MANIFEST
+    for key in (*EVERY_KIND, *OF_KIND.get(kind or "", ())):
+        if key not in manifest:
+            raise UserError(f"{path} has no {key!r}: it is damaged, or tokensieve did not write it")
+    try:
+        files = [e["file"] for e in manifest["files"] if type(e["bytes"]) is int and e["hash"]]
+        shards = [e["file"] for e in manifest.get("shards", []) if type(e["rows"]) is int]
+        stages = [s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] and s["fingerprint"]]
+        for name in (*files, *shards):
+            inside(folder, name)
+        if strange := [name for name in stages if Path(name).name != name]:  # a stage's folder itself may be a link
+            raise UserError(f"{path} names {strange[0]!r}, which is outside its folder")
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} does not list its files as it should: it is damaged") from None
+    if kind in ("corpus", "scores") and not shards:
+        raise UserError(f"{path} lists no shards: it is damaged")
+    if unknown := set(shards) - set(files):
+        raise UserError(f"{path} lists the shard {min(unknown)!r}, but no hash of it")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder/name``, links followed. UserError if that is not inside the folder."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / MANIFEST} names {name!r}, which is outside its folder")
+    return path
 
 
 def check_files(folder: Path | str, manifest: Mapping[str, Any], *, hashes: bool = True) -> None:
     """Raise :class:`UserError` naming the first file that is missing, has another size, or (``hashes``) other bytes."""
-    folder = Path(folder).resolve()
+    folder = Path(folder)
     for entry in manifest["files"]:
-        path = (folder / entry["file"]).resolve()
-        if not path.is_relative_to(folder):
-            raise UserError(f"{folder / MANIFEST} names {entry['file']!r}, which is outside its folder")
+        path = inside(folder, entry["file"])
         if not path.is_file():
             raise UserError(f"{path} is missing, but {folder / MANIFEST} lists it")
         size = path.stat().st_size

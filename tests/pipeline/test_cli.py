@@ -232,7 +232,8 @@ WRONG = {
     f"{TRAIN} --objective.name random --objective.scope bach": "objective: scope: one of sequence, batch, step is needed",
     f"{TRAIN} --objective.name random --objective.ratoi 0.5": "objective: unknown field 'ratoi', did you mean 'ratio'?",
     f"{TRAIN} --objective.name rho1": "scores: the objective needs the column 'ref_nll'",
-    f"{TRAIN} --objective.name nope:x": "cannot be imported",
+    f"{TRAIN} --objective.name nope:x": "'nope:x' is code to be imported and called: if you trust it, add --allow_code",
+    f"{TRAIN} --allow-code --objective.name nope:x": "cannot be imported",
     # TrainingArguments
     f"{TRAIN} --training.learning_rat 1": "training: unknown field 'learning_rat', did you mean 'learning_rate'?",
     f"{TRAIN} --training.learning_rate abc": "training: learning_rate: a number is needed, not abc",

@@ -263,7 +263,7 @@ TRAIN = {"verb": "train", "corpus": "c", "model": "m"}
             "stage a: @b refers to no earlier stage; there are none",
         ),
         (
-            {"stages": {"b": PREPARE, "a": {**TRAIN, "corpus": "@a"}}},
+            {"stages": {"b": {**PREPARE, "sources": [{"path": "x"}]}, "a": {**TRAIN, "corpus": "@a"}}},
             "stage a: @a refers to no earlier stage; there are b",
         ),
         (

@@ -336,6 +336,7 @@ def test_an_objective_of_ones_own(tiny: Any, tokensieve: Any, tmp_path: Path, mo
         *STEPS,
         "--objective.name",
         "mine_objective:make",
+        "--allow-code",
     )
     assert tokensieve(*command, "--out", tmp_path / "out", "--objective.every", 4).code == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -226,9 +226,11 @@ def open_corpus(folder: Path | str, verify: Literal["size", "full"] | None = "si
         check_files(folder, manifest, hashes=verify == "full")
     try:
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
-    except (OSError, pa.ArrowException) as e:
+    except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
     for entry, shard in zip(manifest["shards"], shards, strict=True):
+        if shard.features != _features():  # a feature can be one that opens files or addresses when it is read
+            raise UserError(f"{folder / entry['file']} does not have the columns of a corpus")
         if len(shard) != entry["rows"]:
             raise UserError(f"{folder / entry['file']} has {len(shard)} rows, {entry['rows']} were written")
     return Corpus(folder, manifest, concatenate_datasets(shards))

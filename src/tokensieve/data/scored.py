@@ -50,6 +50,7 @@ def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify = "full") ->
 
 def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify = "full") -> Any:
     """The score columns of ``folder`` as a ``datasets.Dataset`` aligned with ``corpus``'s rows; see :func:`load_scored`."""
+    import pyarrow as pa
     from datasets import Dataset, concatenate_datasets
 
     folder = Path(folder)
@@ -57,7 +58,14 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify = "full") 
     check_binding(folder, manifest, corpus)
     if verify is not None:
         check_files(folder, manifest, hashes=verify == "full")
-    shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
+    try:
+        shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
+    except (OSError, pa.ArrowException, ValueError) as e:
+        raise UserError(f"{folder}: its rows cannot be read: {e}") from None
+    features = _features(dict.fromkeys(manifest["columns"], manifest["dtype"]))
+    for entry, shard in zip(manifest["shards"], shards, strict=True):
+        if shard.features != features:
+            raise UserError(f"{folder / entry['file']} does not have the columns that its manifest names")
     columns = concatenate_datasets(shards) if len(shards) > 1 else shards[0]
     if len(columns) != corpus.num_rows:
         raise UserError(f"{folder} has {len(columns)} rows, the corpus {corpus.num_rows}")
@@ -87,11 +95,10 @@ def write_score_shard(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 def write_columns(path: Path, blocks: Iterable[Mapping[str, np.ndarray]]) -> None:
     """:func:`write_score_shard` of blocks of rows, one after another: no more than a block is held."""
     import pyarrow as pa
-    from datasets import Features, Sequence, Value
 
     blocks = iter(blocks)
     first = next(blocks)
-    schema = Features({k: Sequence(Value(str(v.dtype))) for k, v in first.items()}).arrow_schema
+    schema = _features({name: str(values.dtype) for name, values in first.items()}).arrow_schema
     with atomic_file(path) as f, pa.ipc.new_stream(f, schema) as stream:
         for block in chain([first], blocks):
             arrays = [_lists(values) for values in block.values()]
@@ -108,6 +115,12 @@ def list_values(dataset: Any, name: str, start: int, stop: int) -> tuple[np.ndar
     """(values laid end to end, entries of each row) of a list column."""
     column = dataset.with_format("arrow")[start:stop][name].combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False), column.value_lengths().to_numpy()
+
+
+def _features(dtypes: Mapping[str, str]) -> Any:
+    from datasets import Features, Sequence, Value
+
+    return Features({name: Sequence(Value(dtype)) for name, dtype in dtypes.items()})
 
 
 def _lists(values_NT: np.ndarray) -> Any:

@@ -54,7 +54,7 @@ def run(config: EvaluateConfig) -> Path:
     ``step`` and ``tokens_seen`` are null for models that no run of ours trained.
     """
     from ..data.corpus import open_corpus
-    from ..modeling.load import check_tokenizer
+    from ..modeling.load import check_length, check_tokenizer, read_config
 
     validate(config)
     launch.check_device(config.device)
@@ -62,6 +62,7 @@ def run(config: EvaluateConfig) -> Path:
     sets = {name: open_corpus(folder, verify="full") for name, folder in config.sets.items()}
     for folder in config.models.values():
         for corpus in sets.values():
+            check_length(read_config(folder), corpus.length, folder)
             check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
     targets = [t for name, folder in config.models.items() for t in targets_of(name, folder, config.checkpoints)]
     settings, inputs = _identity(config, sets, targets)
@@ -158,7 +159,10 @@ def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None,
 
 def _token_lines(folder: Path) -> list[dict[str, Any]]:
     path = (folder.parent if folder.name == "model" else folder) / "tokens.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as e:
+        raise UserError(f"{path} is damaged: {e}") from None
 
 
 def _identity(
@@ -189,7 +193,7 @@ def _results(config: EvaluateConfig, target: Target, sets: dict[str, Corpus]) ->
     scorer = Scorer(model, device=config.device, batch_rows=config.batch_rows)
     for name, corpus in sets.items():
         check_vocabulary(model, corpus.vocab_size, str(target.folder))
-        check_length(model, corpus.length, str(target.folder))
+        check_length(model.config, corpus.length, str(target.folder))
         rows = Rows(join_scores(corpus, verify=None))
         label = f"{target.name}{'' if target.step is None else f' @{target.step}'} on {name}"
         with tqdm(total=corpus.num_rows * corpus.length, desc=label, unit="tok", unit_scale=True, leave=False) as bar:

@@ -19,8 +19,14 @@ class Ranks:
 
 def ranks() -> Ranks:
     """From the environment that torchrun and accelerate launch set; one process without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    return Ranks(int(os.environ.get("RANK", "0")), size, int(os.environ.get("LOCAL_RANK", "0")))
+    return Ranks(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise UserError(f"the environment variable {name} is {text!r}, a whole number is needed")
+    return int(text)
 
 
 def device(ranks: Ranks) -> str:
@@ -34,6 +40,8 @@ def check_device(name: str | None) -> None:
     """Raise UserError if ``name`` is no device of this machine. None: whichever there is."""
     import torch
 
+    if name is not None and name.split(":")[0] == "meta":
+        raise UserError("device: 'meta' computes nothing")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as e:

@@ -44,6 +44,8 @@ class RecipeConfig:
     """Only these stages; their inputs must be there."""
     allow_changed: bool = False
     """Of unfinished `train` stages: go on from their checkpoints although the recipe or its data changed since."""
+    allow_code: bool = False
+    """Let objectives be code (package.module:factory). A recipe cannot say this for itself."""
     dry_run: bool = False
     """Print the plan with tokens, FLOPs and disk, and do nothing."""
 
@@ -96,11 +98,14 @@ def load(config: RecipeConfig) -> Recipe:
     if not isinstance(stages, dict) or not stages:
         raise UserError(f"{path}: stages: a mapping of stage name to verb and fields is needed")
     settings = _settings(path, source, config.set)
+    for key in ("name", "out"):
+        if key in source and not (isinstance(source[key], str) and source[key]):
+            raise UserError(f"{path}: {key}: text is needed, not {source[key]}")
     out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
     _check_requirements(path, source.get("requires") or [], settings)
     made: list[Stage] = []
     for name, fields in stages.items():
-        made.append(_stage(path, name, fields, settings, out, made))
+        made.append(_stage(path, name, fields, settings, out, made, config.allow_code))
     for name in config.only:
         if name not in stages:
             raise UserError(f"only: {unknown(name, stages, 'stage')}")
@@ -119,7 +124,8 @@ def _settings(path: Path, source: Mapping[str, Any], given: Mapping[str, Any]) -
 
 def _check_requirements(path: Path, needs: Any, settings: Mapping[str, Any]) -> None:
     for need in needs if isinstance(needs, list) else [needs]:
-        if not isinstance(need, dict) or set(need) != {"path", "message"}:
+        is_text = isinstance(need, dict) and all(isinstance(v, str) for v in need.values())
+        if not is_text or set(need) != {"path", "message"}:
             raise UserError(f"{path}: requires: a list of {{path: ..., message: ...}} is needed")
         if not Path(str(_filled(need["path"], settings, path))).exists():
             raise UserError(f"{path.name}: {_filled(need['path'], settings, path)} is not here: {need['message']}")
@@ -137,7 +143,9 @@ def find(recipe: str) -> Path:
     raise UserError(f"{recipe} is no recipe file; shipped recipes: {names}")
 
 
-def _stage(path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Path, before: list[Stage]) -> Stage:
+def _stage(
+    path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Path, before: list[Stage], allow_code: bool
+) -> Stage:
     where = f"{path.name}: stage {name}"
     if not isinstance(name, str):
         raise UserError(f"{where}: YAML reads this name as {type(name).__name__}: put it in quotes")
@@ -150,10 +158,14 @@ def _stage(path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Pa
         raise UserError(f"{where}: {unknown(str(verb), STAGE_VERBS, 'verb')}")
     if "out" in fields:
         raise UserError(f"{where}: out: a stage's folder is named after it, leave it out")
+    if "allow_code" in fields:
+        raise UserError(f"{where}: allow_code: a recipe cannot allow this to itself, give it on the command line")
     folders = {s.name: s.folder for s in before if s.verb != "check"}
     resolved = _resolve({k: v for k, v in fields.items() if k != "verb"}, settings, folders, where)
     if verb != "check":
         resolved["out"] = str(out / name)
+    if verb == "train" and allow_code:
+        resolved["allow_code"] = True
     validate(verb, make_config(verb, resolved, where), where)  # typos are found before the first stage runs
     return Stage(name, verb, out / name, resolved)
 

@@ -241,6 +241,7 @@ class _Dynamics:
 def _logged(config: ShowConfig, corpus: Corpus) -> tuple[dict[str, Any], int]:
     """(column -> array, step) of the rows logged at the step wanted."""
     import numpy as np
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     run = Path(config.run or "")
@@ -252,5 +253,8 @@ def _logged(config: ShowConfig, corpus: Corpus) -> tuple[dict[str, Any], int]:
     step = max(files) if config.step is None else config.step
     if step not in files:
         raise UserError(f"step {step} was not logged; logged steps: {', '.join(map(str, sorted(files)))}")
-    columns = pq.read_table(files[step]).to_pydict()
+    try:
+        columns = pq.read_table(files[step], columns=["row", "position", "keep"]).to_pydict()
+    except (pa.ArrowException, OSError) as e:
+        raise UserError(f"{files[step]} cannot be read: {' '.join(str(e).split())}") from None
     return {k: np.asarray(v) for k, v in columns.items()}, step

@@ -28,7 +28,8 @@ from ..runs import (
     writing,
 )
 from . import launch
-from .config import class_parser, explain, from_fields, one_line, unknown
+from .arguments import check_arguments, check_code, lora_config, refuse_fields
+from .config import check_seed, class_parser, explain, from_fields, one_line
 
 if TYPE_CHECKING:
     from ..core import Objective
@@ -98,6 +99,8 @@ class TrainConfig:
     """Log some rows token by token every so many steps (and at the first); 0 for never."""
     token_log_rows: int = 8
     """How many rows."""
+    allow_code: bool = False
+    """Let the objective be code of your own (package.module:factory). On the command line only, never in a file."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the last good checkpoint in `out`, if there is one; never: refuse a folder with checkpoints."""
     allow_changed: bool = False
@@ -115,7 +118,7 @@ def run(config: TrainConfig) -> Path:
     from ..data.corpus import open_corpus
 
     validate(config)
-    objective = _objective(config.objective)
+    objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
     sets = {name: open_corpus(folder, verify="full") for name, folder in config.eval_sets.items()}
     settings, inputs = _identity(config, corpus, sets)
@@ -153,14 +156,14 @@ def validate(config: TrainConfig) -> None:
     from ..modeling.load import check_dtype, model_config
     from ..training.step import score_columns
 
-    needs = score_columns(_objective(config.objective))
+    check_seed(config.seed)
+    if config.token_log_every < 0 or config.token_log_rows < 0:
+        raise UserError("token_log_every and token_log_rows must be at least 0")
+    needs = score_columns(_objective(config))
     if needs and not config.scores:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
     args = training_arguments(config)
-    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
-        raise UserError("training: max_steps and num_train_epochs leave no step to do")
-    if args.per_device_train_batch_size < 1 or args.gradient_accumulation_steps < 1:
-        raise UserError("training: per_device_train_batch_size and gradient_accumulation_steps must be at least 1")
+    check_arguments(args)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
     if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
@@ -172,15 +175,16 @@ def validate(config: TrainConfig) -> None:
     if not isinstance(config.model, str):
         model_config(config.model)
     if config.lora is not None:
-        _lora_config(config.lora)
+        lora_config(config.lora)
 
 
-def _objective(options: Mapping[str, Any]) -> Objective:
+def _objective(config: TrainConfig) -> Objective:
     """The objective from its name and options; those of the built-in ones are checked by type."""
     from ..core.objective import OBJECTIVES, objective
 
-    options = dict(options)
+    options = dict(config.objective)
     name = options.pop("name", "clm")
+    check_code(name, config.allow_code)
     try:
         if name in OBJECTIVES:
             return from_fields(OBJECTIVES[name], options)  # type: ignore[no-any-return]
@@ -236,6 +240,7 @@ def _check_unfinished(config: TrainConfig, out: Path, settings: Any, inputs: Any
 
 def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
+    from ..data.rows import check_targets
     from ..data.scored import join_scores
     from ..modeling.load import check_length, check_tokenizer, check_vocabulary, quiet_loading
     from ..training.token_log import FlopsSpent, TokenLogConfig
@@ -245,16 +250,17 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
     head = _head(config.head)
     args = training_arguments(config)
     scored = join_scores(corpus, *config.scores, verify="full")
+    check_targets(scored, config.corpus)
     model = _model(config, corpus)
     what = config.model if isinstance(config.model, str) else "the model"
     check_vocabulary(model, corpus.vocab_size, what)
     if isinstance(config.model, str):
         check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
-    check_length(model, corpus.length, what)
+    check_length(model.config, corpus.length, what)
     for name, found in sets.items():
         if found.tokenizer_hash != corpus.tokenizer_hash:
             raise UserError(f"eval_sets: {name} has another tokenizer than {config.corpus}")
-        check_length(model, found.length, what)
+        check_length(model.config, found.length, what)
     try:
         return SelectiveTrainer(
             model,
@@ -312,6 +318,7 @@ def training_arguments(config: TrainConfig) -> Any:
     if clash := sorted(set(fixed) & set(config.training)):
         ours = "seed" if clash[0].endswith("seed") else "out"
         raise UserError(f"training.{clash[0]} follows from the field {ours}: leave it out")
+    refuse_fields(config.training)
     # The json mode: the yaml one would read the string "no" as false once more.
     parser = class_parser(TrainingArguments, parser_mode="json")
     evaluate = {"eval_strategy": "steps", "eval_steps": 0.2} if config.eval_sets else {}
@@ -339,28 +346,14 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
 def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
     import warnings
 
-    config = _lora_config(lora)
+    config = lora_config(lora)
     from peft import get_peft_model
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             return get_peft_model(model, config)
-    except (TypeError, ValueError) as e:
-        raise UserError(f"lora: {one_line(e)}") from None
-
-
-def _lora_config(lora: Mapping[str, Any]) -> Any:
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise UserError("lora: needs peft: pip install 'tokensieve[peft]'") from None
-    names = [f.name for f in dataclasses.fields(LoraConfig)]
-    if wrong := [name for name in lora if name not in names]:
-        raise UserError(f"lora: {unknown(wrong[0], names)}")
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
-    except (TypeError, ValueError) as e:
+    except Exception as e:  # whatever peft raises for modules, initialisations and biases that it does not know
         raise UserError(f"lora: {one_line(e)}") from None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runs import UserError
-from .config import from_fields
+from .config import check_filled, from_fields
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ VERBS: dict[str, Verb] = {
 def make_config(verb: str, fields: Mapping[str, Any], where: str) -> Any:
     """The config of ``verb`` from a mapping, every field checked by type. Raises UserError naming ``where`` and the field."""
     try:
-        return from_fields(VERBS[verb].config_class(), fields)
+        made = from_fields(VERBS[verb].config_class(), fields)
+        check_filled(made)
+        return made
     except UserError as e:
         raise UserError(f"{where}: {e}") from None
 

@@ -176,6 +176,11 @@ def _glyphs(pieces: Sequence[str], styles: Sequence[str]) -> Iterator[_Glyph]:
             yield _Glyph(text, width_of(text), style, token, char == "\n")
 
 
+def visible_text(text: str) -> str:
+    """``text`` with a symbol for every character that a terminal would obey or hide, newlines excepted."""
+    return "".join(char if char == "\n" else visible(char) for char in text)
+
+
 def visible(char: str) -> str:
     """``char`` itself, or a symbol for one that a terminal would obey, hide, or reorder its neighbours by."""
     if char == "\n":

@@ -182,7 +182,7 @@ def _write_nll(
             if (mine and not path.exists()) or index == 0:  # the first one tells the FLOPs of all
                 model = load_causal_lm(target.folder, dtype=config.model_dtype)
                 check_vocabulary(model, corpus.vocab_size, str(target.folder))
-                check_length(model, corpus.length, str(target.folder))
+                check_length(model.config, corpus.length, str(target.folder))
                 flops = flops or token_flops(model, corpus.length).forward(tokens)
             if mine and not path.exists():
                 device = config.device or launch.device(ranks)

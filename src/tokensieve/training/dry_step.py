@@ -28,8 +28,8 @@ def dry_step(trainer: Any, model: Any) -> None:
     with _random_state_kept(trainer.args.device), local():
         held = _optimizer_room(trainer)
         trainer._micro, trainer._sample = [], []
-        weights = trainer._choose_for_step([batch] * passes) if trainer.objective.scope == "step" else None
-        trainer._weights = weights
+        if trainer.objective.scope == "step":
+            trainer.choose_weights([batch] * passes)
         for _ in range(passes):
             inputs = trainer._prepare_inputs(dict(batch))
             with trainer.compute_loss_context_manager():
@@ -37,7 +37,8 @@ def dry_step(trainer: Any, model: Any) -> None:
             trainer.accelerator.backward(loss)
         del held
     model.zero_grad(set_to_none=True)
-    trainer._micro, trainer._sample, trainer._weights, trainer._positions = [], [], None, 0
+    trainer._micro, trainer._sample, trainer._positions = [], [], 0
+    trainer._weights = trainer._rows_of_step = None
     trainer.begin_watch()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError, atomic_file, read_json, write_json
+from ..runs import UserError, atomic_file, write_json
+from .dynamics_rows import BLOCK_TOKENS, Block, Reader
+from .dynamics_text import render
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,102 +17,8 @@ if TYPE_CHECKING:
     from .dynamics import DynamicsConfig
     from .evaluate import Target
 
-# Positions of a block: about 40 MB for 20 checkpoints in float64, and long enough for numpy to be fast.
-BLOCK_TOKENS = 1 << 17
 BEFORE = 16  # tokens of context shown with a sample
 TABLES = ("classes", "curves", "breakdowns", "samples", "selection")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows of a corpus: their targets' values, and where these stand."""
-
-    start: int
-    target_BT: np.ndarray
-    place_N: np.ndarray
-    """row * length + position of each target."""
-    ids_N: np.ndarray
-    source_N: np.ndarray
-    position_N: np.ndarray
-    """Tokens before it in its context."""
-    nll_CN: np.ndarray
-    """float16, as stored."""
-
-
-class Reader:
-    """A corpus and the nll files of its checkpoints, mapped into memory, read in blocks of rows."""
-
-    def __init__(self, corpus: Corpus, paths: Sequence[Path], scores: str | None = None) -> None:
-        from datasets import Dataset
-
-        from ..data.scored import open_scores
-
-        self.corpus, self.length = corpus, corpus.length
-        self.files = [Dataset.from_file(str(path)) for path in paths]
-        self.scores = open_scores(scores, corpus, verify=None) if scores else None
-        if wrong := [p for p, f in zip(paths, self.files, strict=True) if len(f) != corpus.num_rows]:
-            raise UserError(f"{wrong[0]} has not the rows of {corpus.folder}: remove it and start again")
-
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """(start, stop) of each block."""
-        step = max(1, BLOCK_TOKENS // self.length)
-        for start in range(0, self.corpus.num_rows, step):
-            yield start, min(start + step, self.corpus.num_rows)
-
-    def nll(self, index: int, start: int, stop: int) -> np.ndarray:
-        """float16 [B, T] of one checkpoint."""
-        from ..data.scored import column_block
-
-        nll_BT: np.ndarray = column_block(self.files[index], "nll", start, stop)
-        return nll_BT
-
-    def block(self, start: int, stop: int) -> Block:
-        """All that is known of the targets of some rows."""
-        import numpy as np
-
-        from ..data.scored import column_block
-
-        target_BT = ~np.isnan(self.nll(-1, start, stop))
-        source_BT, position_BT = self._context(start, stop)
-        return Block(
-            start,
-            target_BT,
-            start * self.length + np.flatnonzero(target_BT),
-            column_block(self.corpus.rows, "input_ids", start, stop)[target_BT],
-            source_BT[target_BT],
-            position_BT[target_BT],
-            np.stack([self.nll(c, start, stop)[target_BT] for c in range(len(self.files))]),
-        )
-
-    def _context(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source of each token, and tokens before it in its context. int64 [B, T]"""
-        import numpy as np
-
-        from ..data.rows import per_token, piece_positions
-        from ..data.scored import list_values
-
-        size, shape = (stop - start) * self.length, (stop - start, self.length)
-        starts, pieces = list_values(self.corpus.rows, "doc_starts", start, stop)
-        starts = starts.astype(np.int64) + np.repeat(np.arange(stop - start) * self.length, pieces)
-        sources = list_values(self.corpus.rows, "doc_sources", start, stop)[0].astype(np.int64)
-        contexts = starts if self.corpus.isolate_documents else np.arange(stop - start) * self.length
-        return per_token(sources, starts, size).reshape(shape), piece_positions(contexts, size).reshape(shape)
-
-    def excess(self, block: Block, nll_CN: np.ndarray) -> np.ndarray:
-        """nll - ref_nll of a block's targets, float32 [C, N]."""
-        import numpy as np
-
-        from ..data.scored import column_block
-
-        ref_BT = column_block(self.scores, "ref_nll", block.start, block.start + len(block.target_BT))
-        ref_N = ref_BT[block.target_BT].astype(np.float32)
-        if np.isnan(ref_N).any():
-            place = int(block.place_N[np.isnan(ref_N).argmax()])
-            raise UserError(
-                f"row {place // self.length}: ref_nll is NaN at position {place % self.length}, which is a target"
-            )
-        excess_CN: np.ndarray = nll_CN.astype(np.float32) - ref_N
-        return excess_CN
 
 
 def write_tables(
@@ -367,78 +274,3 @@ def _write_parquet(out: Path, name: str, records: list[dict[str, Any]]) -> str:
     with atomic_file(out / f"{name}.parquet") as f:
         pq.write_table(table, f)
     return f"{name}.parquet"
-
-
-# --- what is printed ---------------------------------------------------------------------------------------------------
-
-
-def read_dynamics(folder: Path | str) -> dict[str, Any]:
-    """``dynamics.json`` of a folder."""
-    found: dict[str, Any] = read_json(Path(folder) / "dynamics.json")
-    return found
-
-
-def render(described: dict[str, Any]) -> str:
-    """The classes beside the paper's, the mean nll of each over the checkpoints, and the classes of each source."""
-    from ..report.terminal import table
-
-    last = described["checkpoints"][-1]
-    head = (
-        f"{described['tokens']:,} tokens, {len(described['checkpoints'])} checkpoints, mean nll "
-        f"{described['checkpoints'][0]['nll']:.3f} -> {last['nll']:.3f}, threshold {described['threshold']:g} nats"
-    )
-    classes = [_class_line(record) for record in described["classes"]]
-    columns = [c for c in classes[0] if any(line[c] is not None for line in classes)]
-    note = "paper: TinyLlama-1B, 15B OpenWebMath tokens, about 320,000 validation tokens (Rho-1, section 2.1)"
-    parts = [head, table(classes, columns) + "\n" + note, table(*_curve_lines(described))]
-    by_source = [r for r in described["breakdowns"] if r["by"] == "source"]
-    if len({r["group"] for r in by_source}) > 1:
-        parts.append(table(*_source_lines(by_source)))
-    return "\n\n".join(parts)
-
-
-def _class_line(r: dict[str, Any]) -> dict[str, Any]:
-    def number(value: float | None) -> str | None:
-        return None if value is None else f"{value:.3f}"
-
-    return {
-        "class": r["class"],
-        "share": _percent(r["share"]),
-        "paper": _percent(r["paper"], 0) or "",
-        "tokens": r["tokens"],
-        "nll first": number(r["nll_first"]),
-        "nll last": number(r["nll_last"]),
-        "delta": number(r["delta"]),
-        "fluctuation": number(r["fluctuation"]),
-        "steps up": _percent(r["up_share"]),
-        "kept": _percent(r["kept_share"]),
-        "kept (log)": _percent(r["logged_kept_share"]),
-    }
-
-
-def _curve_lines(described: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """A line a checkpoint: mean nll of each class."""
-    nll = {(r["checkpoint"], r["class"]): r["nll"] for r in described["curves"]}
-    classes = [r["class"] for r in described["classes"]]
-    lines = [
-        {
-            "checkpoint": c["model"] if c["step"] is None else f"{c['model']} @{c['step']}",
-            "tokens seen": c["tokens_seen"],
-            **{k: None if nll[c["index"], k] is None else f"{nll[c['index'], k]:.3f}" for k in classes},
-        }
-        for c in described["checkpoints"]
-    ]
-    return lines, list(lines[0])
-
-
-def _source_lines(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    lines: dict[str, dict[str, Any]] = {}
-    for r in records:
-        line = lines.setdefault(r["group"], {"source": r["group"], "tokens": 0})
-        line["tokens"] += r["tokens"]
-        line[r["class"]] = _percent(r["share"])
-    return list(lines.values()), list(next(iter(lines.values())))
-
-
-def _percent(share: float | None, digits: int = 1) -> str | None:
-    return None if share is None else f"{100 * share:.{digits}f} %"

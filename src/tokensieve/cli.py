@@ -126,8 +126,20 @@ def _run(verb: str, arguments: list[str]) -> int:
     fields.pop("config", None)
     config = config_class(**fields)
     check_filled(config)
+    if not _works_here(verb):
+        return 0
     _tell(verb, VERBS[verb].runner()(config), as_json)
     return 0
+
+
+def _works_here(verb: str) -> bool:
+    """Whether this process takes part, where a launcher has started several of them."""
+    from .pipeline.launch import ranks
+
+    here, among = ranks(), VERBS[verb].ranks
+    if here.size > 1 and among == "one":
+        raise UserError("several processes cannot share a recipe: start its train and score stages by themselves")
+    return here.rank == 0 or among == "all"
 
 
 def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,3 +47,18 @@ def run_ranks(command: Sequence[str], num_ranks: int, timeout: float = 240, code
         f"rank {i}, {running[i].returncode}:\n{text[-3000:]}" for i, text in enumerate(output)
     )
     return output
+
+
+def fork_ranks(command: Sequence[str], *sizes: int, timeout: float = 400) -> None:
+    """Run a script as ranks 0 .. size - 1, with what torchrun sets; one group after the other. An error shows the output."""
+    script = [sys.executable, str(Path(__file__).parent / "forked.py"), ",".join(map(str, sizes)), *command]
+    done = subprocess.run(
+        script,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]

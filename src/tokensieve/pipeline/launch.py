@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 from ..runs import UserError
 
@@ -48,6 +49,10 @@ def check_device(name: str | None) -> None:
         raise UserError(f"device: {name!r} cannot be used: {str(e).splitlines()[0]}") from None
 
 
+# How long a rank waits for the others: one may have hours of shards more. If one dies, its launcher ends the rest.
+PATIENCE = timedelta(days=30)
+
+
 def wait_for_all(ranks: Ranks) -> None:
     """Return when every rank has come here. gloo: the ranks exchange nothing else."""
     if ranks.size == 1:
@@ -55,5 +60,7 @@ def wait_for_all(ranks: Ranks) -> None:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size)
-    dist.barrier()
+        dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size, timeout=PATIENCE)
+        dist.barrier()
+    else:  # by the Trainer, with half an hour of patience
+        dist.barrier(dist.new_group(backend="gloo", timeout=PATIENCE))

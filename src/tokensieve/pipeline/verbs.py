@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..runs import UserError
 from .config import check_filled, from_fields
@@ -21,6 +21,8 @@ class Verb:
     """One line for ``tokensieve --help``."""
     example: str
     """One to copy and paste."""
+    ranks: Literal["all", "first", "one"] = "first"
+    """Started as several processes: all work; the first does and the others leave; or that is refused."""
     positional: str | None = None
     """The field that words without a ``--field`` before them belong to."""
 
@@ -45,11 +47,13 @@ VERBS: dict[str, Verb] = {
         "train a model: plain, random control, or selective",
         "tokensieve train --out runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --model runs/x/base "
         "--objective.name rho1 --objective.ratio 0.6 --training.max_steps 200 --training.learning_rate 1e-3",
+        ranks="all",
     ),
     "score": Verb(
         "score:ScoreConfig",
         "score every token of a corpus with a reference model",
         "tokensieve score --out runs/x/scores --model runs/x/reference --corpus runs/x/corpus",
+        ranks="all",
     ),
     "evaluate": Verb(
         "evaluate:EvaluateConfig",
@@ -72,24 +76,26 @@ VERBS: dict[str, Verb] = {
         "show:ShowConfig",
         "rows as text, tokens coloured: kept, excess, nll, class",
         "tokensieve show runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --by excess",
-        "run",
+        positional="run",
     ),
     "check": Verb(
         "check:CheckConfig",
         "verify folders: hashes, scores against corpus, corpora against each other",
         "tokensieve check runs/x/corpus runs/x/scores --corpus runs/x/corpus",
-        "folders",
+        positional="folders",
     ),
     "run": Verb(
         "recipe:RecipeConfig",
         "run a recipe: a list of stages; what is done is skipped",
         "tokensieve run demo --dry-run",
-        "recipe",
+        ranks="one",
+        positional="recipe",
     ),
     "demo": Verb(
         "demo:DemoConfig",
         "the whole method on text that is on this machine already",
         "tokensieve demo --out runs/demo",
+        ranks="one",
     ),
 }
 

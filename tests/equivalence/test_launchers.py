@@ -76,8 +76,9 @@ def test_scores_do_not_depend_on_the_number_of_processes(size: int, scored: Path
     assert_same_files(scored / "alone", scored / f"by-{size}")
 
 
+# --cpu would start one process, whatever --num_processes says; several without a GPU are --multi_gpu and use_cpu
 ACCELERATE = (
-    *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_machines", 1),
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0),
 )
 

@@ -11,7 +11,6 @@ import faults
 import pytest
 import tiny
 import torch
-
 from transformers import TrainerCallback
 
 from tokensieve.core import objective

@@ -254,7 +254,7 @@ def _logged(config: ShowConfig, corpus: Corpus) -> tuple[dict[str, Any], int]:
     if step not in files:
         raise UserError(f"step {step} was not logged; logged steps: {', '.join(map(str, sorted(files)))}")
     try:
-        columns = pq.read_table(files[step], columns=["row", "position", "keep"]).to_pydict()
+        columns = pq.read_table(files[step], columns=["row", "position", "nll", "keep"]).to_pydict()
     except (pa.ArrowException, OSError) as e:
         raise UserError(f"{files[step]} cannot be read: {' '.join(str(e).split())}") from None
     return {k: np.asarray(v) for k, v in columns.items()}, step

@@ -7,7 +7,7 @@ DATA ?= ../shared/data/math
 # One thread a test process: two workers with two threads each on two cores are slower than two with one.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help setup check test demo bench study-demo study-math mutants clean
+.PHONY: help setup check test demo bench study-demo study-math mutants faults clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,6 +42,9 @@ study-math: setup ## recipes/math-tiny.yaml, one seed; DATA=folder with the math
 
 mutants: setup ## break the method on purpose, one bug at a time, and see a test fail for each
 	$(TEST_ENV) $(BIN)/python tests/mutants/run.py
+
+faults: setup ## kill, stop, damage and starve runs in every way of docs/reliability.md, and write its table
+	$(TEST_ENV) $(BIN)/python tests/faults/run.py
 
 clean: ## remove .venv, caches and build output; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -109,10 +109,10 @@ def test_hash_of_json_ignores_the_order_of_keys() -> None:
 
 
 def test_manifest_has_its_keys_and_ends_the_note(tmp_path: Path) -> None:
-    runs.bind_unfinished(tmp_path, "corpus", CONFIG, INPUTS)
+    runs.bind_unfinished(tmp_path, "evaluation", CONFIG, INPUTS)
     assert not runs.is_done(tmp_path)
-    manifest = finish(tmp_path, stats={"rows": 3})
-    assert json.loads((tmp_path / MANIFEST).read_text()) == manifest == runs.read_manifest(tmp_path, "corpus")
+    manifest = finish(tmp_path, "evaluation", stats={"rows": 3})
+    assert json.loads((tmp_path / MANIFEST).read_text()) == manifest == runs.read_manifest(tmp_path, "evaluation")
     assert list(manifest) == ["format", "kind", "fingerprint", "config", "inputs", "stats", "files", "versions"]
     assert manifest["files"] == [{"file": "data", "bytes": 10, "hash": runs.file_hash(tmp_path / "data")}]
     assert {"python", "platform", "torch"} <= set(manifest["versions"])
@@ -192,7 +192,7 @@ def test_done_work_is_skipped_and_other_work_refused(tmp_path: Path) -> None:
     finish(folder)
     assert not runs.start_folder(folder, "corpus", {**CONFIG, "out": "moved"}, INPUTS)
     for kind, config, inputs, said in (
-        ("corpus", {"a": 2, "b": 3}, {"corpus": "d"}, r"from other inputs \(a, b, input corpus\)"),
+        ("corpus", {"a": 2, "b": 3}, {"corpus": "d"}, r"from other inputs \(a 1 -> 2, b not set -> 3, input corpus\)"),
         ("corpus", CONFIG, {**INPUTS, "model": "m"}, r"from other inputs \(input model\)"),
         ("scores", CONFIG, INPUTS, "holds 'corpus': choose another --out"),
     ):

@@ -1,6 +1,7 @@
 """The command line: ``tokensieve VERB --config FILE.yaml --field value``. Heavy imports happen inside the verb.
 
-Exit codes: 0 done; 1 unexpected error (``--debug`` shows where); 2 bad input, told in one sentence; 130 interrupted.
+Exit codes: 0 done; 1 unexpected error (``--debug`` shows where); 2 bad input or a full disk, told in one sentence; 3 NaN or
+infinity in training; 130, 138, 143 stopped by SIGINT, SIGUSR1, SIGTERM (``train`` leaves a checkpoint to go on from).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .pipeline.config import class_parser, describe_fields, explain, one_line, read_yaml, unknown
+from .pipeline.config import check_filled, class_parser, describe_fields, explain, one_line, read_yaml, unknown
 from .pipeline.verbs import VERBS, Verb
-from .runs import UserError
+from .runs import Stopped, UserError
 
 COMMON = """\
   --config FILE.yaml      Read these fields from a file; what stands after it on the command line wins.
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough: tokensieve show ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Stopped as e:
+        return _stopped(e, verb)
     except (Exception, KeyboardInterrupt) as e:
         if debug:
             raise
@@ -56,12 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _told(error: BaseException, verb: str) -> int:
     """What went wrong as one sentence on stderr; the exit code."""
     if isinstance(error, UserError):
-        return _fail(one_line(error), verb)
+        return _fail(one_line(error), verb, error.code)
     if isinstance(error, KeyboardInterrupt):
         return _fail("interrupted; start it again to go on", verb, 130)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return _fail(f"{error.filename}: {error.strerror}", verb)
     return _fail(f"unexpected {type(error).__name__}: {one_line(error)} (--debug shows where)", verb, 1)
+
+
+def _stopped(stopped: Stopped, verb: str) -> int:
+    """Every rank stops, the first one says so."""
+    from .pipeline.launch import ranks
+
+    if ranks().rank == 0:
+        print(f"tokensieve {verb}: {stopped}", file=sys.stderr)
+    return stopped.code
 
 
 def overview() -> str:
@@ -109,9 +121,25 @@ def _run(verb: str, arguments: list[str]) -> int:
         return int(e.code or 0)
     except (ArgumentError, TypeError, ValueError) as e:
         raise UserError(explain(e, config_class)) from None
+    except RecursionError:
+        raise UserError("a value on the command line is nested too deep") from None
     fields.pop("config", None)
-    _tell(verb, VERBS[verb].runner()(config_class(**fields)), as_json)
+    config = config_class(**fields)
+    check_filled(config)
+    if not _works_here(verb):
+        return 0
+    _tell(verb, VERBS[verb].runner()(config), as_json)
     return 0
+
+
+def _works_here(verb: str) -> bool:
+    """Whether this process takes part, where a launcher has started several of them."""
+    from .pipeline.launch import ranks
+
+    here, among = ranks(), VERBS[verb].ranks
+    if here.size > 1 and among == "one":
+        raise UserError("several processes cannot share a recipe: start its train and score stages by themselves")
+    return here.rank == 0 or among == "all"
 
 
 def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
@@ -133,6 +161,9 @@ def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
         name, values = head.replace("-", "_") + dot + key, [value] if equals else []
         while waiting and not equals and not waiting[0].startswith("--"):
             values.append(waiting.pop(0))
+        if name.startswith("no_") and name not in types and types.get(name[3:], "").startswith("bool") and not values:
+            yield from (f"--{name[3:]}", "false")  # --no-color
+            continue
         if types.get(name, "").startswith("bool") and (not values or (verb.positional and not _is_switch(values[0]))):
             yield from (f"--{name}", "true")
             if not values:
@@ -156,6 +187,10 @@ def _check_config_files(arguments: Sequence[str], config_class: Any) -> None:
             for key in read_yaml(path):
                 if str(key).split(".")[0] not in names:
                     raise UserError(f"{path}: {unknown(str(key), names)}")
+                if key == "allow_code":
+                    raise UserError(
+                        f"{path}: allow_code: a file cannot allow this to itself, give it on the command line"
+                    )
 
 
 def _tell(verb: str, result: Any, as_json: bool) -> None:
@@ -170,9 +205,16 @@ def _tell(verb: str, result: Any, as_json: bool) -> None:
         told = {"folder": str(result), **_facts(result)} if isinstance(result, Path) else {"text": result}
         print(json.dumps({"verb": verb, **told}, ensure_ascii=False), flush=True)
     elif isinstance(result, Path):
-        print(f"{result}{_sentence(result)}", flush=True)
-    else:
-        print("\n".join(result) if isinstance(result, list) else result, flush=True)
+        print(_printable(f"{result}{_sentence(result)}"), flush=True)
+    else:  # text is for a terminal already, and may be coloured
+        print(_printable("\n".join(result)) if isinstance(result, list) else result, flush=True)
+
+
+def _printable(text: str) -> str:
+    """Names and errors quote corpora, which are other people's: no escape sequence of theirs reaches the terminal."""
+    from .data.text import visible_text
+
+    return visible_text(text)
 
 
 def _manifest(folder: Any) -> dict[str, Any]:
@@ -204,5 +246,5 @@ def _sentence(folder: Any) -> str:
 
 
 def _fail(sentence: str, verb: str | None = None, code: int = 2) -> int:
-    print(f"tokensieve{f' {verb}' if verb else ''}: error: {sentence}", file=sys.stderr)
+    print(f"tokensieve{f' {verb}' if verb else ''}: error: {_printable(sentence)}", file=sys.stderr)
     return code

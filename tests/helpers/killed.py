@@ -1,4 +1,4 @@
-"""Run a tokensieve verb and die by SIGKILL when the N-th file of rows is about to be renamed into place.
+"""Run a tokensieve verb and die by SIGKILL when the N-th file of rows or of nll is about to be renamed into place.
 
 python killed.py N VERB --option ...
 """
@@ -19,7 +19,7 @@ started = 0
 
 def rename_or_die(source: str, target: str) -> None:
     global started
-    if Path(target).name.startswith("rows-"):
+    if any(Path(target).match(name) for name in ("rows-*.arrow", "nll-*")):
         started += 1
         if started == COUNT:
             os.kill(os.getpid(), signal.SIGKILL)

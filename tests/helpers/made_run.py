@@ -96,9 +96,12 @@ def _scores(out: Path, corpus: Corpus, ref_RT: np.ndarray) -> str:
         dtype="float16",
         corpus_hash=corpus.content_hash,
         tokenizer_hash=corpus.tokenizer_hash,
+        model_hash="reference",
         length=corpus.length,
         isolate_documents=corpus.isolate_documents,
         shards=[{"file": "rows-00000.arrow", "rows": corpus.num_rows}],
+        flops=0.0,
+        reference_flops=0.0,
     )
     return str(manifest["fingerprint"])
 

@@ -19,8 +19,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
 
 
-def run_ranks(command: Sequence[str], num_ranks: int, timeout: float = 240) -> None:
-    """Run ``python *command`` as ranks 0 .. num_ranks - 1, with what torchrun sets. An error shows the output of all."""
+def run_ranks(command: Sequence[str], num_ranks: int, timeout: float = 240, code: int = 0) -> list[str]:
+    """Run ``python *command`` as ranks 0 .. num_ranks - 1, with what torchrun sets; the output of each.
+
+    Another exit code than ``code`` shows the output of all.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -40,5 +43,23 @@ def run_ranks(command: Sequence[str], num_ranks: int, timeout: float = 240) -> N
     finally:
         for process in running:
             process.kill()
-    failed = [f"rank {i}:\n{text[-3000:]}" for i, text in enumerate(output) if running[i].returncode]
-    assert not failed, "\n\n".join(failed)
+    wrong = [process.returncode for process in running if process.returncode != code]
+    assert not wrong, "\n\n".join(
+        f"rank {i}, {running[i].returncode}:\n{text[-3000:]}" for i, text in enumerate(output)
+    )
+    return output
+
+
+def fork_ranks(command: Sequence[str], *sizes: int, timeout: float = 400) -> None:
+    """Run a script as ranks 0 .. size - 1, with what torchrun sets; one group after the other. An error shows the output."""
+    script = [sys.executable, str(Path(__file__).parent / "forked.py"), ",".join(map(str, sizes)), *command]
+    done = subprocess.run(
+        script,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]

@@ -107,9 +107,9 @@ def test_vocabulary_and_length_are_checked() -> None:
     check_vocabulary(model, 40, "x")
     with pytest.raises(UserError, match="x has a vocabulary of 50, the corpus one of 51"):
         check_vocabulary(model, 51, "x")
-    check_length(model, 32, "x")
+    check_length(model.config, 32, "x")
     with pytest.raises(UserError, match="rows of 33 tokens are longer than x's max_position_embeddings of 32"):
-        check_length(model, 33, "x")
+        check_length(model.config, 33, "x")
 
 
 def test_missing_weights_are_refused(saved: Path, tmp_path: Path) -> None:

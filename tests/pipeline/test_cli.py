@@ -232,7 +232,8 @@ WRONG = {
     f"{TRAIN} --objective.name random --objective.scope bach": "objective: scope: one of sequence, batch, step is needed",
     f"{TRAIN} --objective.name random --objective.ratoi 0.5": "objective: unknown field 'ratoi', did you mean 'ratio'?",
     f"{TRAIN} --objective.name rho1": "scores: the objective needs the column 'ref_nll'",
-    f"{TRAIN} --objective.name nope:x": "cannot be imported",
+    f"{TRAIN} --objective.name nope:x": "'nope:x' is code to be imported and called: if you trust it, add --allow_code",
+    f"{TRAIN} --allow-code --objective.name nope:x": "cannot be imported",
     # TrainingArguments
     f"{TRAIN} --training.learning_rat 1": "training: unknown field 'learning_rat', did you mean 'learning_rate'?",
     f"{TRAIN} --training.learning_rate abc": "training: learning_rate: a number is needed, not abc",
@@ -240,6 +241,8 @@ WRONG = {
     f"{TRAIN} --training.output_dir x": "training.output_dir follows from the field out",
     f"{TRAIN} --training.max_steps 0": "leave no step to do",
     f"{TRAIN} --training.report_to nonsense": "training: nonsense is not supported",
+    f"{TRAIN} --training.eval_strategy steps": "training: eval_strategy has nothing to evaluate: name eval_sets",
+    f"{TRAIN} --eval_sets.a/b {{corpus}}": "eval_sets: 'a/b' becomes part of a metric's name",
     # models
     f"{TRAIN} --dtype float8": "unknown dtype 'float8'",
     f"{TRAIN} --lora.rr 2": "lora: unknown field 'rr', did you mean 'r'?",

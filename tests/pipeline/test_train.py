@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import environment
 from safetensors.torch import load_file
 
 from tokensieve import cli
@@ -110,9 +112,9 @@ def test_a_finished_run_is_skipped_and_another_config_refused(tiny: Any, tokensi
     assert (done.code, (tiny.clm / MANIFEST).stat().st_mtime_ns) == (0, before)
     assert done.out.startswith(f"{tiny.clm}: 4 steps, ")
     for change, said in (
-        (("--seed", 1), "(seed)"),
-        (("--objective.name", "random"), "(objective)"),
-        (("--training.learning_rate", 1), "(training)"),
+        (("--seed", 1), "(seed 0 -> 1)"),
+        (("--objective.name", "random"), '(objective.name "clm" -> "random")'),
+        (("--training.learning_rate", 1), "(training.learning_rate not set -> 1)"),
         (("--corpus", tiny.target), "(input corpus)"),
         (("--model", tiny.rho1), "(input model)"),
     ):
@@ -170,7 +172,10 @@ def test_a_killed_run_ends_as_if_nothing_had_been(tiny: Any, killed: Path, token
     assert len(lines(killed / "tokens.jsonl")) == 15  # five steps that no checkpoint remembers
     command = ("train", "--corpus", tiny.corpus, "--model", tiny.base, *LONG)
     refused = tokensieve(*command, "--out", killed, "--seed", 1)
-    assert (refused.code, "holds unfinished work of another config" in refused.error) == (2, True)
+    assert (refused.code, "has checkpoints of another config or other inputs (seed 0 -> 1)" in refused.error) == (
+        2,
+        True,
+    )
     refused = tokensieve(*command, "--out", killed, "--resume", "never")
     assert (refused.code, "has checkpoints of an unfinished run" in refused.error) == (2, True)
     assert tokensieve(*command, "--out", tmp_path / "whole").code == 0
@@ -245,15 +250,73 @@ def test_lora_leaves_an_adapter_and_a_whole_model(tiny: Any, tokensieve: Any, tm
     )
 
 
+# docs/formats.md, "While a run trains"
+LOGGED = [
+    *("train/loss", "train/nll", "train/kept_nll", "train/dropped_nll", "train/ratio", "train/threshold"),
+    *("train/tokens_seen", "train/tokens_trained", "train/learning_rate", "train/grad_norm", "eval/target_nll"),
+]
+
+
+def reported(tiny: Any, out: Path, tracker: str) -> list[str]:
+    """The arguments of a short selective run with an evaluation set, reported to ``tracker``."""
+    where = ["train", "--out", out, "--corpus", tiny.corpus, "--model", tiny.base, "--scores", f"[{tiny.scores}]"]
+    how = ["--objective.name", "rho1", "--objective.ratio", 0.6, *STEPS, "--eval_sets.target", tiny.target]
+    return [str(a) for a in (*where, *how, "--training.eval_steps", 1, "--training.report_to", tracker)]
+
+
 def test_tensorboard(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """Every documented name, with the values of tokens.jsonl; the bar shows them; the last nll is what evaluate says."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    command = ("train", "--out", tmp_path, "--corpus", tiny.corpus, "--model", tiny.base, *STEPS)
-    done = tokensieve(*command, "--training.report_to", "tensorboard")
+    done = tokensieve(*reported(tiny, tmp_path / "run", "tensorboard"))
     assert done.code == 0, done.err
     (folder,) = {p.parent for p in tmp_path.rglob("events.out.tfevents.*")}
     found = events.EventAccumulator(str(folder)).Reload()
-    log = lines(tmp_path / "tokens.jsonl")
-    assert [e.value for e in found.Scalars("train/tokens_seen")] == [line["tokens_seen"] for line in log]
+    assert set(LOGGED) <= set(found.Tags()["scalars"])
+    log = lines(tmp_path / "run" / "tokens.jsonl")
+    for name in ("tokens_seen", "ratio", "kept_nll", "dropped_nll", "nll", "threshold"):
+        assert [e.value for e in found.Scalars(f"train/{name}")] == pytest.approx([line[name] for line in log])
+    measured = [
+        line["eval_target_nll"] for line in lines(tmp_path / "run" / "metrics.jsonl") if "eval_target_nll" in line
+    ]
+    assert len(measured) == 2
+    assert [e.value for e in found.Scalars("eval/target_nll")] == pytest.approx(measured)
+    assert f"target_nll={measured[-1]:.3f}" in done.err
+    assert f"kept_nll={log[-1]['kept_nll']:.3f}" in done.err
+    command = ("evaluate", "--out", tmp_path / "e", "--models.m", tmp_path / "run", "--sets.target", tiny.target)
+    assert tokensieve(*command).code == 0
+    (record,) = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert measured[-1] == pytest.approx(record["nll"], rel=1e-5)
+
+
+@pytest.mark.parametrize("tracker", ["trackio", "wandb"])
+def test_trackers_that_keep_their_files_here(tracker: str, tiny: Any, tmp_path: Path) -> None:
+    """Both offline, each with a store of its own: all names are in it. Runs where the tracker is installed."""
+    if importlib.util.find_spec(tracker) is None:
+        pytest.skip(f"{tracker} is not installed")
+    store = {"TRACKIO_DIR": str(tmp_path / "store"), "WANDB_DIR": str(tmp_path), "WANDB_MODE": "offline"}
+    command = [sys.executable, "-m", "tokensieve", *reported(tiny, tmp_path / "run", tracker)]
+    done = subprocess.run(command, env=environment(**store), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = [*tmp_path.glob("store/*.db*"), *tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    written = b"".join(path.read_bytes() for path in files)
+    assert [name for name in LOGGED if name.encode() not in written] == []
+
+
+def test_evaluation_sets_change_nothing_else(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """A clock in metrics.jsonl, and evaluation steps that leave the model in eval mode: weights came out different."""
+    command = reported(tiny, tmp_path / "with", "none")
+    assert tokensieve(*command).code == 0
+    at = command.index("--eval_sets.target")
+    without = [a for i, a in enumerate(command) if not at <= i < at + 4]
+    without[without.index("--out") + 1] = str(tmp_path / "without")
+    done = tokensieve(*without)
+    assert done.code == 0, done.err
+    for name, value in weights(tmp_path / "without").items():
+        assert torch.equal(weights(tmp_path / "with")[name], value), name
+    keys = {key for line in lines(tmp_path / "with" / "metrics.jsonl") for key in line}
+    assert {k for k in keys if k.startswith("eval_")} == {"eval_target_nll", "eval_target_loss"}
+    assert "eval_sets" not in read_manifest(tmp_path / "without")["inputs"]
+    assert list(read_manifest(tmp_path / "with")["inputs"]["eval_sets"]) == ["target"]
 
 
 def test_an_objective_of_ones_own(tiny: Any, tokensieve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +336,7 @@ def test_an_objective_of_ones_own(tiny: Any, tokensieve: Any, tmp_path: Path, mo
         *STEPS,
         "--objective.name",
         "mine_objective:make",
+        "--allow-code",
     )
     assert tokensieve(*command, "--out", tmp_path / "out", "--objective.every", 4).code == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokensieve.analysis.table import table
-from tokensieve.report.terminal import colour_tokens
+from tokensieve.data.text import visible
+from tokensieve.report.terminal import ANSI as ANSI_STYLES
+from tokensieve.report.terminal import colour_tokens, paint_tokens
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -63,6 +65,20 @@ def test_corpus_text_cannot_drive_the_terminal(tokens: list[tuple[str, bool, boo
         assert "\x1b[0m" not in codes[::2]
         assert len(codes) % 2 == 0
     text.encode()
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=6), st.sampled_from(sorted(ANSI_STYLES)))), st.integers(20, 50), st.booleans()
+)
+def test_lines_of_any_styles_fit(tokens: list[tuple[str, str]], width: int, color: bool) -> None:
+    """Runs of two kinds of brackets side by side take four columns, not two. Nothing of the text is lost."""
+    pieces, styles = [t[0] for t in tokens], [t[1] for t in tokens]
+    lines = paint_tokens(pieces, styles, width=width, color=color)
+    bare = [ANSI.sub("", line) for line in lines]
+    assert all(columns_of(line) <= width for line in bare)
+    if color:
+        kept = "".join(map(visible, "".join(pieces))).replace(" ", "")
+        assert "".join(bare).replace(" ", "") == kept
 
 
 @pytest.mark.parametrize(

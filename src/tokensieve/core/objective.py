@@ -97,6 +97,8 @@ def clm() -> Objective:
 
 def random(ratio: float = 0.6, scope: Scope = "batch", seed: int = 0) -> Objective:
     """Keep a random ``ratio`` of the valid tokens of each scope: the control every selection must beat."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}, it must be in [0, 2^63)")
     return _top(
         "random",
         lambda stats: random_uniform(seed, stats.step, _given(stats.row_id), _given(stats.position)),

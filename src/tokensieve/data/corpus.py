@@ -198,6 +198,14 @@ class Corpus:
             ids = np.asarray(row["input_ids"])[: int(row["num_tokens"])]
             yield from np.split(ids, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [ids]
 
+    def documents_at(self, row: int, position: int | None = None) -> list[str]:
+        """Names of the documents in a row, or of the one at a position of it."""
+        found = self.rows[row]
+        ids = found["doc_ids"]
+        if position is not None:
+            ids = [ids[int(np.searchsorted(found["doc_starts"], position, side="right")) - 1]]
+        return self.documents()["id"].take(ids).to_pylist()  # type: ignore[no-any-return]
+
     def documents(self) -> pa.Table:
         """``documents.parquet``: one row a document, index = doc_id."""
         import pyarrow.parquet as pq
@@ -218,9 +226,11 @@ def open_corpus(folder: Path | str, verify: Literal["size", "full"] | None = "si
         check_files(folder, manifest, hashes=verify == "full")
     try:
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
-    except (OSError, pa.ArrowException) as e:
+    except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
     for entry, shard in zip(manifest["shards"], shards, strict=True):
+        if shard.features != _features():  # a feature can be one that opens files or addresses when it is read
+            raise UserError(f"{folder / entry['file']} does not have the columns of a corpus")
         if len(shard) != entry["rows"]:
             raise UserError(f"{folder / entry['file']} has {len(shard)} rows, {entry['rows']} were written")
     return Corpus(folder, manifest, concatenate_datasets(shards))

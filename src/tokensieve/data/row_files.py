@@ -6,11 +6,12 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from tokensieve.data.documents import BadRow, Block, Document, Item, Skipped
 from tokensieve.data.sources import Source
-from tokensieve.runs import UserError
+from tokensieve.runs import UserError, read_json
 
 _BATCH_ROWS = 256
 
@@ -100,8 +101,10 @@ def jsonl_documents(source: Source, block: Block) -> Iterator[Item]:
             row = json.loads(text)
         except UnicodeDecodeError as e:
             yield BadRow(where, f"not valid UTF-8 at byte {e.start + 1} of the line")
-        except (ValueError, RecursionError) as e:
-            yield BadRow(where, f"not valid JSON: {str(e) or 'nested too deep'}")
+        except json.JSONDecodeError as e:
+            yield BadRow(where, f"not valid JSON: {e.msg} at character {e.colno}")
+        except (ValueError, RecursionError) as e:  # a number of thousands of digits, or of brackets
+            yield BadRow(where, f"not valid JSON: {str(e).split(';')[0] or 'nested too deep'}")
         else:
             yield row_document(source, row, block.file, where, number)
 
@@ -181,6 +184,7 @@ def _rows(source: Source, rows: Iterable[Any], block: Block, start: int) -> Iter
 def _load_dataset(path: str) -> Any:
     from datasets import DatasetDict, load_from_disk
 
+    _check_state(Path(path))
     try:
         found = load_from_disk(path)
     except Exception as e:  # datasets raises whatever its readers raise
@@ -188,6 +192,20 @@ def _load_dataset(path: str) -> Any:
     if isinstance(found, DatasetDict):
         raise UserError(f"{path} holds several splits: name one, as {path}/{next(iter(found), 'train')}")
     return found
+
+
+def _check_state(folder: Path) -> None:
+    """The files that a ``datasets`` folder names must lie in it: whoever made it must not choose which files we read."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return
+    try:
+        names = [entry["filename"] for entry in read_json(state)["_data_files"]]
+        outside = [n for n in names if not (folder / n).resolve().is_relative_to(folder.resolve())]
+    except (KeyError, TypeError):
+        raise UserError(f"{state} does not list its files as it should: it is damaged") from None
+    if outside:
+        raise UserError(f"{state} names {outside[0]!r}, which is outside its folder")
 
 
 def datasets_blocks(source: Source, size: int) -> Iterator[Block]:
@@ -202,12 +220,10 @@ def datasets_blocks(source: Source, size: int) -> Iterator[Block]:
 
 def datasets_documents(source: Source, block: Block) -> Iterator[Item]:
     hi, read = block.payload
-    rows = _load_dataset(block.path).select_columns(read)
+    # As Arrow: decoded, a column of images or sounds would open the files and addresses that its rows name.
+    rows = _load_dataset(block.path).select_columns(read).with_format("arrow")
     for lo in range(block.start - 1, hi, _BATCH_ROWS):
-        batch = rows[lo : min(hi, lo + _BATCH_ROWS)]
-        yield from _rows(
-            source, [dict(zip(batch, r, strict=True)) for r in zip(*batch.values(), strict=True)], block, lo + 1
-        )
+        yield from _rows(source, rows[lo : min(hi, lo + _BATCH_ROWS)].to_pylist(), block, lo + 1)
 
 
 def _hub(source: Source, open_: Callable[..., Any], **options: Any) -> Any:

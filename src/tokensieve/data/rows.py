@@ -128,6 +128,13 @@ class EpochSampler(Sampler[int]):
         return iter(filled[: len(self)].tolist())
 
 
+def check_targets(dataset: Any, what: str) -> None:
+    """Raise UserError if no row has a token to predict. Costs a row, unless there is none: then all of them are read."""
+    rows = Rows(dataset)
+    if not any(bool((rows[i]["labels"][1:] != IGNORE_INDEX).any()) for i in range(len(rows))):
+        raise UserError(f"{what}: every token is ignored, there is nothing to predict")
+
+
 def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack rows to [B, T]; shorter ones are padded on the right: ids 0, labels -100, scores 0, masked for attention.
 

@@ -122,6 +122,8 @@ def resolve(config: SourceConfig, seed: int = 0) -> Source:
     _check(config)
     if config.path.startswith("hub:"):
         hub = config.path.removeprefix("hub:").split(":")[0].rstrip("/")
+        if not hub:
+            raise UserError(f"source {config.path}: the name is missing, as in hub:owner/name")
         return Source(config, "hub", hub.split("/")[-1], (), seed)
     root, name, paths = _find(config.path)
     if len(paths) == 1 and _is_dataset(paths[0]):
@@ -228,9 +230,18 @@ def _walk(root: Path, paths: list[Path], left_out: Iterable[str]) -> Iterator[In
         found = []
         for folder, folders, names in os.walk(path):
             folders[:] = [d for d in folders if d[0] != "." and d != "__pycache__" and d not in left_out]
-            found += [Path(folder) / n for n in names if n[0] != "."]
+            found += [_named(Path(folder) / n) for n in names if n[0] != "."]
         files = [InputFile(p.relative_to(root).as_posix(), str(p), p.stat().st_size) for p in found if p.is_file()]
         yield from sorted(files)
+
+
+def _named(path: Path) -> Path:
+    """Names become the ids of documents, which are text."""
+    try:
+        path.as_posix().encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the file name {str(path)!r} is not valid UTF-8: rename it") from None
+    return path
 
 
 def identity(source: Source) -> str:

@@ -60,6 +60,11 @@ def visible(char: str) -> str:
     return char
 
 
+def visible_text(text: str) -> str:
+    """``text`` with a symbol for every character that a terminal would obey or hide, newlines excepted."""
+    return "".join(char if char == "\n" else visible(char) for char in text)
+
+
 def width_of(text: str) -> int:
     """Columns that ``text`` takes: wide (CJK) characters two, combining marks none."""
     return sum(

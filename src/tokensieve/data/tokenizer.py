@@ -32,7 +32,7 @@ def load_tokenizer(path: Path | str) -> Any:
 
     folder = tokenizer_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as e:  # transformers raises whatever its parsers raise
         raise UserError(f"tokenizer {folder} cannot be loaded: {' '.join(str(e).split())[:300]}") from None
     if not getattr(tokenizer, "is_fast", False):

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..runs import UserError, describe_files, hash_json
+from ..runs import UserError, describe_files, hash_json, read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
-    """A causal LM from a local Hugging Face folder, in eval mode. Code in the folder is never run."""
+    """A causal LM from a local Hugging Face folder, in eval mode.
+
+    Nothing that the folder brings or names is run: no code beside the weights, no pickle, no kernel or adapter from elsewhere.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    check_dtype(dtype)
     folder = model_folder(folder)
+    check_config(folder)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -28,10 +34,15 @@ def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as e:
-        raise UserError(f"{folder} cannot be loaded as a causal language model: {_first_line(e)}") from None
+    except SafetensorError as e:
+        raise UserError(f"the weights in {folder} cannot be read: {_first_line(e)}") from None
+    except Exception as e:  # whatever a model class raises for values in a config that make no sense to it
+        raise UserError(f"{folder} cannot be loaded as a causal language model: {_told(e)}") from None
+    if wrong := sorted(info["mismatched_keys"]):
+        raise UserError(f"{folder} has weights of another shape than its config says, the first are {wrong[0][0]}")
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder} lacks the weights of {missing[0]}: they would be drawn at random")
     return model.eval()
@@ -43,7 +54,13 @@ def new_causal_lm(config: Mapping[str, Any], *, seed: int, dtype: str = "float32
 
     made = model_config(config, **defaults)
     set_seed(seed)
-    return AutoModelForCausalLM.from_config(made, dtype=_dtype(dtype))
+    try:
+        model = AutoModelForCausalLM.from_config(made, dtype=_dtype(dtype), trust_remote_code=False)
+        with torch.no_grad():  # heads that do not share out, a rope of a type nobody knows: seen in a forward only
+            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
+    except Exception as e:  # whatever a model class raises for values in a config that make no sense to it
+        raise UserError(f"model: a {made.model_type} of this config cannot be built: {_told(e)}") from None
+    return model.train()
 
 
 def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
@@ -65,8 +82,13 @@ def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
         raise UserError(f"model: {model_type!r} is no type of causal language model{near}")
     try:
         made = AutoConfig.for_model(model_type, **fields)
-    except (ValueError, TypeError, StrictDataclassError) as e:
-        raise UserError(f"model: {' '.join(str(e).split())}") from None
+    except StrictDataclassError as e:
+        raise UserError(f"model: {str(e).split('Error: ')[-1].strip()}") from None
+    except Exception as e:  # whatever a config class raises
+        raise UserError(f"model: {_told(e)}") from None
+    for name in ("num_hidden_layers", "n_layer", "vocab_size", "max_position_embeddings"):
+        if name in config and not fields[name] >= 1:
+            raise UserError(f"model: {name} must be at least 1, not {fields[name]}")
     known = set(type(made)().to_dict())
     if wrong := sorted(set(config) - known - {"model_type"}):
         close = difflib.get_close_matches(wrong[0], known, 1)
@@ -81,17 +103,57 @@ def model_folder(folder: Path | str) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
-    raise UserError(
-        f"{folder} is not a model folder: it has no config.json" if folder.is_dir() else f"{folder} does not exist"
-    )
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
+    raise UserError(f"{folder} is not a model folder: it has no config.json")
+
+
+def read_config(folder: Path | str) -> Any:
+    """The transformers config of a model folder, without its weights."""
+    from transformers import AutoConfig
+
+    folder = model_folder(folder)
+    check_config(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as e:  # whatever a config class raises
+        raise UserError(f"{folder / 'config.json'}: {_told(e)}") from None
+
+
+def check_config(folder: Path) -> None:
+    """Refuse a model folder that would have code, or weights from elsewhere, loaded for it."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise UserError(f"{folder / 'config.json'} names no model_type")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds an adapter for another model: merge the two and give the merged model")
+    for key, value in _entries(config):
+        if key.endswith("attn_implementation") and "/" in str(value):
+            raise UserError(f"{folder / 'config.json'}: {key} names a kernel to download: {value}")
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, Mapping):
+            yield from _entries(value)
 
 
 def model_hash(folder: Path | str) -> str:
-    """Identity of a model: its config and the bytes of its weights."""
+    """Identity of a model: its config and the bytes of its weights. UserError if these cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
     folder = model_folder(folder)
+    check_config(folder)
     names = sorted(p.name for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
     if not any(n.endswith(".safetensors") for n in names):
         raise UserError(f"{folder} has no .safetensors weights")
+    for name in (n for n in names if n.endswith(".safetensors")):
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except (OSError, SafetensorError) as e:
+            raise UserError(f"{folder / name} cannot be read: {_first_line(e)}") from None
     return hash_json([(f["file"], f["hash"]) for f in describe_files(folder, names)])
 
 
@@ -113,6 +175,7 @@ def check_tokenizer(folder: Path | str, tokenizer: Any, what: str) -> None:
     from ..data.tokenizer import load_tokenizer
 
     saved = model_folder(folder)
+    check_config(saved)
     if not (saved / "tokenizer.json").is_file():
         return
     theirs = load_tokenizer(saved).get_vocab()
@@ -120,9 +183,9 @@ def check_tokenizer(folder: Path | str, tokenizer: Any, what: str) -> None:
         raise UserError(f"{folder} was trained with another tokenizer than {what}: they differ in token {min(wrong)!r}")
 
 
-def check_length(model: Any, length: int, what: str) -> None:
-    """Rows must not be longer than the positions a model knows."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def check_length(config: Any, length: int, what: str) -> None:
+    """Rows must not be longer than the positions a model knows. ``config``: the model's."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and length > longest:
         raise UserError(f"rows of {length} tokens are longer than {what}'s max_position_embeddings of {longest}")
 
@@ -147,3 +210,9 @@ def _dtype(name: str) -> torch.dtype:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def _told(error: Exception) -> str:
+    """``KeyError: 'nope'`` alone would be ``'nope'``."""
+    named = isinstance(error, (OSError, ValueError, RuntimeError))
+    return _first_line(error) if named else f"{type(error).__name__}: {_first_line(error)}"

@@ -29,6 +29,8 @@ def run(config: CheckConfig) -> list[str]:
     """A line a folder; raises UserError at the first that is not as it was written."""
     if not config.folders:
         raise UserError("folders: name at least one folder to check")
+    if len({Path(folder).resolve() for folder in config.folders}) < len(config.folders):
+        raise UserError("folders: one is named twice")
     lines = [line for folder in config.folders for line in check_folder(Path(folder), config.corpus)]
     if config.disjoint:
         corpora = [f for f in config.folders if read_manifest(f)["kind"] == "corpus"]
@@ -42,7 +44,7 @@ def run(config: CheckConfig) -> list[str]:
 
 def check_folder(folder: Path, corpus: str | None) -> list[str]:
     """What was found whole: a line for the folder, and one for each stage of a run."""
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, read_manifest(folder)["kind"])
     check_files(folder, manifest)
     line = f"{folder}: {manifest['kind']}, whole, {len(manifest['files'])} files"
     if manifest["kind"] == "run":

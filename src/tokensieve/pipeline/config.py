@@ -27,6 +27,8 @@ KINDS = {
     "dict": "a mapping, as {name: value},",
     "NoneType": "null",
 }
+MAX_YAML_VALUES = 100_000  # with every alias written out: a few lines of aliases of aliases can stand for billions
+MAX_SEED = 2**32 - 1
 
 
 def class_parser(config_class: Any, **options: Any) -> Any:
@@ -84,11 +86,15 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         loader.name = str(path)
         node = loader.get_single_node()
         _refuse_double_keys(node, path)
+        if _count_values(node, {}, path) > MAX_YAML_VALUES:
+            raise UserError(f"{path} stands for more than {MAX_YAML_VALUES:,} values")
         value = None if node is None else loader.construct_document(node)
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror or e}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is not valid YAML: {one_line(e)}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: a mapping of names to values is needed, this is {_what(value)}")
     return value
@@ -137,6 +143,19 @@ def _refuse_double_keys(root: Any, path: Path | str) -> None:
             keys.add(key.value if isinstance(key, yaml.ScalarNode) else None)
 
 
+def _count_values(node: Any, counts: dict[int, int], path: Path | str) -> int:
+    """Values under a node with every alias written out. ``counts`` holds those of the nodes that were seen, 0 while inside."""
+    if node is None or isinstance(node.value, str):
+        return 1
+    if id(node) not in counts:
+        counts[id(node)] = 0
+        children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
+        counts[id(node)] = 1 + sum(_count_values(child, counts, path) for child in children)
+    elif not counts[id(node)]:
+        raise UserError(f"{path} line {node.start_mark.line + 1}: an alias stands inside what it names")
+    return counts[id(node)]
+
+
 # --- errors --------------------------------------------------------------------------------------------------------------
 
 
@@ -156,11 +175,13 @@ def _said(text: str, names: list[str]) -> str:
     if found := re.match(r"Does not validate against any .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)", text):
         kinds = [_kind(k) for k in re.findall(r"<class '\w+'>|\w+\[.*?\](?=, |$)", found[1])]
         return f"{' or '.join(dict.fromkeys(kinds))} is needed, not {found[2]}"
+    if found := re.match(r"Not a valid subclass of .*? Got value: (.*?) Subclass types expect", text):
+        return f"{KINDS['dict']} is needed, not {found[1]}"
     if found := re.match(r"Option '(.*)' is not accepted", text):
         return unknown(found[1], names)
     if found := re.match(r"[Uu]nrecognized arguments: (-*)([^\s=]+)", text):
         return unknown(found[2].split(".")[0], names) if found[1] else f"{found[2]!r} stands behind no --field"
-    if found := re.match(r"argument --(\S+): expected one argument", text):
+    if found := re.match(r"argument --?([^\s/]+)\S*: expected one argument", text):
         return f"{found[1]}: a value is missing"
     if found := re.match(r"[Tt]he following arguments are required: (.*)", text):
         return f"missing: {found[1]}"
@@ -198,6 +219,33 @@ def item_class(config_class: Any, name: str) -> Any:
     """The dataclass in a field's type, as SourceConfig in ``list[SourceConfig]``; None if there is none."""
     hint = typing.get_type_hints(config_class).get(name)
     return next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
+
+
+def check_filled(config: Any) -> None:
+    """Refuse a field of text that is empty, as an unset shell variable makes it, or that no file system can hold."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for text in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:
+            if dataclasses.is_dataclass(text):
+                check_filled(text)
+            elif isinstance(text, str):
+                _check_text(field.name, text)
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text:
+        raise UserError(f"{name}: a value is missing")
+    if "\0" in text:
+        raise UserError(f"{name}: {text!r} holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: {text!r} is not valid UTF-8") from None
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed must be between 0 and {MAX_SEED}, not {seed}")
 
 
 def one_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ def run(config: DemoConfig) -> str:
     chosen = recipe.RecipeConfig("demo", out=config.out, set={"seed": config.seed})
     recipe.run(chosen)
     out = Path(config.out)
-    text = show.run(show.ShowConfig(str(out / "rho1"), str(out / "corpus"), color=config.color))
+    text = show.run(show.ShowConfig(str(out / "corpus"), run=str(out / "rho1"), color=config.color))
     table = (out / "table" / "table.txt").read_text(encoding="utf-8")
     return f"\n{text}\n\n{table}\n{recipe_verdict(out)}"
 

@@ -54,7 +54,7 @@ def run(config: EvaluateConfig) -> Path:
     ``step`` and ``tokens_seen`` are null for models that no run of ours trained.
     """
     from ..data.corpus import open_corpus
-    from ..modeling.load import check_tokenizer
+    from ..modeling.load import check_length, check_tokenizer, read_config
 
     validate(config)
     launch.check_device(config.device)
@@ -62,8 +62,9 @@ def run(config: EvaluateConfig) -> Path:
     sets = {name: open_corpus(folder, verify="full") for name, folder in config.sets.items()}
     for folder in config.models.values():
         for corpus in sets.values():
+            check_length(read_config(folder), corpus.length, folder)
             check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
-    targets = [t for name, folder in config.models.items() for t in _targets(name, folder, config.checkpoints)]
+    targets = [t for name, folder in config.models.items() for t in targets_of(name, folder, config.checkpoints)]
     settings, inputs = _identity(config, sets, targets)
     if not start_folder(out, "evaluation", settings, inputs):
         return out
@@ -125,16 +126,21 @@ class Target:
     tokens_trained: int | None = None
 
 
-def _targets(name: str, folder: str, checkpoints: bool) -> Iterator[Target]:
-    """The model of a folder and, if asked for, the checkpoints of the run it belongs to, in order of steps."""
+def targets_of(name: str, folder: str, checkpoints: bool) -> Iterator[Target]:
+    """The model of a folder and, if asked for, the checkpoints of the run it belongs to, in order of steps.
+
+    An unfinished run, which has no model yet, gives its checkpoints alone.
+    """
     from ..modeling.load import model_folder
 
     log = {line["step"]: line for line in _token_lines(Path(folder))}
-    last = max(log, default=None)
-    for step, path in _checkpoints(Path(folder)) if checkpoints else ():
-        if step != last:  # the last one is the model itself
+    last, found = max(log, default=None), _checkpoints(Path(folder)) if checkpoints else []
+    finished = not found or any((Path(folder) / sub / "config.json").is_file() for sub in ("", "model"))
+    for step, path in found:
+        if step != last or not finished:  # the last one is the model itself
             yield Target(name, path, step, *_seen(log, step))
-    yield Target(name, model_folder(folder), last, *_seen(log, last))
+    if finished:
+        yield Target(name, model_folder(folder), last, *_seen(log, last))
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -152,8 +158,11 @@ def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None,
 
 
 def _token_lines(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "tokens.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    path = (folder.parent if folder.name == "model" else folder) / "tokens.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as e:
+        raise UserError(f"{path} is damaged: {e}") from None
 
 
 def _identity(
@@ -184,7 +193,7 @@ def _results(config: EvaluateConfig, target: Target, sets: dict[str, Corpus]) ->
     scorer = Scorer(model, device=config.device, batch_rows=config.batch_rows)
     for name, corpus in sets.items():
         check_vocabulary(model, corpus.vocab_size, str(target.folder))
-        check_length(model, corpus.length, str(target.folder))
+        check_length(model.config, corpus.length, str(target.folder))
         rows = Rows(join_scores(corpus, verify=None))
         label = f"{target.name}{'' if target.step is None else f' @{target.step}'} on {name}"
         with tqdm(total=corpus.num_rows * corpus.length, desc=label, unit="tok", unit_scale=True, leave=False) as bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 from ..runs import UserError
 
@@ -19,8 +20,14 @@ class Ranks:
 
 def ranks() -> Ranks:
     """From the environment that torchrun and accelerate launch set; one process without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    return Ranks(int(os.environ.get("RANK", "0")), size, int(os.environ.get("LOCAL_RANK", "0")))
+    return Ranks(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise UserError(f"the environment variable {name} is {text!r}, a whole number is needed")
+    return int(text)
 
 
 def device(ranks: Ranks) -> str:
@@ -34,10 +41,16 @@ def check_device(name: str | None) -> None:
     """Raise UserError if ``name`` is no device of this machine. None: whichever there is."""
     import torch
 
+    if name is not None and name.split(":")[0] == "meta":
+        raise UserError("device: 'meta' computes nothing")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"device: {name!r} cannot be used: {str(e).splitlines()[0]}") from None
+
+
+# How long a rank waits for the others: one may have hours of shards more. If one dies, its launcher ends the rest.
+PATIENCE = timedelta(days=30)
 
 
 def wait_for_all(ranks: Ranks) -> None:
@@ -47,5 +60,7 @@ def wait_for_all(ranks: Ranks) -> None:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size)
-    dist.barrier()
+        dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size, timeout=PATIENCE)
+        dist.barrier()
+    else:  # by the Trainer, with half an hour of patience
+        dist.barrier(dist.new_group(backend="gloo", timeout=PATIENCE))

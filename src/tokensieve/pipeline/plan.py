@@ -41,7 +41,7 @@ def costs_of(recipe: Recipe) -> dict[str, Cost]:
     """name -> cost of every stage, in order: later stages build on what earlier ones would give."""
     costs: dict[str, Cost] = {}
     by_folder = {str(stage.folder): stage for stage in recipe.stages}
-    estimate = {"prepare": _prepare, "train": _train, "score": _score, "evaluate": _evaluate}
+    estimate = {"prepare": _prepare, "train": _train, "score": _score, "evaluate": _evaluate, "dynamics": _dynamics}
     for stage in recipe.stages:
         cost = estimate[stage.verb](stage, costs, by_folder) if stage.verb in estimate else Cost()
         costs[stage.name] = cost
@@ -116,6 +116,15 @@ def _evaluate(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, S
         total += per_model * copies
         total_flops += copies * (_forward_flops(folder, per_model, length, by_folder) or 0)
     return Cost(total, total_flops, None, False)
+
+
+def _dynamics(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stage]) -> Cost:
+    config = make_config("dynamics", stage.fields, stage.name)
+    each, length = _corpus_tokens(config.corpus, costs, by_folder)[0], _length(config.corpus, by_folder)
+    copies = [_checkpoints(folder, by_folder) for folder in config.models]
+    runs = [folder.removesuffix("/model") for folder in config.models]
+    flops = [n * (_forward_flops(run, each, length, by_folder) or 0) for n, run in zip(copies, runs, strict=True)]
+    return Cost(each * sum(copies), sum(flops), each * (2 * sum(copies) + 5), False)
 
 
 def _checkpoints(folder: str, by_folder: Mapping[str, Stage]) -> int:

@@ -22,11 +22,15 @@ from tokensieve.runs import (
     atomic_file,
     describe_files,
     fingerprint,
+    locked,
     read_json,
     start_folder,
     write_json,
     write_manifest,
+    writing,
 )
+
+from .config import check_seed
 
 if TYPE_CHECKING:
     from tokensieve.data.assemble import Part
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 KIND = "corpus"
 PARTS = "parts.tmp"
 MAX_WORKERS = 8
+MAX_LENGTH = 1 << 24
+MAX_VOCAB_SIZE = 1 << 24
 _TOKENIZER_SAMPLE_BYTES = 20 << 20
 _ONE_PROCESS_BYTES = 32 << 20  # below this, starting processes costs more than they bring
 
@@ -71,7 +77,7 @@ class PrepareConfig:
 
 def run(config: PrepareConfig, progress: bool = True) -> Path:
     """Make the corpus and return its folder; if it is there already, do nothing. :class:`UserError` if another one is there."""
-    _check(config)
+    validate(config)
     out = Path(config.out)
     sources = [resolve(s, config.seed) for s in config.sources]
     inputs = {f"source {i}": identity(s) for i, s in enumerate(sources)}
@@ -81,13 +87,16 @@ def run(config: PrepareConfig, progress: bool = True) -> Path:
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
     resolved = _resolved(config)
     if start_folder(out, KIND, resolved, inputs):
-        _start_parts(out, fingerprint(KIND, resolved, inputs))
-        _make(config, out, sources, resolved, inputs, progress)
+        with locked(out), writing(out):
+            _start_parts(out, fingerprint(KIND, resolved, inputs))
+            _make(config, out, sources, resolved, inputs, progress)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return out
 
 
-def _check(config: PrepareConfig) -> None:
+def validate(config: PrepareConfig) -> None:
+    """Raise UserError for numbers that make no sense, and for source weights without rows to share out."""
+    check_seed(config.seed)
     if not config.sources:
         raise UserError("prepare needs at least one source")
     for name in ("length", "unit_bytes", "shard_tokens"):
@@ -95,6 +104,10 @@ def _check(config: PrepareConfig) -> None:
             raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
     if config.length < 2:
         raise UserError("length must be at least 2: a row of one token has nothing to predict")
+    if config.length > MAX_LENGTH:
+        raise UserError(f"length must be at most {MAX_LENGTH}, not {config.length}")
+    if config.tokenizer is None and config.vocab_size > MAX_VOCAB_SIZE:
+        raise UserError(f"vocab_size must be at most {MAX_VOCAB_SIZE}, not {config.vocab_size}")
     if config.workers < 0:
         raise UserError(f"workers must be at least 0, not {config.workers}")
     if config.max_rows is not None and config.max_rows < 1:

@@ -9,8 +9,8 @@
       model: {verb: train, corpus: "@text", ...}          @stage is that stage's folder
     report: true                        report.html and figures/ at the end
 
-A stage that is done is skipped; one whose config or inputs changed is removed and done again. A recipe is data: nothing
-in it is executed.
+A stage that is done is skipped; one whose config or inputs changed is removed and done again, unless it is unfinished and has
+checkpoints: then that is refused. A recipe is data: nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..runs import MANIFEST, StaleFolder, UserError, atomic_file, describe_files
 from .config import read_yaml, unknown
 from .verbs import VERBS, make_config, validate
 
-STAGE_VERBS = ("prepare", "train", "score", "evaluate", "compare", "check")
+STAGE_VERBS = ("prepare", "train", "score", "evaluate", "compare", "dynamics", "check")
 KEYS = ("name", "out", "settings", "requires", "templates", "stages", "report")
 RESOLVED = "recipe.yaml"
 
@@ -44,6 +44,10 @@ class RecipeConfig:
     """Values for the recipe's settings."""
     only: list[str] = field(default_factory=list)
     """Only these stages; their inputs must be there."""
+    allow_changed: bool = False
+    """Of unfinished `train` stages: go on from their checkpoints although the recipe or its data changed since."""
+    allow_code: bool = False
+    """Let objectives be code (package.module:factory). A recipe cannot say this for itself."""
     dry_run: bool = False
     """Print the plan with tokens, FLOPs and disk, and do nothing."""
 
@@ -79,7 +83,7 @@ def run(config: RecipeConfig) -> Path | str:
     chosen = [s for s in recipe.stages if not config.only or s.name in config.only]
     for number, stage in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {stage.name} ({stage.verb})", flush=True)
-        run_stage(recipe, stage)
+        run_stage(recipe, stage, allow_changed=config.allow_changed)
     if not config.only:
         _finish(recipe)
         _report(recipe)
@@ -111,11 +115,14 @@ def load(config: RecipeConfig) -> Recipe:
     if not isinstance(source.get("report", False), bool):
         raise UserError(f"{path}: report: true or false is needed")
     settings = _settings(path, source, config.set)
+    for key in ("name", "out"):
+        if key in source and not (isinstance(source[key], str) and source[key]):
+            raise UserError(f"{path}: {key}: text is needed, not {source[key]}")
     out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
     _check_requirements(path, source.get("requires") or [], settings)
     made: list[Stage] = []
     for name, fields in stages.items():
-        made.append(_stage(path, name, fields, settings, out, made))
+        made.append(_stage(path, name, fields, settings, out, made, config.allow_code))
     for name in config.only:
         if name not in stages:
             raise UserError(f"only: {unknown(name, stages, 'stage')}")
@@ -134,7 +141,8 @@ def _settings(path: Path, source: Mapping[str, Any], given: Mapping[str, Any]) -
 
 def _check_requirements(path: Path, needs: Any, settings: Mapping[str, Any]) -> None:
     for need in needs if isinstance(needs, list) else [needs]:
-        if not isinstance(need, dict) or set(need) != {"path", "message"}:
+        is_text = isinstance(need, dict) and all(isinstance(v, str) for v in need.values())
+        if not is_text or set(need) != {"path", "message"}:
             raise UserError(f"{path}: requires: a list of {{path: ..., message: ...}} is needed")
         if not Path(str(_filled(need["path"], settings, path))).exists():
             raise UserError(f"{path.name}: {_filled(need['path'], settings, path)} is not here: {need['message']}")
@@ -152,7 +160,9 @@ def find(recipe: str) -> Path:
     raise UserError(f"{recipe} is no recipe file; shipped recipes: {names}")
 
 
-def _stage(path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Path, before: list[Stage]) -> Stage:
+def _stage(
+    path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Path, before: list[Stage], allow_code: bool
+) -> Stage:
     where = f"{path.name}: stage {name}"
     if not isinstance(name, str):
         raise UserError(f"{where}: YAML reads this name as {type(name).__name__}: put it in quotes")
@@ -165,10 +175,14 @@ def _stage(path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Pa
         raise UserError(f"{where}: {unknown(str(verb), STAGE_VERBS, 'verb')}")
     if "out" in fields:
         raise UserError(f"{where}: out: a stage's folder is named after it, leave it out")
+    if "allow_code" in fields:
+        raise UserError(f"{where}: allow_code: a recipe cannot allow this to itself, give it on the command line")
     folders = {s.name: s.folder for s in before if s.verb != "check"}
     resolved = _resolve({k: v for k, v in fields.items() if k != "verb"}, settings, folders, where)
     if verb != "check":
         resolved["out"] = str(out / name)
+    if verb == "train" and allow_code:
+        resolved["allow_code"] = True
     validate(verb, make_config(verb, resolved, where), where)  # typos are found before the first stage runs
     return Stage(name, verb, out / name, resolved)
 
@@ -229,9 +243,13 @@ def _unfinish(recipe: Recipe) -> None:
     (recipe.out / MANIFEST).unlink(missing_ok=True)
 
 
-def run_stage(recipe: Recipe, stage: Stage) -> None:
-    """Do one stage, or skip it if it is done; a folder that other work left there is removed first."""
-    config = make_config(stage.verb, stage.fields, f"stage {stage.name}")
+def run_stage(recipe: Recipe, stage: Stage, *, allow_changed: bool = False) -> None:
+    """Do one stage, or skip it if it is done; a folder that other work left there is removed first.
+
+    Checkpoints of other work are not removed: unless ``allow_changed``, they are a UserError that says what changed.
+    """
+    insist = {"allow_changed": True} if allow_changed and stage.verb == "train" else {}
+    config = make_config(stage.verb, {**stage.fields, **insist}, f"stage {stage.name}")
     work = VERBS[stage.verb].runner()
     if stage.verb == "check":
         _say(work(config))

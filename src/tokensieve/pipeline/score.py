@@ -5,16 +5,31 @@ rank r of W writes shards r, r + W, ...   a shard that is there is done; the las
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError, bind_unfinished, describe_files, is_done, read_manifest, start_folder, write_manifest
+from ..runs import (
+    UserError,
+    bind_unfinished,
+    describe_files,
+    is_done,
+    locked,
+    note_part,
+    part_is_whole,
+    read_manifest,
+    start_folder,
+    write_manifest,
+    writing,
+)
 from . import launch
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
+    from ..scoring.engine import Scorer
 
 COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy"}
 
@@ -44,10 +59,9 @@ class ScoreConfig:
 def run(config: ScoreConfig) -> Path:
     """Write the scores folder of docs/formats.md; shards that an interrupted run finished are kept."""
     from ..data.corpus import open_corpus
-    from ..data.scored import DTYPES
     from ..modeling.load import check_tokenizer, model_hash
 
-    _check(config, tuple(DTYPES))
+    validate(config)
     launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
     check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
@@ -60,41 +74,64 @@ def run(config: ScoreConfig) -> Path:
     if not start_folder(out, "scores", settings, inputs):
         return out
     ranks = launch.ranks()
+    bind_unfinished(out, "scores", settings, inputs, write=False)
+    scorer = _scorer(config, corpus, ranks)
+    # Only now: a config that is refused above must not leave a mark that the next one trips over.
     bind_unfinished(out, "scores", settings, inputs, write=ranks.rank == 0)
-    flops = _write_shards(config, corpus, out, ranks)
-    launch.wait_for_all(ranks)
-    if ranks.rank == 0:
-        _finish(out, config, corpus, settings, inputs, flops)
-    launch.wait_for_all(ranks)
+    with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
+        flops = _write_shards(config, scorer, corpus, out, ranks)
+        launch.wait_for_all(ranks)
+        if ranks.rank == 0:
+            _finish(out, config, corpus, settings, inputs, flops)
+        launch.wait_for_all(ranks)
     return out
 
 
-def _check(config: ScoreConfig, dtypes: tuple[str, ...]) -> None:
+def validate(config: ScoreConfig) -> None:
+    """Raise UserError for columns or dtypes that do not exist."""
+    from ..data.scored import DTYPES
+    from ..modeling.load import check_dtype
+
     if unknown := [c for c in config.columns if c not in COLUMNS]:
         raise UserError(f"columns: unknown column {unknown[0]!r}, one of {', '.join(COLUMNS)}")
     if not config.columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
-    if config.dtype not in dtypes:
-        raise UserError(f"dtype: scores are stored as {' or '.join(dtypes)}, not {config.dtype!r}")
+    if len(set(config.columns)) < len(config.columns):
+        raise UserError("columns: one is named twice")
+    if config.dtype not in DTYPES:
+        raise UserError(f"dtype: scores are stored as {' or '.join(DTYPES)}, not {config.dtype!r}")
+    check_dtype(config.model_dtype)
+    if config.batch_rows < 0:
+        raise UserError("batch_rows must be at least 0")
 
 
-def _write_shards(config: ScoreConfig, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float:
+def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
+    """The model, checked against the corpus."""
+    from ..data.rows import check_targets
+    from ..data.scored import join_scores
+    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
+    from ..scoring.engine import Scorer
+
+    check_targets(join_scores(corpus, verify=None), config.corpus)
+    quiet_loading()
+    model = load_causal_lm(config.model, dtype=config.model_dtype)
+    check_vocabulary(model, corpus.vocab_size, config.model)
+    check_length(model.config, corpus.length, config.model)
+    device = config.device or launch.device(ranks)
+    return Scorer(model, device=device, batch_rows=config.batch_rows, entropy="ref_entropy" in config.columns)
+
+
+def _write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float:
     """Score this rank's missing shards; the FLOPs that the whole corpus takes."""
     from tqdm.auto import tqdm
 
     from ..data.rows import Rows
     from ..data.scored import join_scores, write_score_shard
     from ..modeling.flops import token_flops
-    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
-    from ..scoring.engine import Scorer
 
-    quiet_loading()
-    model = load_causal_lm(config.model, dtype=config.model_dtype)
-    check_vocabulary(model, corpus.vocab_size, config.model)
-    check_length(model, corpus.length, config.model)
-    device = config.device or launch.device(ranks)
-    scorer = Scorer(model, device=device, batch_rows=config.batch_rows, entropy="ref_entropy" in config.columns)
     rows = Rows(join_scores(corpus, verify=None))
+    mine = corpus.manifest["shards"][ranks.rank :: ranks.size]
+    todo = {shard["file"] for shard in mine if not part_is_whole(out / shard["file"])}
     start = 0
     with tqdm(
         total=corpus.num_rows * corpus.length,
@@ -103,14 +140,15 @@ def _write_shards(config: ScoreConfig, corpus: Corpus, out: Path, ranks: launch.
         unit_scale=True,
         disable=ranks.rank > 0,
     ) as bar:
-        for number, shard in enumerate(corpus.manifest["shards"]):
+        for shard in corpus.manifest["shards"]:
             stop = start + shard["rows"]
-            if number % ranks.size == ranks.rank and not (out / shard["file"]).exists():
+            if shard["file"] in todo:
                 write_score_shard(out / shard["file"], _score_shard(config, scorer, rows, start, stop, bar))
+                note_part(out / shard["file"])
             elif ranks.rank == 0:
                 bar.update(shard["rows"] * corpus.length)
             start = stop
-    return token_flops(model, corpus.length).forward(corpus.num_rows * corpus.length)
+    return token_flops(scorer.model, corpus.length).forward(corpus.num_rows * corpus.length)
 
 
 def _score_shard(config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: int, bar: Any) -> dict[str, Any]:
@@ -147,11 +185,12 @@ def _finish(out: Path, config: ScoreConfig, corpus: Corpus, settings: Any, input
         flops=flops,
         reference_flops=training_flops(config.model),
     )
+    shutil.rmtree(out / "parts", ignore_errors=True)
 
 
 def training_flops(model: str) -> float:
     """FLOPs that trained a model, if `train` wrote its folder; 0 for a model from elsewhere."""
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder):
-            return float(read_manifest(folder).get("summary", {}).get("flops_student", 0.0))
+        if is_done(folder) and (manifest := read_manifest(folder))["kind"] == "model":
+            return float(manifest["summary"]["flops_student"])
     return 0.0

@@ -1,80 +1,261 @@
-"""``tokensieve show``: logged rows of a run as running text, kept and dropped tokens coloured."""
+"""``tokensieve show``: rows of a corpus as running text, every token coloured by what is known of it.
+
+a run's token log    kept, nll at a step        --scores      ref_nll, excess where a nll is known
+                                                --dynamics    class, nll at a checkpoint; with its scores what is kept there
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..runs import UserError, read_manifest
+from ..runs import UserError, read_json, read_manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.corpus import Corpus
+
+By = Literal["kept", "excess", "nll", "ref_nll", "class"]
+ORDER: tuple[By, ...] = (
+    "kept",
+    "excess",
+    "class",
+    "nll",
+    "ref_nll",
+)  # what to colour by, if not said: the first there is
 
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """Show which tokens a run kept, in the rows that it logged token by token (token_log_every)."""
+    """Show rows of a corpus: which tokens a run kept, their nll, scores and classes."""
 
-    run: str
-    """A folder that `train` wrote."""
     corpus: str
-    """The corpus it was trained on."""
-    step: int | None = None
-    """The step to look at; the last one that was logged if not given."""
+    """The corpus that all else named here belongs to."""
+    run: str | None = None
+    """A folder that `train` wrote with token_log_every: shows the rows that it logged token by token."""
+    scores: str | None = None
+    """Scores of that corpus: adds ref_nll, and excess where a nll is known."""
+    dynamics: str | None = None
+    """A dynamics folder of that corpus: adds class, and nll at a checkpoint."""
+    by: By | None = None
+    """What to colour by: kept, excess, class, nll or ref_nll; if not given, the first of these that is known."""
     row: int | None = None
-    """The corpus row; all logged rows of that step if not given."""
+    """The corpus row; all logged rows, or the first one, if not given."""
+    step: int | None = None
+    """The logged step to look at; the last one if not given."""
+    checkpoint: int | None = None
+    """The checkpoint of the dynamics whose nll to take, counted from 0; the last one if not given."""
+    numbers: bool = False
+    """A line a token with its numbers, and its nll over the checkpoints as a curve, instead of running text."""
     lines: int = 30
     """Lines of text at most."""
     width: int = 0
     """Columns; 0 for the terminal's."""
     color: bool | None = None
-    """Colours or [brackets]; colours if this is a terminal and NO_COLOR is not set."""
+    """Colours or brackets; colours if this is a terminal and NO_COLOR is not set. --no-color for brackets."""
 
 
 def run(config: ShowConfig) -> str:
     """The text to print."""
     from ..data.corpus import open_corpus
-    from ..data.text import token_pieces
-    from ..report.terminal import colour_tokens
 
     if config.lines < 3 or config.width < 0:
         raise UserError("lines must be at least 3, and width at least 0")
-    manifest, corpus = read_manifest(config.run, "model"), open_corpus(config.corpus, verify="size")
-    if manifest["corpus_hash"] != corpus.content_hash:
-        raise UserError(f"{config.run} was trained on another corpus than {config.corpus}")
-    logged, step = _logged(config)
-    rows = sorted(set(logged["row"].tolist())) if config.row is None else [config.row]
+    if not (config.run or config.scores or config.dynamics):
+        raise UserError("name a run that logged tokens, or scores or dynamics of the corpus")
+    known = Known(config, open_corpus(config.corpus, verify="size"))
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ if config.color is None else config.color
     width = config.width or min(120, shutil.get_terminal_size((100, 24)).columns)
-    tokenizer, shown, left = corpus.tokenizer(), [], config.lines
-    for row in rows:
-        here = logged["row"] == row
-        if not here.any():
-            there = ", ".join(map(str, sorted(set(logged["row"].tolist()))))
-            raise UserError(f"row {row} was not logged at step {step}; logged rows: {there}")
+    shown, left = [], config.lines
+    for row in known.rows(config.row):
         if left <= 2:
             break
-        ids = list(corpus.rows[int(row)]["input_ids"])
-        keep, valid = [False] * len(ids), [False] * len(ids)
-        for position, kept in zip(logged["position"][here], logged["keep"][here], strict=True):
-            keep[position], valid[position] = bool(kept), True
-        text = colour_tokens(token_pieces(tokenizer, ids), keep, valid, width=width, lines=left - 1, color=color)
-        shown.append(f"row {row}, step {step}: {text}")
+        text = _row_text(config, known, row, width, left - 1, color)
+        shown.append(text)
         left -= text.count("\n") + 2
     return "\n\n".join(shown)
 
 
-def _logged(config: ShowConfig) -> tuple[dict[str, Any], int]:
+def _row_text(config: ShowConfig, known: Known, row: int, width: int, lines: int, color: bool) -> str:
+    """A legend, and the row's text or its numbers below it."""
+    from ..data.text import token_pieces, visible
+    from ..report import shades
+    from ..report.terminal import DROPPED, KEPT, PLAIN, kept_legend, paint_tokens
+
+    columns = known.columns(row)
+    by = _colour_by(config, columns)
+    ids = known.corpus.rows[row]["input_ids"]
+    pieces = token_pieces(known.corpus.tokenizer(), ids)
+    if config.numbers:
+        moment = "".join(map(visible, known.moment))
+        return "\n".join([f"row {row}{moment}", _numbers(columns, pieces, width, lines)])
+    if by == "kept":
+        styles = [KEPT if k > 0 else DROPPED if k == 0 else PLAIN for k in columns["kept"]]
+        legend = kept_legend(styles)
+    else:
+        styles = shades.styles_of(by, columns[by].tolist())
+        legend = shades.legend_of(by, styles)
+    head = [(f"row {row}{known.moment}: ", PLAIN), *legend]
+    texts, kinds = [text for text, _ in head], [style for _, style in head]
+    return "\n".join(
+        [
+            *paint_tokens(texts, kinds, width=width, color=color),
+            *paint_tokens(pieces, styles, width=width, lines=lines, color=color),
+        ]
+    )
+
+
+def _colour_by(config: ShowConfig, columns: Mapping[str, Any]) -> By:
+    there = [name for name in ORDER if name in columns]
+    if config.by is None:
+        return there[0]
+    if config.by not in there:
+        needs = {
+            "kept": "a run that logged it, or --dynamics with the scores it was made with",
+            "class": "--dynamics",
+            "ref_nll": "--scores",
+        }
+        missing = needs.get(config.by, "a run that logged it, or --dynamics")
+        raise UserError(f"by: {config.by} is not known here ({', '.join(there)} are): it needs {missing}")
+    return config.by
+
+
+def _numbers(columns: Mapping[str, Any], pieces: list[str], width: int, lines: int) -> str:
+    """A line a token; columns that do not fit into the width are left out, from the right."""
+    import numpy as np
+
+    from ..analysis.table import table
+    from ..report.shades import CLASSES, fitting_columns, sparkline
+
+    curves = columns.get("curve", np.empty((0, len(pieces))))
+    low, high = (float(f(curves)) if curves.size else 0.0 for f in (np.nanmin, np.nanmax))
+    rows = []
+    for t, piece in enumerate(pieces[: max(1, lines - 3)]):
+        line: dict[str, Any] = {"at": str(t), "token": piece}
+        for name in ("nll", "ref_nll", "excess"):
+            if name in columns:
+                line[name] = None if np.isnan(columns[name][t]) else f"{columns[name][t]:.2f}"
+        if "kept" in columns:
+            line["kept"] = {0: "no", 1: "yes"}.get(int(columns["kept"][t]))
+        if "class" in columns:
+            line["class"] = CLASSES[columns["class"][t]] if columns["class"][t] >= 0 else None
+            line["nll over checkpoints"] = sparkline(curves[:, t], low, high)
+        rows.append(line)
+    more = len(pieces) - len(rows)
+    text = table(rows, fitting_columns(rows, width))
+    return f"{text}\n... {more:,} more tokens" if more else text
+
+
+class Known:
+    """What the folders named say of a row's tokens."""
+
+    def __init__(self, config: ShowConfig, corpus: Corpus) -> None:
+        from ..data.scored import open_scores
+
+        self.corpus, self.moment = corpus, ""
+        self.logged: dict[str, Any] | None = None
+        self.scores = open_scores(config.scores, corpus, verify="size") if config.scores else None
+        self.dynamics = _Dynamics(config, corpus) if config.dynamics else None
+        if config.run:
+            self.logged, step = _logged(config, corpus)
+            self.moment = f", step {step}"
+        elif self.dynamics is not None:
+            self.moment = f", {self.dynamics.name}"
+
+    def rows(self, row: int | None) -> list[int]:
+        """The rows to show. Raises UserError for one that is not there, or was not logged."""
+        if self.logged is not None:
+            there = sorted(set(self.logged["row"].tolist()))
+            if row is not None and row not in there:
+                listed = ", ".join(map(str, there))
+                raise UserError(f"row {row} was not logged{self.moment.replace(',', ' at')}; logged rows: {listed}")
+            return there if row is None else [row]
+        if row is not None and not 0 <= row < self.corpus.num_rows:
+            raise UserError(f"row {row} is not in {self.corpus.folder}: it has rows 0 to {self.corpus.num_rows - 1}")
+        return [row or 0]
+
+    def columns(self, row: int) -> dict[str, np.ndarray]:
+        """name -> a value a token: kept, nll, ref_nll, excess, class, curve [C, T]; NaN, or -1 for kept and class: none."""
+        import numpy as np
+
+        from ..data.scored import column_block
+
+        made: dict[str, np.ndarray] = {}
+        if self.dynamics is not None:
+            made |= self.dynamics.columns(row)
+        if self.logged is not None:  # its nll is the one that was selected by
+            here = self.logged["row"] == row
+            made["kept"] = np.full(self.corpus.length, -1)
+            made["nll"] = np.full(self.corpus.length, np.nan)
+            for name, column in (("kept", "keep"), ("nll", "nll")):
+                made[name][self.logged["position"][here]] = self.logged[column][here]
+        if self.scores is not None and "ref_nll" in self.scores.column_names:
+            made["ref_nll"] = column_block(self.scores, "ref_nll", row, row + 1)[0].astype(np.float32)
+            if "nll" in made:
+                made["excess"] = made["nll"] - made["ref_nll"]
+        if "kept" not in made and self.dynamics is not None and self.dynamics.threshold is not None:
+            made["kept"] = np.where(np.isnan(made["excess"]), -1, made["excess"] >= self.dynamics.threshold)
+        return made
+
+
+class _Dynamics:
+    """A dynamics folder, opened at one checkpoint."""
+
+    def __init__(self, config: ShowConfig, corpus: Corpus) -> None:
+        from datasets import Dataset
+
+        folder = Path(config.dynamics or "")
+        manifest = read_manifest(folder, "dynamics")
+        if manifest["corpus_hash"] != corpus.content_hash:
+            raise UserError(f"{folder} belongs to another corpus than {corpus.folder}")
+        described = read_json(folder / "dynamics.json")
+        checkpoints = described["checkpoints"]
+        self.at = len(checkpoints) - 1 if config.checkpoint is None else config.checkpoint
+        if not 0 <= self.at < len(checkpoints):
+            raise UserError(f"checkpoint: {folder} has checkpoints 0 to {len(checkpoints) - 1}, not {self.at}")
+        chosen = checkpoints[self.at]
+        self.name = chosen["model"] + ("" if chosen["step"] is None else f" @{chosen['step']}")
+        inputs = manifest["inputs"]
+        own = config.scores and "selector" not in inputs
+        same = own and read_manifest(str(config.scores))["fingerprint"] == inputs.get("scores")
+        thresholds = {r["selected_at"]: r["threshold"] for r in described["selection"]} if same else {}
+        self.threshold = thresholds.get(self.at)
+        self.tokens = Dataset.from_file(str(folder / "tokens.arrow"))
+        self.nll = [Dataset.from_file(str(folder / f"nll-{i:05d}.arrow")) for i in range(len(checkpoints))]
+
+    def columns(self, row: int) -> dict[str, np.ndarray]:
+        import numpy as np
+
+        from ..data.scored import column_block
+
+        curve = np.stack([column_block(d, "nll", row, row + 1)[0] for d in self.nll]).astype(np.float32)
+        classes = column_block(self.tokens, "class", row, row + 1)[0]
+        return {"nll": curve[self.at].copy(), "class": classes, "curve": curve}
+
+
+def _logged(config: ShowConfig, corpus: Corpus) -> tuple[dict[str, Any], int]:
     """(column -> array, step) of the rows logged at the step wanted."""
     import numpy as np
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = {int(p.stem.split("-")[1]): p for p in (Path(config.run) / "tokens").glob("step-*.parquet")}
+    run = Path(config.run or "")
+    if read_manifest(run, "model")["corpus_hash"] != corpus.content_hash:
+        raise UserError(f"{run} was trained on another corpus than {config.corpus}")
+    files = {int(p.stem.split("-")[1]): p for p in (run / "tokens").glob("step-*.parquet")}
     if not files:
-        raise UserError(f"{config.run} logged no rows token by token: train with token_log_every")
+        raise UserError(f"{run} logged no rows token by token: train with token_log_every")
     step = max(files) if config.step is None else config.step
     if step not in files:
         raise UserError(f"step {step} was not logged; logged steps: {', '.join(map(str, sorted(files)))}")
-    columns = pq.read_table(files[step]).to_pydict()
+    try:
+        columns = pq.read_table(files[step], columns=["row", "position", "nll", "keep"]).to_pydict()
+    except (pa.ArrowException, OSError) as e:
+        raise UserError(f"{files[step]} cannot be read: {' '.join(str(e).split())}") from None
     return {k: np.asarray(v) for k, v in columns.items()}, step

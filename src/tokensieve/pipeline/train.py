@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +16,20 @@ from ..runs import (
     StaleFolder,
     UserError,
     bind_unfinished,
+    changed_since,
     describe_files,
+    locked,
+    note_work,
     read_manifest,
     start_folder,
+    sync,
     write_json,
     write_manifest,
+    writing,
 )
 from . import launch
-from .config import class_parser, explain, from_fields, one_line, unknown
+from .arguments import check_arguments, check_code, lora_config, refuse_fields
+from .config import check_seed, class_parser, explain, from_fields, one_line
 
 if TYPE_CHECKING:
     from ..core import Objective
@@ -38,6 +47,28 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 }
 
 
+# Fields that only split a step: what decides is how many rows they come to, which the checkpoint knows.
+SPLIT = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
+
+
+# Fields that do not say what work it is: folders count by what is in them, and the rest says how to react to a fault.
+NO_WORK = (
+    "out",
+    "corpus",
+    "scores",
+    "eval_sets",
+    "resume",
+    "allow_changed",
+    "on_nonfinite",
+    "max_skipped_steps",
+    "dry_step",
+)
+
+
+class ChangedWork(UserError):
+    """Checkpoints of other work: too dear to be thrown away, or gone on from, unasked."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a causal language model on a corpus with an objective."""
@@ -52,6 +83,8 @@ class TrainConfig:
     """name (clm, random, rho1, or package.module:factory) and its options: ratio, scope ..."""
     scores: list[str] = field(default_factory=list)
     """Folders that `score` wrote for this corpus, where the objective needs them."""
+    eval_sets: dict[str, str] = field(default_factory=dict)
+    """name -> a folder that `prepare` wrote: its nll is logged while training (every fifth, see training.eval_steps)."""
     training: dict[str, Any] = field(default_factory=dict)
     """Any field of transformers.TrainingArguments."""
     lora: dict[str, Any] | None = None
@@ -66,8 +99,18 @@ class TrainConfig:
     """Log some rows token by token every so many steps (and at the first); 0 for never."""
     token_log_rows: int = 8
     """How many rows."""
+    allow_code: bool = False
+    """Let the objective be code of your own (package.module:factory). On the command line only, never in a file."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the last checkpoint in `out`, if there is one; never: refuse a folder with checkpoints."""
+    """auto: go on from the last good checkpoint in `out`, if there is one; never: refuse a folder with checkpoints."""
+    allow_changed: bool = False
+    """Go on from a checkpoint although config, data or the split of a step over ranks changed since."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """NaN or infinity in a step: stop before the update, or leave this update out. Either way its rows are written down."""
+    max_skipped_steps: int = 10
+    """skip: how many steps of the run at most."""
+    dry_step: Literal["auto", "always", "never"] = "auto"
+    """A first step for its memory only, thrown away: auto on a GPU."""
 
 
 def run(config: TrainConfig) -> Path:
@@ -75,25 +118,37 @@ def run(config: TrainConfig) -> Path:
     from ..data.corpus import open_corpus
 
     validate(config)
-    objective = _objective(config.objective)
+    objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
-    settings, inputs = _identity(config, corpus)
+    sets = {name: open_corpus(folder, verify="full") for name, folder in config.eval_sets.items()}
+    settings, inputs = _identity(config, corpus, sets)
     if not start_folder(out, "model", settings, inputs):
         return out
-    checkpoint = _checkpoint(config, out, settings, inputs)
-    trainer = _trainer(config, corpus, objective)
     ranks = launch.ranks()
-    if ranks.rank == 0:  # only now: a config that is refused above must not leave a mark that the next one trips over
-        bind_unfinished(out, "model", settings, inputs)
-        _write_config(config, trainer.args, out)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.seam.close()
-    _save(trainer, config, out)
-    if ranks.rank == 0:
-        _write_metrics(out, trainer.state.log_history)
-        _finish(out, config, corpus, objective, settings, inputs)
-    launch.wait_for_all(ranks)
+    with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
+        going_on = _check_unfinished(config, out, settings, inputs)
+        trainer = _trainer(config, corpus, sets, objective)
+        if (
+            ranks.rank == 0
+        ):  # only now: a config that is refused above must not leave a mark that the next one trips over
+            note_work(out, "model", settings, inputs)
+            _write_config(config, trainer.args, out)
+        _train(trainer, going_on)
+        _save(trainer, config, out)
+        if ranks.rank == 0:
+            _write_metrics(out, trainer.state.log_history)
+            _finish(out, config, corpus, objective, settings, inputs)
+        launch.wait_for_all(ranks)
     return out
+
+
+def _train(trainer: Any, going_on: bool) -> None:
+    from ..training.guards import StopSignals
+
+    with StopSignals() as stop:
+        trainer.stop_signal = lambda: stop.received
+        trainer.train(resume_from_checkpoint=going_on)
+    trainer.seam.close()
 
 
 def validate(config: TrainConfig) -> None:
@@ -101,28 +156,35 @@ def validate(config: TrainConfig) -> None:
     from ..modeling.load import check_dtype, model_config
     from ..training.step import score_columns
 
-    needs = score_columns(_objective(config.objective))
+    check_seed(config.seed)
+    if config.token_log_every < 0 or config.token_log_rows < 0:
+        raise UserError("token_log_every and token_log_rows must be at least 0")
+    needs = score_columns(_objective(config))
     if needs and not config.scores:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
     args = training_arguments(config)
-    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
-        raise UserError("training: max_steps and num_train_epochs leave no step to do")
-    if args.per_device_train_batch_size < 1 or args.gradient_accumulation_steps < 1:
-        raise UserError("training: per_device_train_batch_size and gradient_accumulation_steps must be at least 1")
+    check_arguments(args)
+    if args.eval_strategy != "no" and not config.eval_sets:
+        raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
+    if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
+        raise UserError(
+            f"eval_sets: {wrong[0]!r} becomes part of a metric's name: letters, digits, '_', '-' and '.' only"
+        )
     check_dtype(config.dtype)
     _head(config.head)
     if not isinstance(config.model, str):
         model_config(config.model)
     if config.lora is not None:
-        _lora_config(config.lora)
+        lora_config(config.lora)
 
 
-def _objective(options: Mapping[str, Any]) -> Objective:
+def _objective(config: TrainConfig) -> Objective:
     """The objective from its name and options; those of the built-in ones are checked by type."""
     from ..core.objective import OBJECTIVES, objective
 
-    options = dict(options)
+    options = dict(config.objective)
     name = options.pop("name", "clm")
+    check_code(name, config.allow_code)
     try:
         if name in OBJECTIVES:
             return from_fields(OBJECTIVES[name], options)  # type: ignore[no-any-return]
@@ -137,37 +199,48 @@ def _head(options: Mapping[str, Any]) -> Any:
     return from_fields(HeadOptions, options)
 
 
-def _identity(config: TrainConfig, corpus: Corpus) -> tuple[dict[str, Any], dict[str, Any]]:
+def _identity(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings, inputs) without paths: folders count by what is in them."""
     from ..modeling.load import model_hash
 
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "corpus", "scores", "resume")}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_WORK}
     inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
     inputs["scores"] = [read_manifest(s, "scores")["fingerprint"] for s in config.scores]
+    if sets:
+        inputs["eval_sets"] = {name: found.content_hash for name, found in sets.items()}
     if isinstance(config.model, str):
         settings["model"], inputs["model"] = None, model_hash(config.model)
     return settings, inputs
 
 
-def _checkpoint(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> str | None:
-    """The last checkpoint that can be gone on from, if any. Checkpoints of other work are refused.
+def _check_unfinished(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> bool:
+    """Whether there are checkpoints to go on from. Those of other work are refused, and so is a folder without a note of it.
 
-    One without optimizer state (save_only_model) would go on with a new optimizer and the schedule from its start, another
-    run than the one that was interrupted: such a run starts again.
+    Which of them is good is for the trainer to find, and whether the step is split in the same way.
     """
-    found = sorted((p for p in out.glob("checkpoint-*") if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
+    from ..training.checkpoints import numbered
+
+    found = numbered(out)
     if found and not (out / WORK).exists():
         raise StaleFolder(f"{found[-1]} does not say what work it belongs to: remove {out} or choose another --out")
-    whole = [p for p in found if (p / "trainer_state.json").exists() and (p / "scheduler.pt").exists()]
-    checkpoint = str(whole[-1]) if whole else None
-    if checkpoint and config.resume != "auto":
+    if found and config.resume != "auto":
         raise UserError(f"{out} has checkpoints of an unfinished run: set resume: auto to go on, or remove it")
-    bind_unfinished(out, "model", settings, inputs, write=False)
-    return checkpoint
+    if not found:
+        bind_unfinished(out, "model", settings, inputs, write=False, free=SPLIT)
+    elif changed := changed_since(out, "model", settings, inputs, free=SPLIT):
+        if not config.allow_changed:
+            raise ChangedWork(
+                f"{out} has checkpoints of {changed}: change it back, or set allow_changed to go on from them all the same, "
+                "or remove the folder to begin again"
+            )
+        if launch.ranks().rank == 0:
+            print(f"tokensieve: {out}: going on from checkpoints of {changed}", file=sys.stderr, flush=True)
+    return bool(found)
 
 
-def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
+def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
+    from ..data.rows import check_targets
     from ..data.scored import join_scores
     from ..modeling.load import check_length, check_tokenizer, check_vocabulary, quiet_loading
     from ..training.token_log import FlopsSpent, TokenLogConfig
@@ -177,22 +250,29 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
     head = _head(config.head)
     args = training_arguments(config)
     scored = join_scores(corpus, *config.scores, verify="full")
+    check_targets(scored, config.corpus)
     model = _model(config, corpus)
     what = config.model if isinstance(config.model, str) else "the model"
     check_vocabulary(model, corpus.vocab_size, what)
     if isinstance(config.model, str):
         check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
-    check_length(model, corpus.length, what)
+    check_length(model.config, corpus.length, what)
+    for name, found in sets.items():
+        if found.tokenizer_hash != corpus.tokenizer_hash:
+            raise UserError(f"eval_sets: {name} has another tokenizer than {config.corpus}")
+        check_length(model.config, found.length, what)
     try:
         return SelectiveTrainer(
             model,
             args,
             train_dataset=scored,
+            eval_dataset={name: join_scores(found, verify=None) for name, found in sets.items()} or None,
             objective=objective,
             head=head,
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config)),
             sources=corpus.sources,
+            guards=_guards(config, corpus, args.device.type),
             processing_class=corpus.tokenizer(),
         )
     except UserError:
@@ -201,13 +281,24 @@ def _trainer(config: TrainConfig, corpus: Corpus, objective: Objective) -> Any:
         raise UserError(f"training: {one_line(e)}") from e
 
 
+def _guards(config: TrainConfig, corpus: Corpus, device: str) -> Any:
+    from ..training.guards import GuardConfig
+
+    return GuardConfig(
+        config.on_nonfinite,
+        config.max_skipped_steps,
+        config.allow_changed,
+        dry_step=device == "cuda" if config.dry_step == "auto" else config.dry_step == "always",
+        documents=corpus.documents_at,
+    )
+
+
 def _save(trainer: Any, config: TrainConfig, out: Path) -> None:
     """``model/`` is a whole model in Hugging Face format; a LoRA run also has its ``adapter/``."""
     trained = out / ("model" if config.lora is None else "adapter")
     trainer.save_model(str(trained))
     if not trainer.is_world_process_zero():
         return
-    (trained / "training_args.bin").unlink(missing_ok=True)  # a pickle, with paths; train_config.json says it all
     if config.lora is not None:
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         merged.save_pretrained(out / "model")
@@ -227,9 +318,12 @@ def training_arguments(config: TrainConfig) -> Any:
     if clash := sorted(set(fixed) & set(config.training)):
         ours = "seed" if clash[0].endswith("seed") else "out"
         raise UserError(f"training.{clash[0]} follows from the field {ours}: leave it out")
+    refuse_fields(config.training)
     # The json mode: the yaml one would read the string "no" as false once more.
     parser = class_parser(TrainingArguments, parser_mode="json")
-    given = {**TRAINING_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **config.training, **fixed}
+    evaluate = {"eval_strategy": "steps", "eval_steps": 0.2} if config.eval_sets else {}
+    memory = {"dataloader_pin_memory": torch.cuda.is_available()}
+    given = {**TRAINING_DEFAULTS, **evaluate, **memory, **config.training, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
     try:
         made = parser.instantiate(parser.parse_object(given))
@@ -252,28 +346,14 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
 def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
     import warnings
 
-    config = _lora_config(lora)
+    config = lora_config(lora)
     from peft import get_peft_model
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             return get_peft_model(model, config)
-    except (TypeError, ValueError) as e:
-        raise UserError(f"lora: {one_line(e)}") from None
-
-
-def _lora_config(lora: Mapping[str, Any]) -> Any:
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise UserError("lora: needs peft: pip install 'tokensieve[peft]'") from None
-    names = [f.name for f in dataclasses.fields(LoraConfig)]
-    if wrong := [name for name in lora if name not in names]:
-        raise UserError(f"lora: {unknown(wrong[0], names)}")
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
-    except (TypeError, ValueError) as e:
+    except Exception as e:  # whatever peft raises for modules, initialisations and biases that it does not know
         raise UserError(f"lora: {one_line(e)}") from None
 
 
@@ -296,9 +376,10 @@ def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
 
     from ..runs import atomic_file
 
-    # Clocks, and a mean that starts again at each resume; sorted, because a resumed history is.
-    left_out = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
-    lines = [{k: v for k, v in line.items() if k not in left_out} for line in history]
+    # Clocks, a mean that starts again at each resume, and a sum of floats whose last digits depend on where the run was
+    # saved (ours is in tokens.jsonl); sorted, because a resumed history is.
+    left_out = ("total_flos", "_runtime", "_samples_per_second", "_steps_per_second", "train_loss")
+    lines = [{k: v for k, v in line.items() if not k.endswith(left_out)} for line in history]
     with atomic_file(out / "metrics.jsonl", "w") as f:
         f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
 
@@ -344,6 +425,8 @@ def _finish(out: Path, config: TrainConfig, corpus: Corpus, objective: Objective
     names = ["train_config.json", "summary.json", "tokens.jsonl", "metrics.jsonl"]
     for folder in ("model", "adapter", "tokens"):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
+    for name in names:
+        sync(out / name)  # what the Trainer wrote: the manifest must not be on the disk before it
     write_manifest(
         out,
         "model",

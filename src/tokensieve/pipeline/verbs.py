@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..runs import UserError
-from .config import from_fields
+from .config import check_filled, from_fields
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Verb:
     """One line for ``tokensieve --help``."""
     example: str
     """One to copy and paste."""
+    ranks: Literal["all", "first", "one"] = "first"
+    """Started as several processes: all work; the first does and the others leave; or that is refused."""
     positional: str | None = None
     """The field that words without a ``--field`` before them belong to."""
 
@@ -45,11 +47,13 @@ VERBS: dict[str, Verb] = {
         "train a model: plain, random control, or selective",
         "tokensieve train --out runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --model runs/x/base "
         "--objective.name rho1 --objective.ratio 0.6 --training.max_steps 200 --training.learning_rate 1e-3",
+        ranks="all",
     ),
     "score": Verb(
         "score:ScoreConfig",
         "score every token of a corpus with a reference model",
         "tokensieve score --out runs/x/scores --model runs/x/reference --corpus runs/x/corpus",
+        ranks="all",
     ),
     "evaluate": Verb(
         "evaluate:EvaluateConfig",
@@ -63,34 +67,41 @@ VERBS: dict[str, Verb] = {
         "tokensieve compare --out runs/x/table --evaluation runs/x/eval --runs.clm runs/x/clm --runs.rho1 runs/x/rho1 "
         "--target target",
     ),
+    "dynamics": Verb(
+        "dynamics:DynamicsConfig",
+        "every token's nll over the checkpoints, and the paper's four classes",
+        "tokensieve dynamics --out runs/x/dynamics --models runs/x/base/model runs/x/clm --corpus runs/x/validation",
+    ),
     "show": Verb(
         "show:ShowConfig",
-        "rows of a run as text, kept and dropped tokens coloured",
-        "tokensieve show runs/x/rho1 --corpus runs/x/corpus",
-        "run",
+        "rows as text, tokens coloured: kept, excess, nll, class",
+        "tokensieve show runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --by excess",
+        positional="run",
     ),
     "report": Verb(
         "report:ReportConfig",
         "a run as one HTML page: verdict, curves, and its tokens in colour",
         "tokensieve report runs/x",
-        "runs",
+        positional="runs",
     ),
     "check": Verb(
         "check:CheckConfig",
         "verify folders: hashes, scores against corpus, corpora against each other",
         "tokensieve check runs/x/corpus runs/x/scores --corpus runs/x/corpus",
-        "folders",
+        positional="folders",
     ),
     "run": Verb(
         "recipe:RecipeConfig",
         "run a recipe: a list of stages; what is done is skipped",
         "tokensieve run demo --dry-run",
-        "recipe",
+        ranks="one",
+        positional="recipe",
     ),
     "demo": Verb(
         "demo:DemoConfig",
         "the whole method on text that is on this machine already",
         "tokensieve demo --out runs/demo",
+        ranks="one",
     ),
 }
 
@@ -98,7 +109,9 @@ VERBS: dict[str, Verb] = {
 def make_config(verb: str, fields: Mapping[str, Any], where: str) -> Any:
     """The config of ``verb`` from a mapping, every field checked by type. Raises UserError naming ``where`` and the field."""
     try:
-        return from_fields(VERBS[verb].config_class(), fields)
+        made = from_fields(VERBS[verb].config_class(), fields)
+        check_filled(made)
+        return made
     except UserError as e:
         raise UserError(f"{where}: {e}") from None
 

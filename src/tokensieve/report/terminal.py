@@ -1,4 +1,4 @@
-"""Plain text for a terminal: a document whose kept tokens are coloured.
+"""Plain text for a terminal: running text whose tokens are coloured by style.
 
     kept / dropped, share kept 60 % of 1,234 tokens
     def forward(self, hidden): ...                     kept: bold green; dropped: dim; no target: plain
@@ -15,8 +15,40 @@ from typing import NamedTuple
 from ..data.text import visible, width_of
 
 KEPT, DROPPED, PLAIN = "kept", "dropped", "plain"
-# Colours of the terminal's own palette, which its owner chose to be readable on his background.
-ANSI = {KEPT: "\x1b[1;32m", DROPPED: "\x1b[2m"}
+# Colours of the terminal's own palette, which its owner chose to be readable on his background. The five steps of a value
+# and the classes also differ by more than hue.
+ANSI = {
+    KEPT: "\x1b[1;32m",
+    DROPPED: "\x1b[2m",
+    "low": "\x1b[2m",
+    "lower": "",
+    "middle": "\x1b[36m",
+    "higher": "\x1b[33m",
+    "high": "\x1b[1;35m",
+    "far below": "\x1b[1;36m",
+    "below": "\x1b[36m",
+    "near": "\x1b[2m",
+    "above": "\x1b[33m",
+    "far above": "\x1b[1;33m",
+    "H->H": "\x1b[1;35m",
+    "L->H": "\x1b[1;33m",
+    "H->L": "\x1b[36m",
+    "L->L": "\x1b[2m",
+}
+# What stands around a run of tokens where there are no colours.
+MARKS = {
+    KEPT: "[]",
+    "middle": "()",
+    "higher": "[]",
+    "high": "{}",
+    "far below": "<>",
+    "below": "()",
+    "above": "[]",
+    "far above": "{}",
+    "H->H": "{}",
+    "L->H": "[]",
+    "H->L": "()",
+}
 RESET = "\x1b[0m"
 MIN_WIDTH = 20
 
@@ -30,7 +62,8 @@ def colour_tokens(
     lines: int = 30,
     color: bool = True,
 ) -> str:
-    """The running text of ``pieces`` (one a token, see data.text.token_pieces) with kept tokens coloured; a legend comes first.
+    """The running text of ``pieces`` (a text a token, of :func:`~tokensieve.data.text.token_pieces`), kept tokens
+    coloured, after a legend.
 
     At most ``lines`` lines of at most ``width`` columns (20 at least) after the legend, each of which stands for itself:
     colours end with it. What does not fit is counted in one more line. A newline of the text is shown as a sign and ends the
@@ -38,15 +71,33 @@ def colour_tokens(
     Raises ValueError if the three differ in length.
     """
     styles = [KEPT if k and v else DROPPED if v else PLAIN for k, v in zip(keep, valid, strict=True)]
+    legend = "".join(_paint(text, style, color) for text, style in kept_legend(styles))
+    return "\n".join([legend, *paint_tokens(pieces, styles, width=width, lines=lines, color=color)])
+
+
+def paint_tokens(
+    pieces: Sequence[str], styles: Sequence[str], *, width: int = 100, lines: int | None = None, color: bool = True
+) -> list[str]:
+    """The lines of :func:`colour_tokens` below its legend, for styles of any kind: keys of ANSI, one a token.
+
+    Without ``color`` a run of one style stands in the brackets that MARKS has for it. ``lines`` None: all of them.
+    """
     if len(pieces) != len(styles):
         raise ValueError(f"{len(pieces)} pieces, but {len(styles)} tokens")
-    out = [_legend(styles, color)]
+    out: list[str] = []
     for line in _wrap(_glyphs(pieces, styles), max(width, MIN_WIDTH), mark_width=0 if color else 2):
-        if len(out) > lines:
+        if len(out) == lines:
             out.append(f"... {len(pieces) - line[0].token:,} more tokens")
             break
         out.append(_paint_line(line, color))
-    return "\n".join(out)
+    return out
+
+
+def kept_legend(styles: Sequence[str]) -> list[tuple[str, str]]:
+    """(text, style) parts: kept / dropped, and the share of valid tokens that are kept."""
+    kept, valid = styles.count(KEPT), len(styles) - styles.count(PLAIN)
+    share = f"share kept {100 * kept / valid:.0f} % of {valid:,} tokens" if valid else "no valid token"
+    return [(KEPT, KEPT), (" / ", PLAIN), (DROPPED, DROPPED), (f", {share}", PLAIN)]
 
 
 class _Glyph(NamedTuple):
@@ -69,7 +120,7 @@ def _glyphs(pieces: Sequence[str], styles: Sequence[str]) -> Iterator[_Glyph]:
 def _wrap(glyphs: Iterable[_Glyph], width: int, mark_width: int) -> Iterator[list[_Glyph]]:
     """Lines of at most ``width`` columns, broken at the last space, which is dropped, or else anywhere.
 
-    A run of kept glyphs takes ``mark_width`` more columns, for its brackets.
+    A run of marked glyphs takes ``mark_width`` more columns, for its brackets.
     """
     line: list[_Glyph] = []
     for glyph in glyphs:
@@ -86,9 +137,7 @@ def _wrap(glyphs: Iterable[_Glyph], width: int, mark_width: int) -> Iterator[lis
 
 
 def _line_width(line: list[_Glyph], mark_width: int) -> int:
-    runs = (
-        sum(g.style == KEPT and (i == 0 or line[i - 1].style != KEPT) for i, g in enumerate(line)) if mark_width else 0
-    )
+    runs = sum(g.style in MARKS and (i == 0 or line[i - 1].style != g.style) for i, g in enumerate(line))
     return sum(g.width for g in line) + mark_width * runs
 
 
@@ -104,11 +153,5 @@ def _paint_line(line: list[_Glyph], color: bool) -> str:
 
 def _paint(text: str, style: str, color: bool) -> str:
     if color:
-        return f"{ANSI[style]}{text}{RESET}" if style in ANSI else text
-    return f"[{text}]" if style == KEPT else text
-
-
-def _legend(styles: Sequence[str], color: bool) -> str:
-    kept, valid = styles.count(KEPT), len(styles) - styles.count(PLAIN)
-    share = f"share kept {100 * kept / valid:.0f} % of {valid:,} tokens" if valid else "no valid token"
-    return f"{_paint('kept', KEPT, color)} / {_paint('dropped', DROPPED, color)}, {share}"
+        return f"{ANSI[style]}{text}{RESET}" if ANSI.get(style) else text
+    return text.join(MARKS[style]) if style in MARKS else text

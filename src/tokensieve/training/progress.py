@@ -15,6 +15,7 @@ class TokenProgress(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.bar: Any = None
+        self.shown: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -38,9 +39,11 @@ class TokenProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.bar is None or not logs:
             return
-        shown = {k: f"{logs[k]:.3f}" for k in ("loss", "ratio", "kept_nll", "dropped_nll", "eval_loss") if k in logs}
-        if shown:
-            self.bar.set_postfix(shown, refresh=False)
+        # Evaluations come in lines of their own: what the last one said stays until the next.
+        self.shown |= {k: f"{logs[k]:.3f}" for k in ("loss", "ratio", "kept_nll", "dropped_nll") if k in logs}
+        evaluated = {k for k in logs if k.startswith("eval_") and k.endswith("_nll")}
+        self.shown |= {k if k == "eval_nll" else k[5:]: f"{logs[k]:.3f}" for k in sorted(evaluated)}
+        self.bar.set_postfix(self.shown, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

@@ -52,7 +52,8 @@ class TokenLog:
     Keys of a line: ``step``; of this step ``valid``, ``kept``, ``ratio``, ``threshold`` (lowest score kept), ``nll``,
     ``kept_nll``, ``dropped_nll`` (means over valid, kept, dropped tokens; null where there is none), ``loss`` (weighted sum
     over weight sum), ``valid_by_source``, ``kept_by_source`` (name -> tokens); since the start ``tokens_seen``,
-    ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``.
+    ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``; ``skipped`` (true) only of a step without
+    an update: nothing is kept in it, and its means are null.
     """
 
     folder: Path
@@ -69,6 +70,8 @@ class TokenLog:
     """Which of the processes that worked on this run; a resumed one starts its clock again."""
     first_pass: bool = False
     """Whether each step takes a forward of its own to choose its tokens."""
+    skipped: set[int] = field(default_factory=set)
+    """Steps whose update was left out because something in them was not finite."""
 
     def add(self, step: int, totals: Tensor, lowest: Tensor, positions: int) -> None:
         """Remember a finished step: this rank's totals (see ``selection_totals``), its threshold, positions computed."""
@@ -80,12 +83,14 @@ class TokenLog:
         for (step, *_), totals, low, places in zip(
             self.pending, sums.tolist(), lowest.tolist(), positions.tolist(), strict=True
         ):
+            skipped = step in self.skipped
+            self.flops_student += self.flops.train(places, totals[1]) + (
+                self.flops.forward(places) if self.first_pass else 0.0
+            )
+            totals, low = (self._without_update(totals), math.inf) if skipped else (totals, low)
             valid, kept, weight, kept_sum, dropped_sum, weighted = totals[:6]
             self.tokens_seen += round(valid)
             self.tokens_trained += round(kept)
-            self.flops_student += self.flops.train(places, kept) + (
-                self.flops.forward(places) if self.first_pass else 0.0
-            )
             made.append(
                 {
                     "step": step,
@@ -103,10 +108,16 @@ class TokenLog:
                     "flops_scoring": self.spent.scoring,
                     "flops_reference": self.spent.reference,
                     **self._by_source(totals[6:]),
+                    **({"skipped": True} if skipped else {}),
                 }
             )
         self.pending.clear()
         return made
+
+    def _without_update(self, totals: Sequence[float]) -> list[float]:
+        """Totals of a step whose update was left out: its tokens were seen, none kept; what was not finite is no figure."""
+        sources = len(self.sources)
+        return [totals[0], 0.0, math.nan, math.nan, math.nan, math.nan, *totals[6 : 6 + sources], *[0.0] * sources]
 
     def _by_source(self, counts: Sequence[float]) -> dict[str, dict[str, int]]:
         """Valid and kept tokens of each source that occurred in the step."""
@@ -134,10 +145,11 @@ class TokenLog:
         self.process = 1 + max((line["process"] for line in _read_lines(self.folder / "times.jsonl")), default=0)
         self.started = time.monotonic()
         path = self.folder / "tokens.jsonl"
-        lines = [line for line in _read_lines(path) if line["step"] <= step]
+        lines = _read_lines(path, step)
         last: dict[str, Any] = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}
         self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
         self.flops_student = last["flops_student"]
+        self.skipped = {line["step"] for line in lines if line.get("skipped")}
         if write and path.exists():
             with atomic_file(path, "w") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines)
@@ -184,13 +196,22 @@ def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         os.fsync(f.fileno())
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last line that a kill cut short is left out."""
+def _read_lines(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """The lines of a log up to a step. What a kill cut short or damaged ends it: a good checkpoint vouches for its own part."""
+    lines: list[dict[str, Any]] = []
     if not path.exists():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines() if line]
+        return lines
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    for text in whole.splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if line["step"] > last_step:
+            break
+        lines.append(line)
+    return lines
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
-    return numerator / denominator if denominator else None
+    return numerator / denominator if denominator and math.isfinite(numerator) else None

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from ..core import LinearHead, LinearNLL, Objective
@@ -29,6 +29,8 @@ from ..data.rows import EpochSampler, Rows, collate
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
 from ..runs import UserError
+from .guarded import Guarded
+from .guards import GuardConfig
 from .progress import TokenProgress
 from .step import Scope, next_token, score_columns, selection_totals, sum_dtype, token_stats, valid_of
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
@@ -52,7 +54,7 @@ class HeadOptions:
             raise UserError(f"backend: {e}") from None
 
 
-class SelectiveTrainer(Trainer):
+class SelectiveTrainer(Guarded):
     """``Trainer`` for any transformers causal LM whose loss is ``sum(weight * nll) / denominator`` of an Objective.
 
         scored  = tokensieve.load_scored("corpus", "scores")
@@ -78,6 +80,7 @@ class SelectiveTrainer(Trainer):
         flops_spent: FlopsSpent | None = None,
         sources: Sequence[str] = (),
         head: HeadOptions | None = None,
+        guards: GuardConfig | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective = objective or make_objective("clm")
@@ -115,6 +118,7 @@ class SelectiveTrainer(Trainer):
         self._positions = 0
         self._sample: list[dict[str, Any]] = []
         self._eval_sums: Any = None
+        self.init_guards(guards or GuardConfig())
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -134,6 +138,9 @@ class SelectiveTrainer(Trainer):
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
         # On several ranks a resumed epoch's sampler sits below two wrappers that do not pass its number on.
         self._sampler.set_epoch(epoch)
+        self.restore_loss_sums()
+        in_epoch = kwargs["steps_trained_in_current_epoch"] if epoch == kwargs["epochs_trained"] else 0
+        self._rng_from = kwargs["resume_from_checkpoint"] if in_epoch else None
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -177,7 +184,9 @@ class SelectiveTrainer(Trainer):
         if "position_ids" in probe:
             probe_isolation(self.model, self.seam, ids)
         self.token_log.flops = token_flops(self.model, int(probe["input_ids"].shape[1]))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        with self.guarded():
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -187,14 +196,16 @@ class SelectiveTrainer(Trainer):
             return [], None  # resumed from the checkpoint of the last step: the Trainer would do one more
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro, self._positions, self._sample = [], 0, []
+        self.begin_watch()
         if not batches:
             return batches, None
         valids = [valid_of(b).to(device) for b in batches]
         denominator = self.scope.denominator(valids, lambda t: self.accelerator.reduce(t, "sum"))
+        if self._rng_from is not None:  # the Trainer puts it back after this call only, too late for a first pass
+            self._load_rng_state(self._rng_from)
+            self._rng_from = None
         if self.objective.scope == "step":
-            self._weights = self._choose_for_step(batches)
-            # One wait a step, before the forwards: a micro-batch's share of the step's selection can be anything.
-            self._rows_of_step = torch.stack([(w != 0).sum() for w in self._weights]).tolist()
+            self.choose_weights(batches)
         return batches, denominator
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
@@ -203,6 +214,12 @@ class SelectiveTrainer(Trainer):
     @property
     def _needs_first_pass(self) -> bool:
         return self.objective.scope == "step" and bool({"nll", "entropy"} & self.objective.needs)
+
+    def choose_weights(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """The step's weights, of all micro-batches ranked together."""
+        self._weights = self._choose_for_step(batches)
+        # One wait a step, before the forwards: a micro-batch's share of the step's selection can be anything.
+        self._rows_of_step = torch.stack([(w != 0).sum() for w in self._weights]).tolist()
 
     @torch.no_grad()
     def _choose_for_step(self, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
@@ -286,6 +303,7 @@ class SelectiveTrainer(Trainer):
         source = next_token(inputs["source_id"]) if "source_id" in inputs else None
         totals = selection_totals(weight, valid, nll.nll, source, len(self.token_log.sources))
         self._micro.append((totals, lowest))
+        self.watch.note(inputs["row_id"], nll.nll, weight, valid)
         self._positions += valid.numel()
         if self.token_log.samples(self.state.global_step + 1):
             self._note_sample(inputs, nll.nll, weight, valid)
@@ -300,6 +318,7 @@ class SelectiveTrainer(Trainer):
         lowest = torch.stack([low for _, low in self._micro]).min()
         if num_items_in_batch is None:
             loss = self._scale_gradients(totals)
+        self.step_totals = totals
         self.token_log.add(self.state.global_step + 1, totals, lowest, self._positions)
         if self.token_log.samples(self.state.global_step + 1):
             self._write_sample()
@@ -328,12 +347,16 @@ class SelectiveTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the Trainer's, with ``eval_loss`` = nll sum / tokens over the whole set, not a mean of batch means."""
+        """As the Trainer's, with ``eval_nll`` = ``eval_loss`` = nll sum / tokens of the whole set, no mean of batch means.
+
+        The second name is what ``metric_for_best_model`` and others look for.
+        """
         self._eval_sums = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._eval_sums is not None and output.metrics is not None:
             nll_sum, count = self.accelerator.reduce(self._eval_sums, "sum").tolist()
-            output.metrics[f"{metric_key_prefix}_loss"] = nll_sum / count if count else float("nan")
+            mean = nll_sum / count if count else float("nan")
+            output.metrics.update({f"{metric_key_prefix}_nll": mean, f"{metric_key_prefix}_loss": mean})
         return output
 
     # --- logs ---------------------------------------------------------------------------------------------------------
@@ -342,7 +365,7 @@ class SelectiveTrainer(Trainer):
         """Adds the selection's figures of the last step to what goes to ``report_to`` and the progress bar."""
         lines = self.flush_token_log()
         if lines and "loss" in logs:
-            names = ("tokens_seen", "tokens_trained", "ratio", "threshold", "kept_nll", "dropped_nll")
+            names = ("tokens_seen", "tokens_trained", "ratio", "threshold", "nll", "kept_nll", "dropped_nll")
             logs = {**logs, **{name: lines[-1][name] for name in names if lines[-1][name] is not None}}
         super().log(logs, start_time)
 
@@ -358,10 +381,6 @@ class SelectiveTrainer(Trainer):
         if self.is_world_process_zero():
             self.token_log.write(lines)
         return lines
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.flush_token_log()  # a checkpoint without its log lines could not be resumed exactly
-        super()._save_checkpoint(model, trial)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         state = super()._init_training_state(*args, **kwargs)

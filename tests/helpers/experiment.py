@@ -1,4 +1,4 @@
-"""One tiny experiment, made by the command line itself, that the tests of the verbs look at and never change."""
+"""One tiny experiment, made by the command line itself, that tests of verbs, faults and security look at and never change."""
 
 from __future__ import annotations
 

@@ -1,0 +1,108 @@
+"""What a training run's arguments must be, seen before any work is done: TrainingArguments, LoRA and objectives take much that
+fails an hour later, that does nothing here, or that would run code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..runs import UserError
+from .config import from_fields, one_line
+
+DEEPSPEED = "DeepSpeed owns the gradients and is not supported: use DDP or FSDP2"
+# Fields of TrainingArguments that may only keep their default, and why.
+REFUSED = {
+    "deepspeed": DEEPSPEED,
+    "push_to_hub": "nothing is uploaded by a run: upload its folder model/ when it is done",
+    "resume_from_checkpoint": "set the field resume of train instead",
+    "ignore_data_skip": "a resumed run would see its first rows again",
+    "auto_find_batch_size": "it changes how many rows a step has: set per_device_train_batch_size",
+    "use_liger_kernel": "it replaces the head that the token loss is computed with",
+}
+AT_LEAST_ZERO = ("learning_rate", "weight_decay", "max_grad_norm", "dataloader_num_workers")
+AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps")
+# Fields of LoraConfig that import a module, name another model, or do not belong to LoRA.
+REFUSED_LORA = ("megatron_config", "megatron_core", "auto_mapping", "base_model_name_or_path", "peft_type")
+
+
+def refuse_fields(given: Mapping[str, Any]) -> None:
+    """Raise UserError for a field of TrainingArguments that is not supported here. Looks at names only: nothing is built."""
+    for name, why in REFUSED.items():
+        if given.get(name):
+            raise UserError(f"training.{name} is not supported: {why}")
+    if hub := sorted(name for name in given if name.startswith("hub_")):
+        raise UserError(f"training.{hub[0]} is not supported: {REFUSED['push_to_hub']}")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
+        raise UserError(f"accelerate launch was told to use DeepSpeed: {DEEPSPEED}")
+
+
+def check_arguments(args: Any) -> None:
+    """Raise UserError for numbers that make no sense, and for an optimizer or schedule that cannot be made."""
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        raise UserError("training: max_steps and num_train_epochs leave no step to do")
+    for names, least in ((AT_LEAST_ZERO, 0), (AT_LEAST_ONE, 1)):
+        for name in names:
+            if not getattr(args, name) >= least:
+                raise UserError(f"training.{name} must be at least {least}, not {getattr(args, name)}")
+    if args.save_strategy == "steps" and not args.save_steps > 0:
+        raise UserError(f"training.save_steps must be above 0, not {args.save_steps}; save_strategy: no saves none")
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise UserError(f"training.train_sampling_strategy: random or sequential, not {args.train_sampling_strategy}")
+    _check_checkpointing(args.gradient_checkpointing_kwargs or {})
+    try:
+        _make_optimizer(args)
+    except (ValueError, TypeError, ImportError, RuntimeError) as e:
+        raise UserError(f"training: {one_line(e)}") from None
+
+
+def _check_checkpointing(kwargs: Mapping[str, Any]) -> None:
+    import inspect
+
+    from torch.utils.checkpoint import checkpoint
+
+    known = {*inspect.signature(checkpoint).parameters} - {"function", "args", "kwargs"}
+    if wrong := sorted(set(kwargs) - known):
+        raise UserError(f"training.gradient_checkpointing_kwargs: {wrong[0]!r} is none of {', '.join(sorted(known))}")
+
+
+def _make_optimizer(args: Any) -> None:
+    """The optimizer and schedule for a parameter of one number: they check their settings when they are made."""
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+    if not cls.__module__.startswith("torch.optim"):
+        return  # some of the others need the model
+    optimizer = cls([torch.nn.Parameter(torch.zeros(1))], weight_decay=args.weight_decay, **kwargs)
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=1,
+        num_training_steps=2,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )
+
+
+def lora_config(lora: Mapping[str, Any]) -> Any:
+    """``peft.LoraConfig`` of these fields, every one checked by type. Raises UserError naming the field."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError("lora: needs peft: pip install 'tokensieve[peft]'") from None
+    if wrong := [name for name in REFUSED_LORA if name in lora]:
+        raise UserError(f"lora.{wrong[0]} is not supported")
+    try:
+        return from_fields(LoraConfig, {"task_type": "CAUSAL_LM", **lora})
+    except UserError as e:
+        raise UserError(f"lora: {e}") from None
+
+
+def check_code(name: Any, allow_code: bool) -> None:
+    """An objective's name is text; one that is not built in is code, which a file that came from elsewhere must not name."""
+    if not isinstance(name, str):
+        raise UserError(f"objective: name: text is needed, not {name}")
+    if ":" in name and not allow_code:
+        raise UserError(
+            f"objective: {name!r} is code to be imported and called: if you trust it, add --allow_code to the command line"
+        )

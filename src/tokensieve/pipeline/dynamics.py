@@ -1,0 +1,229 @@
+"""``tokensieve dynamics``: checkpoints x a corpus -> every token's nll over training, and the paper's four classes.
+
+checkpoint 0 .. n ──Scorer──> nll-00000.arrow .. nll-0000n.arrow ──rows in blocks──> classes, curves, breakdowns, samples
+rank r of W scores checkpoints r, r + W, ...   a file that is there is done; rank 0 makes the tables when all are
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runs import UserError, bind_unfinished, check_files, describe_files, read_manifest, start_folder, write_manifest
+from . import launch
+from .evaluate import Target, targets_of
+
+if TYPE_CHECKING:
+    from ..data.corpus import Corpus
+
+KIND = "dynamics"
+NOT_WORK = ("out", "models", "corpus", "scores", "counts", "selector", "log", "device")
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """Follow every token's nll over the checkpoints of a run, and sort tokens into the paper's four classes."""
+
+    out: str
+    """Folder to write."""
+    models: list[str]
+    """In order of training: model folders, or a run for its checkpoints and last weights (RUN/model for these alone)."""
+    corpus: str
+    """A validation corpus: a folder that `prepare` wrote."""
+    scores: str | None = None
+    """Scores of that corpus (ref_nll): adds which tokens are kept by excess, and what became of kept and dropped ones."""
+    ratio: float = 0.6
+    """Share of the corpus's tokens that is kept at a checkpoint, those of highest excess. Only with scores."""
+    selector: str | None = None
+    """Another dynamics folder of this corpus, whose nll choose what is kept: what rho1 keeps, seen under clm."""
+    counts: str | None = None
+    """Corpus in which a token's frequency is counted, as the one trained on; this one if not given."""
+    log: str | None = None
+    """A run that was trained on this very corpus: its token log is counted by class."""
+    threshold: float = 0.2
+    """Change in nats along a token's line from which on it rises or falls."""
+    samples: int = 20
+    """Tokens of each class whose trajectories are written out."""
+    seed: int = 0
+    """Which tokens these are."""
+    model_dtype: str = "float32"
+    """What the models compute in: float32, bfloat16 or float16."""
+    batch_rows: int = 0
+    """Rows of one forward; 0 for about 8192 tokens."""
+    device: str | None = None
+    """cpu, cuda or cuda:0; the GPU where there is one."""
+
+
+def validate(config: DynamicsConfig) -> None:
+    """Raise UserError for numbers out of range and for options that need scores."""
+    from ..modeling.load import check_dtype
+
+    if not config.models:
+        raise UserError("models: name a run, or at least two model folders")
+    if not 0 < config.ratio <= 1:
+        raise UserError(f"ratio is {config.ratio}, it must be in (0, 1]")
+    if not config.threshold >= 0:
+        raise UserError(f"threshold is {config.threshold}, it must be at least 0")
+    if config.samples < 0 or config.batch_rows < 0:
+        raise UserError("samples and batch_rows must be at least 0")
+    if config.selector and not config.scores:
+        raise UserError("selector: which tokens it keeps is told by their excess: name scores of this corpus as well")
+    check_dtype(config.model_dtype)
+
+
+def run(config: DynamicsConfig) -> Path:
+    """Write the dynamics folder of docs/formats.md; nll files that an interrupted run finished are kept."""
+    from ..data.corpus import open_corpus
+    from ..modeling.load import check_tokenizer
+
+    validate(config)
+    launch.check_device(config.device)
+    out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
+    checkpoints, hashes = _checkpoints(config.models)
+    for target in checkpoints:
+        check_tokenizer(target.folder, corpus.tokenizer(), config.corpus)
+    settings, inputs = _identity(config, corpus, checkpoints, hashes)
+    if not start_folder(out, KIND, settings, inputs):
+        return out
+    ranks = launch.ranks()
+    bind_unfinished(out, KIND, settings, inputs, write=ranks.rank == 0)
+    flops = _write_nll(config, corpus, checkpoints, out, ranks)
+    launch.wait_for_all(ranks)
+    if ranks.rank == 0:
+        _finish(config, corpus, checkpoints, out, settings, inputs, flops)
+    launch.wait_for_all(ranks)
+    return out
+
+
+def nll_file(out: Path, index: int) -> Path:
+    """Where the nll of checkpoint ``index`` is."""
+    return out / f"nll-{index:05d}.arrow"
+
+
+def _checkpoints(models: list[str]) -> tuple[list[Target], list[str]]:
+    """All checkpoints in order, and their hashes. The same weights twice in a row (a run's start, its last) count once."""
+    from ..modeling.load import model_hash
+
+    kept: list[Target] = []
+    hashes: list[str] = []
+    for target in (t for folder in models for t in targets_of(_name(folder), folder, True)):
+        found = model_hash(target.folder)
+        if hashes and hashes[-1] == found:
+            print(f"{target.folder}: the same weights as the checkpoint before it, left out", file=sys.stderr)
+            continue
+        kept.append(target)
+        hashes.append(found)
+    if len(kept) < 2:
+        raise UserError(
+            f"models: a change needs at least two checkpoints, {', '.join(models)} has {len(kept)}: "
+            "train with save_strategy steps, or name the models one after another"
+        )
+    return kept, hashes
+
+
+def _name(folder: str) -> str:
+    """What to call a model: its folder, or the run that its folder belongs to."""
+    path = Path(folder).resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
+def _identity(
+    config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], hashes: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, inputs) without paths; every input that is named is opened and fits, or is refused here."""
+    from ..data.corpus import open_corpus
+    from ..data.scored import open_scores
+
+    inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
+    inputs["models"] = [[t.name, t.step, h] for t, h in zip(checkpoints, hashes, strict=True)]
+    if config.scores:
+        if "ref_nll" not in open_scores(config.scores, corpus, verify="full").column_names:
+            raise UserError(f"scores: {config.scores} has no column 'ref_nll'")
+        inputs["scores"] = read_manifest(config.scores)["fingerprint"]
+    if config.counts:
+        counted = open_corpus(config.counts, verify="size")
+        if counted.tokenizer_hash != corpus.tokenizer_hash:
+            raise UserError(f"counts: {config.counts} has another tokenizer than {config.corpus}")
+        inputs["counts"] = counted.content_hash
+    for role, kind in (("selector", KIND), ("log", "model")):
+        if folder := getattr(config, role):
+            manifest = read_manifest(folder, kind)
+            if manifest["corpus_hash"] != corpus.content_hash:
+                raise UserError(f"{role}: {folder} belongs to another corpus than {config.corpus}")
+            check_files(folder, manifest)
+            inputs[role] = manifest["fingerprint"]
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WORK}
+    return settings, inputs
+
+
+def _write_nll(
+    config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], out: Path, ranks: launch.Ranks
+) -> float:
+    """Score this rank's checkpoints that have no file yet; the FLOPs that all of them take."""
+    from tqdm.auto import tqdm
+
+    from ..data.rows import Rows
+    from ..data.scored import join_scores, write_columns
+    from ..modeling.flops import token_flops
+    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
+    from ..scoring.engine import Scorer
+
+    quiet_loading()
+    rows, flops = Rows(join_scores(corpus, verify=None)), 0.0
+    tokens = corpus.num_rows * corpus.length
+    total = len(checkpoints) * tokens
+    with tqdm(total=total, desc=f"dynamics {out.name}", unit="tok", unit_scale=True, disable=ranks.rank > 0) as bar:
+        for index, target in enumerate(checkpoints):
+            mine, path = index % ranks.size == ranks.rank, nll_file(out, index)
+            if (mine and not path.exists()) or index == 0:  # the first one tells the FLOPs of all
+                model = load_causal_lm(target.folder, dtype=config.model_dtype)
+                check_vocabulary(model, corpus.vocab_size, str(target.folder))
+                check_length(model.config, corpus.length, str(target.folder))
+                flops = flops or token_flops(model, corpus.length).forward(tokens)
+            if mine and not path.exists():
+                device = config.device or launch.device(ranks)
+                scorer = Scorer(model, device=device, batch_rows=config.batch_rows)
+                write_columns(path, _nll_blocks(scorer, rows, bar))
+            else:
+                bar.update(tokens)
+    return flops * len(checkpoints)
+
+
+def _nll_blocks(scorer: Any, rows: Any, bar: Any) -> Iterator[dict[str, Any]]:
+    for batch in scorer.run(rows):
+        yield {"nll": batch.nll.astype("float16")}
+        bar.update(batch.nll.size)
+
+
+def _finish(
+    config: DynamicsConfig,
+    corpus: Corpus,
+    checkpoints: list[Target],
+    out: Path,
+    settings: dict[str, Any],
+    inputs: dict[str, Any],
+    flops: float,
+) -> None:
+    from .dynamics_tables import write_tables
+
+    paths = [nll_file(out, i) for i in range(len(checkpoints))]
+    if missing := [p for p in paths if not p.exists()]:
+        raise UserError(f"{missing[0]} is missing: another process of this run failed; start it again to go on")
+    names, tokens = write_tables(config, corpus, checkpoints, paths, out)
+    write_manifest(
+        out,
+        KIND,
+        config=settings,
+        inputs=inputs,
+        files=describe_files(out, [*(p.name for p in paths), *names]),
+        corpus_hash=corpus.content_hash,
+        tokenizer_hash=corpus.tokenizer_hash,
+        length=corpus.length,
+        checkpoints=len(checkpoints),
+        tokens=tokens,
+        flops=flops,
+    )

@@ -1,0 +1,110 @@
+"""A corpus and the nll of its tokens at every checkpoint, read in blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runs import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.corpus import Corpus
+
+# Positions of a block: about 40 MB for 20 checkpoints in float64, and long enough for numpy to be fast.
+BLOCK_TOKENS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a corpus: their targets' values, and where these stand."""
+
+    start: int
+    target_BT: np.ndarray
+    place_N: np.ndarray
+    """row * length + position of each target."""
+    ids_N: np.ndarray
+    source_N: np.ndarray
+    position_N: np.ndarray
+    """Tokens before it in its context."""
+    nll_CN: np.ndarray
+    """float16, as stored."""
+
+
+class Reader:
+    """A corpus and the nll files of its checkpoints, mapped into memory, read in blocks of rows."""
+
+    def __init__(self, corpus: Corpus, paths: Sequence[Path], scores: str | None = None) -> None:
+        from datasets import Dataset
+
+        from ..data.scored import open_scores
+
+        self.corpus, self.length = corpus, corpus.length
+        self.files = [Dataset.from_file(str(path)) for path in paths]
+        self.scores = open_scores(scores, corpus, verify=None) if scores else None
+        if wrong := [p for p, f in zip(paths, self.files, strict=True) if len(f) != corpus.num_rows]:
+            raise UserError(f"{wrong[0]} has not the rows of {corpus.folder}: remove it and start again")
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """(start, stop) of each block."""
+        step = max(1, BLOCK_TOKENS // self.length)
+        for start in range(0, self.corpus.num_rows, step):
+            yield start, min(start + step, self.corpus.num_rows)
+
+    def nll(self, index: int, start: int, stop: int) -> np.ndarray:
+        """float16 [B, T] of one checkpoint."""
+        from ..data.scored import column_block
+
+        nll_BT: np.ndarray = column_block(self.files[index], "nll", start, stop)
+        return nll_BT
+
+    def block(self, start: int, stop: int) -> Block:
+        """All that is known of the targets of some rows."""
+        import numpy as np
+
+        from ..data.scored import column_block
+
+        target_BT = ~np.isnan(self.nll(-1, start, stop))
+        source_BT, position_BT = self._context(start, stop)
+        return Block(
+            start,
+            target_BT,
+            start * self.length + np.flatnonzero(target_BT),
+            column_block(self.corpus.rows, "input_ids", start, stop)[target_BT],
+            source_BT[target_BT],
+            position_BT[target_BT],
+            np.stack([self.nll(c, start, stop)[target_BT] for c in range(len(self.files))]),
+        )
+
+    def _context(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source of each token, and tokens before it in its context. int64 [B, T]"""
+        import numpy as np
+
+        from ..data.rows import per_token, piece_positions
+        from ..data.scored import list_values
+
+        size, shape = (stop - start) * self.length, (stop - start, self.length)
+        starts, pieces = list_values(self.corpus.rows, "doc_starts", start, stop)
+        starts = starts.astype(np.int64) + np.repeat(np.arange(stop - start) * self.length, pieces)
+        sources = list_values(self.corpus.rows, "doc_sources", start, stop)[0].astype(np.int64)
+        contexts = starts if self.corpus.isolate_documents else np.arange(stop - start) * self.length
+        return per_token(sources, starts, size).reshape(shape), piece_positions(contexts, size).reshape(shape)
+
+    def excess(self, block: Block, nll_CN: np.ndarray) -> np.ndarray:
+        """nll - ref_nll of a block's targets, float32 [C, N]."""
+        import numpy as np
+
+        from ..data.scored import column_block
+
+        ref_BT = column_block(self.scores, "ref_nll", block.start, block.start + len(block.target_BT))
+        ref_N = ref_BT[block.target_BT].astype(np.float32)
+        if np.isnan(ref_N).any():
+            place = int(block.place_N[np.isnan(ref_N).argmax()])
+            raise UserError(
+                f"row {place // self.length}: ref_nll is NaN at position {place % self.length}, which is a target"
+            )
+        excess_CN: np.ndarray = nll_CN.astype(np.float32) - ref_N
+        return excess_CN

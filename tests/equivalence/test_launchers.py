@@ -1,0 +1,138 @@
+"""The command line under torchrun and accelerate launch, as a user starts it: whole processes, one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import corpora
+import pytest
+import tiny as tiny_models
+from processes import environment
+from safetensors.torch import load_file
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+TRAIN = (
+    *("--training.max_steps", "3", "--training.optim", "sgd", "--training.learning_rate", "0.1"),
+    *("--training.lr_scheduler_type", "constant", "--training.save_strategy", "no", "--training.use_cpu", "true"),
+    *("--training.logging_steps", "1", "--objective.name", "rho1", "--objective.ratio", "0.4"),
+)
+
+
+def launched(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command], env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of several shards, a model, and the scores that one process gives them."""
+    folder = tmp_path_factory.mktemp("launchers")
+    corpora.corpus(folder / "corpus", corpora.write_text(folder / "text"))
+    corpora.model_folder(folder / "model")
+    done = launched(sys.executable, "-m", "tokensieve", *score(folder, "alone"))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def score(folder: Path, out: str) -> tuple[object, ...]:
+    return (
+        "score",
+        "--out",
+        folder / out,
+        "--model",
+        folder / "model",
+        "--corpus",
+        folder / "corpus",
+        "--device",
+        "cpu",
+    )
+
+
+def train(folder: Path, out: Path, *more: object) -> tuple[object, ...]:
+    places = ("--corpus", folder / "corpus", "--model", folder / "model", "--scores", folder / "alone")
+    return ("train", "--out", out, *places, *TRAIN, *more)
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    names = sorted(p.name for p in one.iterdir())
+    assert len(names) > 3
+    assert names == sorted(p.name for p in other.iterdir())
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_scores_do_not_depend_on_the_number_of_processes(size: int, scored: Path, tmp_path: Path) -> None:
+    """Batches cut by what a process has to do, not by the shard: other shapes, other last bits."""
+    done = launched(*TORCHRUN, size, "-m", "tokensieve", *score(scored, f"by-{size}"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"by-{size}") == 1, "the first process speaks"
+    assert_same_files(scored / "alone", scored / f"by-{size}")
+
+
+# --cpu would start one process, whatever --num_processes says; several without a GPU are --multi_gpu and use_cpu
+ACCELERATE = (
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0),
+)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch"])
+def test_two_processes_train_as_one_does(launcher: str, scored: Path, tmp_path: Path, tokensieve: Any) -> None:
+    """Half the rows each: the weights and logs of one process with all of them."""
+    start = (*TORCHRUN, 2) if launcher == "torchrun" else ACCELERATE
+    done = launched(
+        *start, "-m", "tokensieve", *train(scored, tmp_path / "two", "--training.per_device_train_batch_size", 2)
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = tokensieve(*train(scored, tmp_path / "one", "--training.per_device_train_batch_size", 4))
+    assert one.code == 0, one.err
+    found, wanted = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("two", "one"))
+    assert tiny_models.gap(found, wanted) < 1e-5
+    lines, expected = (tiny_models.log_lines(tmp_path / name) for name in ("two", "one"))
+    assert [line["kept"] for line in lines] == [line["kept"] for line in expected]
+    assert len(lines) == 3
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["kind"] == "model"
+
+
+def test_the_first_process_does_what_cannot_be_shared(scored: Path, tmp_path: Path) -> None:
+    """Every rank did all of it, into the same folder, and said so."""
+    done = launched(*TORCHRUN, 2, "-m", "tokensieve", "evaluate", "--out", tmp_path / "eval", "--device", "cpu",
+                    "--models.m", scored / "model", "--sets.t", scored / "corpus")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bits/byte") == 1
+    assert len(json.loads((tmp_path / "eval" / "evaluation.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("verb", [("run", "demo", "--dry-run"), ("demo",)])
+def test_a_recipe_is_one_process(verb: tuple[str, ...], tokensieve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks would remove each other's stages."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = tokensieve(*verb)
+    assert (done.code, "start its train and score stages by themselves" in done.error) == (2, True)
+
+
+def test_ranks_wait_for_longer_than_gloo_does(tmp_path: Path) -> None:
+    """gloo gives up after half an hour, and the Trainer's group after ``ddp_timeout``: a rank with more shards to score, or a
+    first rank that hashes a large model, was taken for dead. Here the group's own patience is 1 s and the first takes 3."""
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import datetime, sys, time\n"
+        "import torch.distributed as dist\n"
+        "from tokensieve.pipeline import launch\n"
+        "here = launch.ranks()\n"
+        "dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=1))\n"
+        "if here.rank == 0: time.sleep(3)\n"
+        "launch.wait_for_all(here)\n"
+        "open(sys.argv[1] + str(here.rank), 'w').close()\n"
+    )
+    done = launched(*TORCHRUN, 2, script, tmp_path / "done-")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(p.name for p in tmp_path.glob("done-*")) == ["done-0", "done-1"]
+    assert os.environ.get("WORLD_SIZE") is None

@@ -1,0 +1,147 @@
+"""Every fault of docs/reliability.md, its table, and the plain Trainer's fate in the same trials.
+
+    make faults                                     all, and the table in docs/reliability.md is written anew
+    python tests/faults/run.py --kills 5 --dry      fewer kills; print the table only
+
+Exit code 1 if one of ours did not survive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "src")]
+
+import transformers  # noqa: E402
+import trials  # noqa: E402
+from faults import DAMAGES  # noqa: E402
+from incumbent import Incumbent  # noqa: E402
+
+Trial = Callable[[], str | None]
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- table: make faults -->", "<!-- end of table -->"
+READ = " (read, not run)"
+
+
+def ours(stand: trials.Stand, kills: int) -> dict[str, list[Trial]]:
+    """Row -> its trials; each gives None or what went wrong."""
+    t = trials
+    files = t.checkpoint_files(stand)
+    return {
+        "SIGKILL at a random point of `train`, also while writing": [
+            (lambda n=n: t.kill_train(stand, n)) for n in range(kills)
+        ],
+        "SIGKILL at a random point of `score`, also while writing": [
+            (lambda n=n: t.kill_score(stand, n)) for n in range(kills)
+        ],
+        "SIGTERM, SIGINT, SIGUSR1": [
+            (lambda n=n, s=s: t.stop(stand, n, s)) for n in (15, 2, 10) for s in (1, 5, 8, 14)
+        ],
+        "a file of the last checkpoint truncated, deleted, a bit flipped, half-written": [
+            (lambda f=f, h=h: t.damage_checkpoint(stand, f, h)) for f in files for h in DAMAGES
+        ],
+        "every checkpoint half-written": [lambda: t.damage_all_checkpoints(stand)],
+        "the token log damaged": [
+            (lambda h=h: t.damage_token_log(stand, h)) for h in ("truncated", "deleted", "bit flipped")
+        ],
+        "a shard of corpus or scores truncated, deleted, a bit flipped, two swapped": [
+            (lambda k=k, h=h: t.damage_shard(stand, k, h))
+            for k in ("corpus", "scores")
+            for h in ("truncated", "deleted", "bit flipped", "swapped")
+        ],
+        "a shard damaged between a kill of `score` and its next start": [
+            (lambda h=h: t.damage_unfinished_scores(stand, h)) for h in ("truncated", "deleted", "bit flipped")
+        ],
+        "data, recipe, objective, seed or global batch changed between stop and resume": [
+            (lambda w=w: t.change(stand, w)) for w in t.CHANGES
+        ],
+        "two ranks -> two ranks, mid-epoch": [lambda: t.same_ranks(stand)],
+        "two ranks -> one, same global batch": [lambda: t.fewer_ranks(stand, 2)],
+        "two ranks -> one, half the global batch": [lambda: t.fewer_ranks(stand, 1)],
+        "NaN in nll or gradient": [
+            *[(lambda w=w: t.nonfinite(stand, w)) for w in ("nll", "gradient")],
+            lambda: t.skipped(stand, False),
+            lambda: t.skipped(stand, True),
+        ],
+        "disk full in `train`": [
+            (lambda n=n: t.disk_full(stand, "train", n)) for n in (1_000, 5_000, 10_000, 100_000, 200_000)
+        ],
+        "disk full in `score`, `prepare`": [
+            (lambda v=v, n=n: t.disk_full(stand, v, n)) for v in ("score", "prepare") for n in (300, 900)
+        ],
+        "out of memory": [lambda: t.out_of_memory(stand)],
+        "a second process in the same folder": [(lambda v=v: t.locked_folder(stand, v)) for v in ("train", "score")],
+    }
+
+
+def theirs(stand: trials.Stand, kills: int) -> dict[str, str]:
+    """Row -> what the plain Trainer came to."""
+    plain = Incumbent(stand.root, stand.zygote)
+    names = list(ours(stand, 1))
+    signals = {"SIGTERM": 15, "SIGINT": 2, "SIGUSR1": 10}
+    return {
+        names[0]: counted(plain.kill(n) for n in range(kills)),
+        names[1]: "has no such step",
+        names[2]: "; ".join(f"{name}: {plain.stop(number)}" for name, number in signals.items()),
+        names[3]: counted(plain.damage(f, h) for f in plain.files() for h in DAMAGES),
+        names[8]: f"data: {plain.other_data()}",
+        names[10]: "no row repeated" + READ,
+        names[11]: "every row repeated, no warning" + READ,
+        names[12]: plain.nan(),
+        names[13]: counted(plain.disk_full(n) for n in (5_000, 100_000, 200_000)),
+        names[15]: "crash at the first step that is too large, with what torch says" + READ,
+        names[16]: "nothing stops it" + READ,
+    }
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    found = collections.Counter(verdicts)
+    return "; ".join(f"{n} of {found.total()} {verdict}" for verdict, n in found.most_common())
+
+
+def survived(row: str, tries: list[Trial]) -> int:
+    good, started = 0, time.monotonic()
+    for trial in tries:
+        try:
+            complaint = trial()
+        except Exception:
+            complaint = traceback.format_exc()
+        good += complaint is None
+        if complaint:
+            print(f"  NOT SURVIVED: {complaint}", flush=True)
+    print(f"{good:3} of {len(tries):3}  {row}  ({time.monotonic() - started:.0f} s)", flush=True)
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--dry", action="store_true", help="do not write docs/reliability.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        stand = trials.make_stand(Path(folder))
+        rows = ours(stand, options.kills)
+        results = {row: (len(tries), survived(row, tries)) for row, tries in rows.items()}
+        incumbent = theirs(stand, options.kills)
+        stand.zygote.close()
+    head = f"| fault | trials | survived | Trainer of transformers {transformers.__version__} |"
+    lines = [head, "|---|---|---|---|"]
+    lines += [f"| {r} | {n} | {good} | {incumbent.get(r, 'has no such thing')} |" for r, (n, good) in results.items()]
+    print("\n".join(lines))
+    if not options.dry:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        text = "\n".join([before + BEGIN, *lines, END]) + rest.partition(END)[2]
+        PAGE.write_text(text, encoding="utf-8")
+    return int(any(n != good for n, good in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -179,11 +179,17 @@ def _details(runs: Sequence[Run]) -> str:
     if stages := run.manifest.get("stages"):
         rows = [(name, s["verb"], s["fingerprint"].removeprefix("sha256:")[:16]) for name, s in stages.items()]
         parts.append("<h3>Stages</h3>" + _table(["stage", "verb", "fingerprint"], rows, "words"))
-    arms = [(a.name, json.dumps(a.manifest["config"]["objective"], ensure_ascii=False), a.summary["scope"],
+    arms = [(a.name, _told(a.manifest["config"]["objective"]), a.summary["scope"],
              a.summary["steps"], f"{a.summary['seconds']:,.0f}") for a in run.arms]  # fmt: skip
     parts.append("<h3>Training</h3>" + _table(["arm", "objective", "scope", "steps", "seconds"], arms, "words"))
     parts.append("<h3>Versions</h3>" + _list(run.manifest["versions"].items()))
     return "".join(f'<div class="detail">{p}</div>' for p in parts)
+
+
+def _told(objective: Mapping[str, Any]) -> str:
+    """An objective in words: its name, and the fields that it was given."""
+    given = (f"{k} {v}" for k, v in objective.items() if k != "name" and v not in (None, [], {}))
+    return ", ".join([str(objective["name"]), *given])
 
 
 def _no_tokens() -> str:

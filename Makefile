@@ -31,8 +31,12 @@ test: setup ## the test suite: offline, on CPU
 demo: setup ## the whole method on text found on this machine; leaves runs/demo
 	$(BIN)/tokensieve demo
 
-bench: setup ## the weighted head against dense cross-entropy: time and memory
-	$(BIN)/python benchmarks/head.py
+bench: setup ## head, step and scoring against what others use: half an hour; pip install trl lm_eval for their rows
+	$(BIN)/python benchmarks/head.py --tokens 1024 --save
+	$(BIN)/python benchmarks/head.py --shapes 2048x128000 1536x256000 --ratios 0.6 --tokens 8192 --ways dense kept recompute \
+	  --memory_only --save --name head-memory
+	$(BIN)/python benchmarks/step.py --save
+	$(BIN)/python benchmarks/score.py --save
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
 	$(BIN)/python benchmarks/study.py demo --seeds 0 1 2 --out runs/study-demo

@@ -15,8 +15,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 from chromium import browser, open_page, prefer, resize
+from selenium.webdriver.common.keys import Keys
 
 # name -> scheme, width, height, the element at the top of the picture, what the tokens are coloured by
+FOCUSED = 24  # the token whose numbers are shown
 SHOTS = {
     "light": ("light", 1280, 1400, "body", None),
     "dark": ("dark", 1280, 1000, "#explorer", "excess"),
@@ -41,6 +43,7 @@ def take(driver: Any, page: Path, out: Path, scheme: str, width: int, height: in
     if by is not None:
         driver.execute_script("const s = document.getElementById('mode'); s.value = arguments[0];"
                               "s.dispatchEvent(new Event('change', {bubbles: true}))", by)  # fmt: skip
+        driver.find_element("id", "pane").send_keys(*[Keys.ARROW_RIGHT] * FOCUSED)
     driver.execute_script("document.querySelector(arguments[0]).scrollIntoView()", top)
     driver.save_screenshot(str(out))
 

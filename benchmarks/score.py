@@ -5,6 +5,7 @@
 
 ours      what `score` does with a corpus: rows read from its shards, a forward without logits, columns written and noted
 backbone  the model without its head on the same batches, ready in memory: no reading, no writing, no nll
+matmul    [2048, 2048] x [2048, 8192], four times: how fast this machine multiplies
 lm-eval   lm_eval's HFLM.loglikelihood_rolling of the same model object, at the batch size that was its fastest here
 
 efficiency = (backbone time / our time) / (backbone FLOPs / (backbone + head FLOPs)): 1 if the head runs at the backbone's speed
@@ -23,8 +24,8 @@ import argparse
 import contextlib
 import gc
 import importlib.util
+import io
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -51,7 +52,9 @@ from tokensieve.scoring.engine import BATCH_TOKENS, Scorer
 LAYERS = {"tinyllama-1.1b": 2, "llama-3.2-1b": 1}
 SHORTEST, LONGEST = 20, 200
 HEAD_STRETCH = 5.0
-BATCHES = {"packed": (1, 2, 4), "short": (1, 2, 4, 8, 16, 32)}  # that lm-eval may choose from
+MATMULS = 4
+MATMUL_FLOPS = MATMULS * 2 * 2048 * 2048 * 8192
+BATCHES = {"packed": [1, 2], "short": [1, 2, 4, 16]}  # that lm-eval chooses from; on two cores larger ones are slower
 
 
 def main() -> None:
@@ -63,11 +66,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--short_length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", help="that lm-eval chooses from; a GPU wants larger ones")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/score-<date>-<device>.{md,json}")
     args = parser.parse_args()
-    os.environ.setdefault("TQDM_DISABLE", "1")
     harness = importlib.util.find_spec("lm_eval") is not None
     if not harness:
         print("lm_eval is not installed (pip install lm_eval==0.4.13): only the comparison with the backbone is made")
@@ -80,13 +83,15 @@ def main() -> None:
             with torch.no_grad():
                 model.get_output_embeddings().weight.mul_(HEAD_STRETCH)
             for text, (corpus, strings) in corpora.items():
-                records.append({"model": name, **measure(args, model, text, corpus, strings, harness)})
+                with contextlib.redirect_stderr(io.StringIO()):  # a progress bar a batch
+                    records.append({"model": name, **measure(args, model, text, corpus, strings, harness)})
                 print("  ".join(f"{k} {v}" for k, v in shown(records[-1]).items()), flush=True)
             del model
             gc.collect()
     about = (
-        f"Ratios of {args.rounds} rounds, median (lowest-highest); {args.dtype} on {args.device}. Efficiency: the bare backbone's "
-        "time over ours, over its share of the FLOPs. Ours reads rows and writes scores within its time."
+        f"Ratios of {args.rounds} rounds, median (lowest-highest); {args.dtype} on {args.device}. Efficiency: the bare "
+        "backbone's time over ours, over its share of the FLOPs. Of matmul speed: our FLOPs a second over those of one large "
+        "matmul, timed in the same rounds. Ours reads rows and writes scores within its time."
         + (f" lm_eval {version('lm_eval')} at its fastest batch size." if harness else " lm_eval is not installed.")
     )
     report("score", "Scoring", about, [[shown(r) for r in records]], records, save=args.save)
@@ -157,10 +162,13 @@ def measure(
     calls: dict[str, Any] = {
         "ours": partial(ours, scorer, corpus),
         "backbone": partial(backbone, model, batches(corpus, args.device)),
+        "matmul": partial(matmul, *(torch.randn(2048, n, dtype=model.dtype, device=args.device) for n in (2048, 8192))),
     }
     chosen: dict[str, Any] = {}
     if harness:
-        tried = {n: lm_eval(args, model, corpus, strings, n) for n in BATCHES[text] if n <= len(strings)}
+        tried = {
+            n: lm_eval(args, model, corpus, strings, n) for n in args.batch_sizes or BATCHES[text] if n <= len(strings)
+        }
         chosen["largest_relative_difference"] = check_parity(args, scorer, corpus, tried[min(tried)]())
         seconds = {n: timed(call, args.device) for n, call in tried.items()}
         chosen["lm_eval_batch_size"] = min(seconds, key=seconds.__getitem__)
@@ -179,6 +187,7 @@ def measure(
         "tokens": corpus.num_rows * corpus.length,
         "dtype": args.dtype,
         "device": args.device,
+        "flops": flops.forward(corpus.num_rows * corpus.length),
         "backbone_share": flops.body / (flops.body + flops.head),
         "seconds": taken,
         **chosen,
@@ -203,6 +212,11 @@ def batches(corpus: Corpus, device: str) -> list[dict[str, torch.Tensor]]:
 def backbone(model: Any, inputs: list[dict[str, torch.Tensor]]) -> None:
     for batch in inputs:
         model.base_model(**batch, use_cache=False)
+
+
+def matmul(left: torch.Tensor, right: torch.Tensor) -> None:
+    for _ in range(MATMULS):
+        torch.mm(left, right)
 
 
 def lm_eval(args: argparse.Namespace, model: Any, corpus: Corpus, strings: list[str], batch_size: int) -> Any:
@@ -252,6 +266,7 @@ def shown(record: dict[str, Any]) -> dict[str, str]:
         "text": f"{record['text']}: {record['documents']} documents, rows of {record['length']}",
         "tokens": f"{record['tokens']}",
         "ours": f"{record['tokens'] / median(seconds['ours']):.0f} tok/s",
+        "of matmul speed": spread([r * record["flops"] / MATMUL_FLOPS for r in ratios(seconds, "matmul", "ours")]),
         "backbone's share of FLOPs": f"{record['backbone_share']:.2f}",
         "efficiency": spread(per_share),
     }

@@ -49,7 +49,7 @@ from tokensieve.pipeline import prepare, score
 from tokensieve.pipeline.launch import Ranks
 from tokensieve.scoring.engine import BATCH_TOKENS, Scorer
 
-LAYERS = {"tinyllama-1.1b": 2, "llama-3.2-1b": 1}
+LAYERS = {"tinyllama-1.1b": 2, "llama-3.2-1b": 1, "qwen2.5-0.5b": 2}  # of 22, 16 and 24: the head weighs more here
 SHORTEST, LONGEST = 20, 200
 HEAD_STRETCH = 5.0
 MATMULS = 4
@@ -59,10 +59,10 @@ BATCHES = {"packed": [1, 2], "short": [1, 2, 4, 16]}  # that lm-eval chooses fro
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(LAYERS), choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=list(LAYERS), choices=LAYERS)
     parser.add_argument("--layers", type=int, default=0, help="0: as in this file")
     parser.add_argument("--texts", nargs="+", default=["packed", "short"], choices=["packed", "short"])
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--short_length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpora = {text: make_corpus(args, Path(folder), text) for text in args.texts}
         for name in args.models:
-            config = {**MODELS[name], "num_hidden_layers": args.layers or LAYERS.get(name, 1)}
+            config = {**MODELS[name], "num_hidden_layers": args.layers or LAYERS[name]}
             model = make_model(config, 0, args.device).to(getattr(torch, args.dtype)).eval()
             with torch.no_grad():
                 model.get_output_embeddings().weight.mul_(HEAD_STRETCH)

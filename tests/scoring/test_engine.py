@@ -156,11 +156,3 @@ def test_a_loop_that_stops_early_leaves_no_thread() -> None:
     for _ in ahead(iter(range(5))):
         break
     assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
-
-
-def test_rows_that_cannot_be_read_are_named() -> None:
-    """Read by a thread, three rows after those being scored: still the row's own error, before anything passes for its scores."""
-    rows = data()
-    bad = rows.add_column("attention_mask", [[1] * T] * 5 + [[1] * (T - 1)] * 2)
-    with pytest.raises(IndexError):
-        list(Scorer(tiny.llama(), batch_rows=1).run(Rows(bad)))

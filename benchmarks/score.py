@@ -5,7 +5,7 @@
 
 ours      what `score` does with a corpus: rows read from its shards, a forward without logits, columns written and noted
 backbone  the model without its head on the same batches, ready in memory: no reading, no writing, no nll
-matmul    [2048, 2048] x [2048, 8192], four times: how fast this machine multiplies
+matmul    [2048, 2048] x [2048, 8192], twice: how fast this machine multiplies
 lm-eval   lm_eval's HFLM.loglikelihood_rolling of the same model object, at the batch size that was its fastest here
 
 efficiency = (backbone time / our time) / (backbone FLOPs / (backbone + head FLOPs)): 1 if the head runs at the backbone's speed
@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from measure import interleaved, ratios, report, spread, timed
+from measure import interleaved, ratios, report, spread
 from step import MODELS, make_model
 
 from tokensieve.data.corpus import Corpus, open_corpus
@@ -52,9 +52,9 @@ from tokensieve.scoring.engine import BATCH_TOKENS, Scorer
 LAYERS = {"tinyllama-1.1b": 2, "llama-3.2-1b": 1, "qwen2.5-0.5b": 2}  # of 22, 16 and 24: the head weighs more here
 SHORTEST, LONGEST = 20, 200
 HEAD_STRETCH = 5.0
-MATMULS = 4
+MATMULS = 2
 MATMUL_FLOPS = MATMULS * 2 * 2048 * 2048 * 8192
-BATCHES = {"packed": [1, 2], "short": [1, 2, 4, 16]}  # that lm-eval chooses from; on two cores larger ones are slower
+BATCHES = {"packed": [1, 2], "short": [1, 2, 4]}  # that lm-eval chooses from; 16 were slower on two cores each time
 
 
 def main() -> None:
@@ -170,7 +170,7 @@ def measure(
             n: lm_eval(args, model, corpus, strings, n) for n in args.batch_sizes or BATCHES[text] if n <= len(strings)
         }
         chosen["largest_relative_difference"] = check_parity(args, scorer, corpus, tried[min(tried)]())
-        seconds = {n: timed(call, args.device) for n, call in tried.items()}
+        seconds = {n: min(times) for n, times in interleaved(tried, 1, args.device).items()}
         chosen["lm_eval_batch_size"] = min(seconds, key=seconds.__getitem__)
         chosen["lm_eval_seconds_by_batch_size"] = seconds
         calls["lm-eval"] = tried[chosen["lm_eval_batch_size"]]

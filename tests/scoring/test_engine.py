@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from datasets import Dataset
 
 from tokensieve.data.rows import Rows
 from tokensieve.runs import UserError
-from tokensieve.scoring.engine import RowStatistics, Scorer
+from tokensieve.scoring.engine import RowStatistics, Scorer, ahead
 
 T = tiny.LENGTH
 
@@ -117,3 +119,40 @@ def test_broken_weights_are_seen() -> None:
         model.model.embed_tokens.weight[token] = float("nan")
     with pytest.raises(UserError, match="not finite at row"):
         list(Scorer(model, device="cpu").run(Rows(data)))
+
+
+def test_items_are_made_ahead_and_in_order() -> None:
+    """One item is being made while its predecessor is worked on, and no more: memory holds two batches, not a shard."""
+    made = [threading.Event() for _ in range(4)]
+
+    def items() -> Iterator[int]:
+        for i, event in enumerate(made):
+            event.set()
+            yield i
+
+    found = []
+    for item in ahead(items()):
+        found.append(item)
+        assert item == 3 or made[item + 1].wait(20)
+        assert not any(event.is_set() for event in made[item + 2 :])
+    assert found == [0, 1, 2, 3]
+    assert list(ahead(iter([]))) == []
+
+
+def test_an_error_of_the_reading_thread_comes_out_as_itself() -> None:
+    """A thread that dies quietly: the rows before the bad one pass for the whole shard."""
+
+    def items() -> Iterator[int]:
+        yield 0
+        raise UserError("row 1: bad")
+
+    found = ahead(items())
+    assert next(found) == 0
+    with pytest.raises(UserError, match=r"^row 1: bad$"):
+        next(found)
+
+
+def test_a_loop_that_stops_early_leaves_no_thread() -> None:
+    for _ in ahead(iter(range(5))):
+        break
+    assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]

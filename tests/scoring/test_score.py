@@ -123,6 +123,20 @@ def test_resumed_after_a_kill(made: Made, killed: Path) -> None:
     assert (killed / "manifest.json").read_bytes() == (made.scores / "manifest.json").read_bytes()
 
 
+def test_a_shard_that_cannot_be_written_stops_the_run(made: Made, tmp_path: Path) -> None:
+    """Shards are written by a thread: its error was nobody's, and the run went on to the end with a shard missing."""
+    out = tmp_path / "scores"
+    (out / "rows-00001.arrow").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"rows-00001\.arrow"):
+        run(out, made.model, made.corpus, columns=["ref_nll", "ref_entropy"])
+    assert [p.name for p in sorted((out / "parts").iterdir())] == ["rows-00000.arrow.json"]
+    assert not is_done(out)
+    assert not list(out.glob("rows-00003.arrow"))  # one shard in flight, no more
+    (out / "rows-00001.arrow").rmdir()
+    run(out, made.model, made.corpus, columns=["ref_nll", "ref_entropy"])
+    assert shards(out) == shards(made.scores)
+
+
 def copy_of(made: Made, folder: Path) -> Path:
     return Path(shutil.copytree(made.scores, folder / "scores"))
 

@@ -79,7 +79,7 @@ def run(config: ScoreConfig) -> Path:
     # Only now: a config that is refused above must not leave a mark that the next one trips over.
     bind_unfinished(out, "scores", settings, inputs, write=ranks.rank == 0)
     with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
-        flops = _write_shards(config, scorer, corpus, out, ranks)
+        flops = write_shards(config, scorer, corpus, out, ranks)
         launch.wait_for_all(ranks)
         if ranks.rank == 0:
             _finish(out, config, corpus, settings, inputs, flops)
@@ -121,34 +121,51 @@ def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
     return Scorer(model, device=device, batch_rows=config.batch_rows, entropy="ref_entropy" in config.columns)
 
 
-def _write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float:
-    """Score this rank's missing shards; the FLOPs that the whole corpus takes."""
+def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float:
+    """Score this rank's missing shards, each written while the next is scored; the FLOPs that the whole corpus takes."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from tqdm.auto import tqdm
 
     from ..data.rows import Rows
-    from ..data.scored import join_scores, write_score_shard
+    from ..data.scored import join_scores
     from ..modeling.flops import token_flops
 
     rows = Rows(join_scores(corpus, verify=None))
     mine = corpus.manifest["shards"][ranks.rank :: ranks.size]
     todo = {shard["file"] for shard in mine if not part_is_whole(out / shard["file"])}
     start = 0
-    with tqdm(
-        total=corpus.num_rows * corpus.length,
-        desc=f"score {out.name}",
-        unit="tok",
-        unit_scale=True,
-        disable=ranks.rank > 0,
-    ) as bar:
+    written: Future[None] | None = None
+    with (
+        ThreadPoolExecutor(1, "write") as writer,
+        tqdm(
+            total=corpus.num_rows * corpus.length,
+            desc=f"score {out.name}",
+            unit="tok",
+            unit_scale=True,
+            disable=ranks.rank > 0,
+        ) as bar,
+    ):
         for shard in corpus.manifest["shards"]:
             stop = start + shard["rows"]
             if shard["file"] in todo:
-                write_score_shard(out / shard["file"], _score_shard(config, scorer, rows, start, stop, bar))
-                note_part(out / shard["file"])
+                columns = _score_shard(config, scorer, rows, start, stop, bar)
+                if written is not None:
+                    written.result()  # raises what went wrong; and no more than one shard waits in memory
+                written = writer.submit(_write_shard, out / shard["file"], columns)
             elif ranks.rank == 0:
                 bar.update(shard["rows"] * corpus.length)
             start = stop
+        if written is not None:
+            written.result()
     return token_flops(scorer.model, corpus.length).forward(corpus.num_rows * corpus.length)
+
+
+def _write_shard(path: Path, columns: dict[str, Any]) -> None:
+    from ..data.scored import write_score_shard
+
+    write_score_shard(path, columns)
+    note_part(path)
 
 
 def _score_shard(config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: int, bar: Any) -> dict[str, Any]:

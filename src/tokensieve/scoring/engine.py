@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from ..core import IGNORE_INDEX, LinearHead, LinearNLL
 from ..data.rows import Rows, collate
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
 from ..runs import UserError
+
+Item = TypeVar("Item")
 
 # Tokens of one forward. On a CPU more does not run faster; a GPU is full with a few thousand of a 1B model's.
 BATCH_TOKENS = 8192
@@ -51,25 +54,33 @@ class Scorer:
             return
         self._probe(rows)
         step = self.batch_rows or max(1, BATCH_TOKENS // len(rows[start]["input_ids"]))
-        for first in range(start, stop, step):
-            batch = collate(rows.__getitems__(range(first, min(first + step, stop))))
-            nll, entropy = self._forward({k: v.to(self.device) for k, v in batch.items()})
-            targets = shift_targets(batch["labels"])
-            _check_finite(nll.cpu(), targets, first)
-            yield RowStatistics(first, _aligned(nll, targets), None if entropy is None else _aligned(entropy, targets))
+        spans = (range(first, min(first + step, stop)) for first in range(start, stop, step))
+        queued: _Queued | None = None
+        for first, batch in ahead((span.start, self._read(rows, span)) for span in spans):
+            # A GPU starts on this batch before the numbers of the one before it are waited for.
+            before, queued = queued, self._forward(first, batch)
+            if before is not None:
+                yield before.statistics()
+        if queued is not None:
+            yield queued.statistics()
+
+    def _read(self, rows: Rows, span: range) -> dict[str, Tensor]:
+        batch = collate(rows.__getitems__(span))
+        return {k: v.pin_memory() for k, v in batch.items()} if self.device.type == "cuda" else batch
 
     @torch.inference_mode()
-    def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, first: int, batch: dict[str, Tensor]) -> _Queued:
         made: list[LinearNLL] = []
-        targets = shift_targets(batch["labels"])
+        names = ("input_ids", "attention_mask", "position_ids", "labels")
+        inputs = {k: batch[k].to(self.device, non_blocking=True) for k in names if k in batch}
+        targets = shift_targets(inputs.pop("labels"))
 
         def compute(hidden: Tensor, head: LinearHead) -> None:
             made.append(LinearNLL(hidden, head, targets, entropy=self.entropy))
 
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
         with self.seam.run(compute):
             self.model(**inputs, use_cache=False)
-        return made[0].nll, made[0].entropy if self.entropy else None
+        return _Queued(first, shift_targets(batch["labels"]), made[0].nll, made[0].entropy if self.entropy else None)
 
     def _probe(self, rows: Rows) -> None:
         if not self._probed:
@@ -79,6 +90,34 @@ class Scorer:
             if "position_ids" in row:
                 probe_isolation(self.model, self.seam, ids)
             self._probed = True
+
+
+class _Queued:
+    """A batch whose numbers are under way to the CPU: from a GPU into pinned memory, without waiting for them."""
+
+    def __init__(self, first: int, targets: Tensor, nll: Tensor, entropy: Tensor | None) -> None:
+        self.first, self.targets = first, targets
+        self.nll = nll.to("cpu", non_blocking=True)
+        self.entropy = None if entropy is None else entropy.to("cpu", non_blocking=True)
+        self.copied = torch.cuda.current_stream(nll.device).record_event() if nll.is_cuda else None
+
+    def statistics(self) -> RowStatistics:
+        """Waits. Raises UserError for an nll that is not finite."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        _check_finite(self.nll, self.targets, self.first)
+        entropy = None if self.entropy is None else _aligned(self.entropy, self.targets)
+        return RowStatistics(self.first, _aligned(self.nll, self.targets), entropy)
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items in order, each made by a thread while the one before is worked on; an error comes out where its item would."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        waiting = thread.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = thread.submit(next, items, end)
+            yield item
 
 
 def _check_finite(nll: Tensor, targets: Tensor, first: int) -> None:
@@ -93,5 +132,5 @@ def _check_finite(nll: Tensor, targets: Tensor, first: int) -> None:
 
 def _aligned(values: Tensor, targets: Tensor) -> np.ndarray:
     """From predicting position to the token's own: entry t moves to t + 1; NaN where there is no target. [B, T]"""
-    values = values.cpu().float().masked_fill(targets == IGNORE_INDEX, float("nan"))
+    values = values.float().masked_fill(targets == IGNORE_INDEX, float("nan"))
     return torch.nn.functional.pad(values[:, :-1], (1, 0), value=float("nan")).numpy()

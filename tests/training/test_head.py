@@ -9,6 +9,9 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+from transformers import Trainer
 
 from tokensieve.core import Objective, objective, top_fraction
 from tokensieve.runs import UserError
@@ -89,3 +92,54 @@ def test_nothing_is_known_of_soft_weights() -> None:
     """A weight sum of 3 says nothing of how many tokens have a weight: bounded by it, some would silently not be trained."""
     soft = Objective("soft", weigh=lambda s: s.valid * 0.5, scope="sequence", known_count=lambda v: v.sum() * 0.5)
     assert Scope(soft).most_rows(2, 8) is None
+
+
+class HostReads(TorchDispatchMode):
+    """Operators whose result a host needs before it can go on: on a GPU each is a stall."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave.Tensor")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.")
+        by_mask = name.startswith("index") and any(
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2])
+        )
+        if by_mask or name.startswith(self.NAMES):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scope", ["sequence", "batch"])
+def test_a_micro_batch_asks_the_device_nothing(tmp_path: Path, scope: str) -> None:
+    """``.item()`` or a mask as an index in the step: the GPU runs dry while the host waits to learn how many were kept."""
+    reads: list[list[str]] = []
+
+    class Watching(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            with HostReads() as mode:
+                loss: Tensor = super().training_step(*args, **kwargs)
+            reads.append(mode.found)
+            return loss
+
+    class Selecting(Watching, Bounded):
+        def _most_rows(self, weight: Tensor) -> int | None:
+            with _disable_current_modes():  # counted on the host, from the shape
+                return super()._most_rows(weight)
+
+    plain = ROWS.select_columns(["input_ids", "labels"])
+    Watching(tiny.llama(), tiny.arguments(tmp_path / "plain", 2, 4), train_dataset=plain).train()
+    own, reads = reads, []
+    assert len(own) == 4
+    gradients(tmp_path, objective("rho1", ratio=0.4, scope=scope), trainer_class=Selecting)
+    assert reads == own, "as many as the plain Trainer: those of the model itself"
+
+
+def test_host_reads_are_seen() -> None:
+    values = torch.arange(3.0)
+    with HostReads() as mode:
+        _ = values[values > 1], values.sum().item(), values.nonzero()
+    assert [name.split(".")[0] for name in mode.found] == ["index", "_local_scalar_dense", "nonzero"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,22 @@ def check_config(folder: Path) -> None:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not config.get("model_type"):
         raise UserError(f"{folder / 'config.json'} names no model_type")
+    if config.get("auto_map") and config["model_type"] not in _types():
+        raise UserError(
+            f"{folder} brings code of its own (auto_map), which is never run: only types of model that transformers has "
+            f"can be used, not {config['model_type']!r}"
+        )
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds an adapter for another model: merge the two and give the merged model")
     for key, value in _entries(config):
         if key.endswith("attn_implementation") and "/" in str(value):
             raise UserError(f"{folder / 'config.json'}: {key} names a kernel to download: {value}")
+
+
+def _types() -> Collection[str]:
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING.keys()  # type: ignore[no-any-return]
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -31,7 +31,7 @@ def refuse_fields(given: Mapping[str, Any]) -> None:
     for name, why in REFUSED.items():
         if given.get(name):
             raise UserError(f"training.{name} is not supported: {why}")
-    if hub := sorted(name for name in given if name.startswith("hub_")):
+    if hub := sorted(name for name in given if name.startswith(("hub_", "trackio_"))):
         raise UserError(f"training.{hub[0]} is not supported: {REFUSED['push_to_hub']}")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         raise UserError(f"accelerate launch was told to use DeepSpeed: {DEEPSPEED}")

@@ -1,9 +1,10 @@
 """``tokensieve score`` as many small tasks of datatrove: on this machine, on Slurm, or on Ray.
 
     pip install 'tokensieve[cluster]'
-    python examples/score_cluster.py local --tasks 8 --workers 2 --out runs/x/scores --model runs/x/reference --corpus runs/x/corpus
+    python examples/score_cluster.py local --tasks 8 --workers 2 \\
+        --out runs/x/scores --model runs/x/reference --corpus runs/x/corpus
     python examples/score_cluster.py slurm --tasks 64 --partition gpu --gpus 1 --out ...
-    python examples/score_cluster.py ray   --tasks 64 --workers 8 --gpus 1 --out ...
+    python examples/score_cluster.py ray --tasks 64 --workers 8 --gpus 1 --out ...
 
 Task r of W writes the shards r, r + W, ... of the corpus: more tasks than shards have nothing to do. When all are through, one
 more finishes the folder. Start it again after a failure: shards that are whole are kept. The folder is the one that

@@ -151,7 +151,7 @@ def test_datatrove_on_slurm(made: Made, tmp_path: Path) -> None:
     commands = tmp_path / "bin"
     commands.mkdir()
     log = tmp_path / "sbatch.log"
-    launch = f"#!/bin/bash\nexec {sys.executable} -m datatrove.tools.launch_pickled_pipeline \"$@\"\n"
+    launch = f'#!/bin/bash\nexec {sys.executable} -m datatrove.tools.launch_pickled_pipeline "$@"\n'
     scripts = {
         "sbatch": SBATCH.format(python=sys.executable, log=log),
         "srun": '#!/bin/bash\nwhile [[ "$1" == -* ]]; do [[ "$1" == -n ]] && shift; shift; done\nexec "$@"\n',

@@ -11,8 +11,6 @@ import os
 import pickle
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from processes import environment
 from safetensors.torch import load_file, save_file
 
 from tokensieve import cli
@@ -84,7 +81,9 @@ def pickle_for_weights(tiny: Any, tmp: Path, canary: Path) -> None:
 
 def pickle_in_an_adapter(tiny: Any, tmp: Path, canary: Path) -> None:
     folder = model_copy(tiny, tmp)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)})
+    )
     torch.save(Payload(canary), folder / "adapter_model.bin")
 
 
@@ -135,6 +134,14 @@ def weights_outside(tiny: Any, tmp: Path, canary: Path) -> None:
     save_file({"x": torch.zeros(1)}, folder / "decoy.safetensors")
 
 
+def pickle_in_an_index(tiny: Any, tmp: Path, canary: Path) -> None:
+    folder = model_copy(tiny, tmp)
+    os.rename(folder / "model.safetensors", folder / "decoy.safetensors")
+    torch.save(Payload(canary), folder / "weights.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(folder / "decoy.safetensors"), "weights.bin")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def weights_behind_a_link(tiny: Any, tmp: Path, canary: Path) -> None:
     """As the Hub's cache has them: a link to another folder of one's own is no payload."""
     folder = model_copy(tiny, tmp)
@@ -149,7 +156,7 @@ def nothing(tiny: Any, tmp: Path, canary: Path) -> None:
 # --- YAML and recipes ---------------------------------------------------------------------------------------------------------
 
 YAML = {
-    "apply": '!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.PosixPath ["{canary}"]]',
+    "apply": '!!python/object/apply:os.system ["touch {canary}"]',
     "name": "!!python/name:os.system",
     "module": "!!python/module:antigravity",
     "new": "!!python/object/new:pathlib.PosixPath [x]",
@@ -198,6 +205,12 @@ REFUSED: dict[str, tuple[Callable[[Any, Path, Path], None], str, str]] = {
         "--model.attn_implementation somebody/kernel",
         "attn_implementation",
     ),
+    "code beside a model: a tokenizer": (
+        code_for_a_tokenizer,
+        "prepare --out {tmp}/out --tokenizer {tmp}/model --length 8 --sources '[{{path: {tmp}/x.txt}}]'",
+        "brings code of its own (auto_map), which is never run",
+    ),
+    "pickle: named by an index of weights": (pickle_in_an_index, SCORE, "only .safetensors weights are read"),
     "path: weights outside their folder": (weights_outside, SCORE, "which is outside its folder"),
     **{
         f"YAML tag: {tag} in {what}": (yaml_of(tag, field), command, "x.yaml is not valid YAML")
@@ -212,7 +225,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Path, Path], None], str, str]] = {
     ),
     "recipe: an expression for a setting": (recipe(seed="${__import__('os').system('touch CANARY')}"), RUN, "unknown setting"),
     "recipe: a resolver for a setting": (recipe(dtype="${oc.env:HOME}"), RUN, "unknown setting 'oc.env:HOME'"),
-    "recipe: a class to be made": (recipe(training={"max_steps": 1, "fsdp_config": SUBPROCESS}), RUN, "class_path"),
+    "recipe: a class for a number": (recipe(training={"max_steps": SUBPROCESS}), RUN, "max_steps: a whole number is needed"),
     "recipe: a class for a model": (recipe(model=SUBPROCESS), RUN, "a config needs the field model_type"),
     "recipe: a class for an objective": (recipe(objective=SUBPROCESS), RUN, "objective: "),
     "recipe: a class for LoRA": (recipe(lora={"r": CALL}), RUN, "lora: r: a whole number is needed"),
@@ -233,6 +246,7 @@ def test_refused(
 ) -> None:
     write, command, says = REFUSED[name]
     write(tiny, tmp_path, canary)
+    (tmp_path / "x.txt").write_text("the cat sat on the mat and ran over seven small hills\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     done = tokensieve(*place(tiny, tmp_path, command))
     assert not canary.exists(), "it ran"
@@ -246,24 +260,18 @@ def test_refused(
 IGNORED: dict[str, tuple[Callable[[Any, Path, Path], None], str]] = {
     "pickle: beside the weights": (pickles_beside_the_weights, SCORE),
     "code beside a model: a type that transformers has": (code_for_a_known_type, SCORE),
-    "code beside a model: a tokenizer": (
-        code_for_a_tokenizer,
-        "prepare --out {tmp}/out --tokenizer {tmp}/model --length 8 --sources '[{{path: {tmp}/x.txt}}]'",
-    ),
+    "recipe: a class that stays a mapping": (recipe(training={"max_steps": 1, "fsdp_config": SUBPROCESS}), RUN),
     "path: weights behind a link of one's own": (weights_behind_a_link, SCORE),
 }
 
 
 @pytest.mark.parametrize("name", IGNORED)
-def test_ignored(name: str, tiny: Any, tmp_path: Path, canary: Path) -> None:
-    """In a process of its own, as a user starts it: a module that was imported before would not run again."""
+def test_ignored(name: str, tiny: Any, tmp_path: Path, canary: Path, tokensieve: Any) -> None:
     write, command = IGNORED[name]
     write(tiny, tmp_path, canary)
-    (tmp_path / "x.txt").write_text("the cat sat on the mat and ran over seven small hills\n")
-    words = [sys.executable, "-m", "tokensieve", *place(tiny, tmp_path, command)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, input="y\ny\n")
+    done = tokensieve(*place(tiny, tmp_path, command))
     assert not canary.exists(), "it ran"
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert (tmp_path / "out" / MANIFEST).exists()
 
 
@@ -336,7 +344,7 @@ def test_a_pickle_that_nothing_reads(
     assert not canary.exists()
 
 
-# --- paths in manifests ---------------------------------------------------------------------------------------------------------
+# --- paths in manifests ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -359,10 +367,14 @@ def folders(tiny: Any, tmp_path_factory: pytest.TempPathFactory, tokensieve: Any
 
 
 READERS = {
-    "corpus": ("check {x}", "train --out {tmp}/out --corpus {x} --model {base}", "score --out {tmp}/out --corpus {x} --model {base}"),
-    "scores": ("check {x}", "train --out {tmp}/out --corpus {corpus} --model {base} --scores {x} --objective.name rho1 --objective.ratio 0.5"),
-    "model": ("check {x}", "compare --out {tmp}/out --evaluation {root}/evaluation --runs.a {x} --target t"),
-    "evaluation": ("check {x}", "compare --out {tmp}/out --evaluation {x} --runs.a {root}/model --target t"),
+    "corpus": (
+        "check {x}",
+        "train --out {tmp}/out --corpus {x} --model {base}",
+        "score --out {tmp}/out --corpus {x} --model {base}",
+    ),
+    "scores": ("check {x}", "train --out {tmp}/out --corpus {corpus} --model {base} --scores {x} --objective.name rho1"),
+    "model": ("check {x}", "compare --out {tmp}/out --evaluation {root}/evaluation --runs.a {x} --baseline a --target t"),
+    "evaluation": ("check {x}", "compare --out {tmp}/out --evaluation {x} --runs.a {root}/model --baseline a --target t"),
     "dynamics": (
         "check {x}",
         "dynamics --out {tmp}/out --models {base}/model {root}/model/model --corpus {target} --scores {tscores} --selector {x}",
@@ -429,7 +441,7 @@ def test_path_in_the_note_of_a_part(tiny: Any, tmp_path: Path, tokensieve: Any) 
     assert (out / shard).read_bytes() == (tiny.scores / shard).read_bytes()
 
 
-# --- the terminal -----------------------------------------------------------------------------------------------------------------
+# --- the terminal ----------------------------------------------------------------------------------------------------------
 
 SEQUENCES = {
     "title": "\x1b]0;owned\x07",
@@ -450,14 +462,22 @@ def test_terminal_sequence_in_text(sequence: str, color: str, tiny: Any, tmp_pat
     row = {"id": f"id{text}", "text": f"the cat {text} sat on the mat " * 9, "source": f"web{text}"}
     (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
     source = f"[{{path: {tmp_path}/x.jsonl}}]"
-    made = tokensieve("prepare", "--out", tmp_path / "c", "--sources", source, "--tokenizer", tiny.corpus, "--length", 32)
+    made = tokensieve(
+        "prepare", "--out", tmp_path / "c", "--sources", source, "--tokenizer", tiny.corpus, "--length", 32
+    )
     assert made.code == 0, made.err
     scored = tokensieve("score", "--out", tmp_path / "s", "--model", tiny.base, "--corpus", tmp_path / "c")
     assert scored.code == 0, scored.err
-    shown = tokensieve("show", "--corpus", tmp_path / "c", "--scores", tmp_path / "s", "--by", "ref_nll", "--row", 0, color)
+    shown = tokensieve(
+        "show", "--corpus", tmp_path / "c", "--scores", tmp_path / "s", "--by", "ref_nll", "--row", 0, color
+    )
     assert shown.code == 0, shown.err
     checked = tokensieve("check", tmp_path / "c")
-    ours = ["\x1b[0m", *(f"\x1b[{n}m" for n in ("1;32", "2", "36", "33", "1;35", "1;36", "1;33"))] if color == "--color" else []
+    ours = (
+        ["\x1b[0m", *(f"\x1b[{n}m" for n in ("1;32", "2", "36", "33", "1;35", "1;36", "1;33"))]
+        if color == "--color"
+        else []
+    )
     for done in (made, shown, checked):
         seen = done.out
         for code in ours:

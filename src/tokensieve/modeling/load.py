@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,23 @@ def check_config(folder: Path) -> None:
     for key, value in _entries(config):
         if key.endswith("attn_implementation") and "/" in str(value):
             raise UserError(f"{folder / 'config.json'}: {key} names a kernel to download: {value}")
+        if key == "transformers_weights":
+            _check_weights(folder / "config.json", [value])
+    for path in sorted(folder.glob("*.index.json")):
+        index = read_json(path)
+        names = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(names, dict):
+            raise UserError(f"{path} has no weight_map: it is damaged")
+        _check_weights(path, names.values())
+
+
+def _check_weights(path: Path, names: Iterable[Any]) -> None:
+    """Weights elsewhere, in a pickle or below a folder would be loaded, and :func:`model_hash` would not know of them."""
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{path} names {name!r}, which is outside its folder")
+        if not name.endswith((".safetensors", ".safetensors.index.json")):
+            raise UserError(f"{path} names {name!r}: only .safetensors weights are read")
 
 
 def _types() -> Collection[str]:

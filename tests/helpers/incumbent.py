@@ -156,4 +156,6 @@ class Incumbent:
     def disk_full(self, limit: int) -> str:
         out = self.folder()
         full = self.run(out, faults={"file_limit": limit})
+        if not full.code:
+            return "no file that large"
         return f"{self.verdict(full, out)}; with room again: {self.verdict(self.run(out), out)}"

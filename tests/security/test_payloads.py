@@ -333,12 +333,16 @@ def test_pickle_in_a_checkpoint(
     assert "Traceback" not in done.err
 
 
-def test_a_pickle_that_nothing_reads(
-    stopped: tuple[list[str], Path], tmp_path: Path, canary: Path, tokensieve: Any
+@pytest.mark.parametrize("file", ["training_args.bin", "pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"])
+def test_pickle_that_nothing_reads(
+    file: str, stopped: tuple[list[str], Path], tmp_path: Path, canary: Path, tokensieve: Any
 ) -> None:
+    """torch unpickles the .metadata of a sharded checkpoint: only a run that asks for sharded checkpoints may come to it."""
     command, folder = stopped
     shutil.copytree(folder, tmp_path / "out")
-    torch.save(Payload(canary), tmp_path / "out" / "checkpoint-4" / "training_args.bin")
+    path = tmp_path / "out" / "checkpoint-4" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps(Payload(canary)))
     reseal(tmp_path / "out" / "checkpoint-4")
     assert tokensieve(*command, tmp_path / "out").code == 0
     assert not canary.exists()

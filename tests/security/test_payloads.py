@@ -383,7 +383,7 @@ READERS = {
         "check {x}",
         "dynamics --out {tmp}/out --models {base}/model {root}/model/model --corpus {target} --scores {tscores} --selector {x}",
     ),
-    "run": ("check {x}",),
+    "run": ("check {x}", "report {x}"),
 }  # fmt: skip
 
 

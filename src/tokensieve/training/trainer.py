@@ -186,7 +186,7 @@ class SelectiveTrainer(Guarded):
             probe_isolation(self.model, self.seam, ids)
         self.token_log.flops = token_flops(self.model, int(probe["input_ids"].shape[1]))
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        with self.guarded(), tensors_only(checkpoint and Path(checkpoint)):
+        with self.guarded(), tensors_only(Path(checkpoint) if checkpoint else None):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def get_batch_samples(

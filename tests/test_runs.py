@@ -51,6 +51,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file": "old"}
 
 
+def test_processes_of_one_number_on_two_machines_write_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In containers process ids repeat: two wrote the same temporary file, and the second to rename it found none."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with runs.atomic_file(tmp_path / "file", "w") as one, runs.atomic_file(tmp_path / "file", "w") as other:
+        one.write("same")
+        other.write("same")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file": "same"}
+
+
 def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     code = f"""

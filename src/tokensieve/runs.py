@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -78,7 +79,7 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open ``path`` for writing so that it appears whole or not at all: tmp -> fsync -> rename -> fsync of the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    tmp = path.with_name(f"{path.name}.{_mine()}.tmp")
     try:
         with names_file(path), open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
@@ -88,6 +89,11 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         sync(path.parent)
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def _mine() -> str:
+    """Part of a name that no other process has: containers of several machines share a folder, and process ids as well."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager
@@ -350,7 +356,7 @@ def start_folder(folder: Path | str, kind: str, config: Any, inputs: Mapping[str
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.tmp"
+        probe = folder / f".{_mine()}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as e:

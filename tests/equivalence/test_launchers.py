@@ -110,12 +110,89 @@ def test_the_first_process_does_what_cannot_be_shared(scored: Path, tmp_path: Pa
     assert len(json.loads((tmp_path / "eval" / "evaluation.json").read_text())) == 1
 
 
+def test_dynamics_is_shared_out(scored: Path, tmp_path: Path, tokensieve: Any) -> None:
+    """The other ranks left, as they do for verbs of one process, and the first waited for them for ever."""
+    corpora.model_folder(tmp_path / "later", seed=1)
+
+    def command(out: str) -> tuple[object, ...]:
+        models = f"[{scored}/model, {tmp_path}/later]"
+        return "dynamics", "--out", tmp_path / out, "--models", models, "--corpus", scored / "corpus", "--device", "cpu"
+
+    done = launched(*TORCHRUN, 2, "-m", "tokensieve", *command("two"))
+    assert done.returncode == 0, done.stderr
+    assert tokensieve(*command("one")).code == 0
+    assert_same_files(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.parametrize("verb", [("run", "demo", "--dry-run"), ("demo",)])
 def test_a_recipe_is_one_process(verb: tuple[str, ...], tokensieve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks would remove each other's stages."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = tokensieve(*verb)
     assert (done.code, "start its train and score stages by themselves" in done.error) == (2, True)
+
+
+# --- docs/cluster.md --------------------------------------------------------------------------------------------------------
+
+SRUN = """#!/bin/bash
+while [[ "$1" == -* ]]; do shift; done
+[ -n "$STAND_IN_CODE" ] && exit $STAND_IN_CODE
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & ranks="$ranks $!"; done
+highest=0
+for rank in $ranks; do wait $rank; code=$?; [ $code -gt $highest ] && highest=$code; done
+exit $highest
+"""
+
+
+def slurm_job(folder: Path, **env: str) -> tuple[int, str]:
+    """(exit code, stderr) of the page's job script, on stand-ins for Slurm's commands; ``requeued`` is there if it was."""
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    (folder / "job.sh").write_text(page.split("```bash\n")[1].split("```")[0])
+    requeue = f'[ "$1" = requeue ] && echo "$@" >> {folder}/requeued || echo localhost\n'
+    tokensieve = f'exec {sys.executable} -m tokensieve "$@"\n'
+    for name, text in (
+        ("srun", SRUN),
+        ("scontrol", "#!/bin/bash\n" + requeue),
+        ("tokensieve", "#!/bin/bash\n" + tokensieve),
+    ):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    given = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x", **env}
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "job.sh"], cwd=folder, env=environment(PATH=path, **given), capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_the_slurm_script_trains(scored: Path, tmp_path: Path, tokensieve: Any) -> None:
+    """Two tasks with what Slurm sets are the two ranks of one run."""
+    fields = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "use_cpu": True}
+    config = {
+        **{name: str(scored / name) for name in ("corpus", "model")},
+        "out": str(tmp_path / "two"),
+        "scores": [str(scored / "alone")],
+        "objective": {"name": "rho1", "ratio": 0.4},
+        "training": {**fields, "save_strategy": "no", "logging_steps": 1, "per_device_train_batch_size": 2},
+    }
+    (tmp_path / "train.yaml").write_text(json.dumps(config))
+    code, said = slurm_job(tmp_path)
+    assert (code, (tmp_path / "requeued").exists()) == (0, False), said
+    assert tokensieve(*train(scored, tmp_path / "one", "--training.per_device_train_batch_size", 4)).code == 0
+    found, wanted = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("two", "one"))
+    assert tiny_models.gap(found, wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("code", "again"), [("138", True), ("143", True), ("1", True), ("2", False), ("3", False)])
+def test_the_slurm_script_requeues_what_can_go_on(code: str, again: bool, tmp_path: Path) -> None:
+    """A job that is requeued for bad input or NaN comes back for ever."""
+    assert slurm_job(tmp_path, STAND_IN_CODE=code)[0] == int(code)
+    assert (tmp_path / "requeued").exists() == again
+
+
+def test_the_slurm_script_gives_up(tmp_path: Path) -> None:
+    assert slurm_job(tmp_path, STAND_IN_CODE="1", SLURM_RESTART_COUNT="20")[0] == 1
+    assert not (tmp_path / "requeued").exists()
 
 
 def test_ranks_wait_for_longer_than_gloo_does(tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def test_a_damaged_shard_is_refused_before_training(kind: str, how: str, stand: 
     assert trials.damage_shard(stand, kind, how) is None
 
 
+@pytest.mark.parametrize("what", ["packing", "model"])
+def test_foreign_scores_are_refused_before_training(what: str, stand: trials.Stand) -> None:
+    """They are as long as the corpus's and are numbers of the right size."""
+    assert trials.foreign_scores(stand, what) is None
+
+
 @pytest.mark.parametrize("what", trials.CHANGES)
 def test_a_changed_run_is_refused_saying_what_changed(what: str, stand: trials.Stand) -> None:
     assert trials.change(stand, what) is None

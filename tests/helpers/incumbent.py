@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     model = tiny.llama(attention_dropout=0.2)
     trainer = Broken(model, args, train_dataset=data, data_collator=default_data_collator, callbacks=[Callback()])
     trainer.train(resume_from_checkpoint=True if list(Path(out).glob("checkpoint-*")) else None)
-    if trainer.state.global_step == STEPS:
+    if trainer.state.global_step >= STEPS:  # resumed from its last checkpoint in the middle of an epoch it goes on
         trainer.save_model(f"{out}/model")
         left_out = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
         log = [{k: v for k, v in line.items() if k not in left_out} for line in trainer.state.log_history]
@@ -93,8 +93,10 @@ class Incumbent:
     def verdict(self, done: faults.Result, out: Path) -> str:
         if done.code:
             return f"crash: {done.error.split(':')[0].split('.')[-1]}"
+        if any(int(p.name.split("-")[1]) > STEPS for p in out.glob("checkpoint-*")):
+            return "steps past max_steps, silently"
         found = outcome(out)
-        if found["model/model.safetensors"] != self.whole["model/model.safetensors"]:
+        if found.get("model/model.safetensors") != self.whole["model/model.safetensors"]:
             return "other weights, silently"
         return "exact" if found == self.whole else "same weights, other log"
 
@@ -154,4 +156,6 @@ class Incumbent:
     def disk_full(self, limit: int) -> str:
         out = self.folder()
         full = self.run(out, faults={"file_limit": limit})
+        if not full.code:
+            return "no file that large"
         return f"{self.verdict(full, out)}; with room again: {self.verdict(self.run(out), out)}"

@@ -45,7 +45,10 @@ def untied() -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """``same``: the number of rows over all ranks that a micro-batch must keep. ``narrow``: also one row at a time."""
+    """``same``: the number of rows over all ranks that a micro-batch must keep. ``narrow``: also one row at a time.
+
+    ``short``: rows that the last step lacks.
+    """
 
     made: Objective
     same: int | None = None
@@ -54,12 +57,14 @@ class Case:
     fields: dict[str, Any] = field(default_factory=dict)
     sharded: bool = False
     empty: tuple[int, ...] = ()
+    short: int = 0
 
 
 # What accelerate does by default: the embedding, each layer, and norm with head are a unit each; tied: first and last are one.
 LAYERS = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
 # Every linear layer is a unit of its own: the head's weight is there while the head is called, and at no other time.
 LINEAR = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer", "Linear"]}}
+CHECKPOINTING = {"gradient_checkpointing": True}
 # The rows of the last rank of two, and of the last two of four, in every second step.
 EMPTY = tuple(
     row for step in range(0, MAX_STEPS, 2) for row in range(step * GLOBAL_BATCH + 4, (step + 1) * GLOBAL_BATCH)
@@ -73,12 +78,15 @@ CASES = {
     "step": Case(objective("rho1", ratio=0.4, scope="step"), narrow=True),
     "threshold": Case(rank_cases.threshold(), narrow=True),
     "empty rank": Case(objective("rho1", ratio=0.4, scope="step"), empty=EMPTY),
-    "checkpointing": Case(objective("rho1", ratio=0.4, scope="sequence"), fields={"gradient_checkpointing": True}),
+    "checkpointing": Case(objective("rho1", ratio=0.4, scope="sequence"), fields=CHECKPOINTING),
     "lora": Case(objective("rho1", ratio=0.4, scope="sequence"), model=lora),
     "fsdp": Case(objective("rho1", ratio=0.4, scope="sequence"), fields=LAYERS, sharded=True),
     "fsdp, tied": Case(objective("rho1", ratio=0.4, scope="step"), model=tied, fields=LAYERS, sharded=True),
     "fsdp, tied, batch": Case(objective("rho1", ratio=0.4), same=4, model=tied, fields=LAYERS, sharded=True),
     "fsdp, head alone": Case(objective("rho1", ratio=0.4), same=4, fields=LINEAR, sharded=True),
+    "fsdp, uneven end": Case(objective("rho1", ratio=0.4, scope="step"), fields=LAYERS, sharded=True, short=5),
+    "fsdp, checkpointing": Case(objective("rho1", ratio=0.4), same=4, fields={**LAYERS, **CHECKPOINTING}, sharded=True),
+    "fsdp, lora": Case(objective("rho1", ratio=0.4, scope="sequence"), model=lora, fields=LAYERS, sharded=True),
     "fsdp, threshold, empty rank": Case(rank_cases.threshold(), fields=LINEAR, sharded=True, empty=EMPTY),
 }
 
@@ -97,7 +105,7 @@ def run_case(
     """The weights after the last step."""
     model = case.model()
     fields = {k: v for k, v in case.fields.items() if num_ranks > 1 or not k.startswith("fsdp")}
-    data = tiny.rows(steps * GLOBAL_BATCH)
+    data = tiny.rows(steps * GLOBAL_BATCH - case.short)
     if case.empty:
         labels = [[-100] * tiny.LENGTH if i in case.empty else row for i, row in enumerate(data["labels"])]
         data = data.remove_columns("labels").add_column("labels", labels)

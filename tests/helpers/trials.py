@@ -171,6 +171,45 @@ def damage_shard(stand: Stand, kind: str, how: str) -> str | None:
     return None
 
 
+FOREIGN: dict[str, tuple[dict[str, object], str]] = {
+    "corpus": ({"seed": 1}, "another corpus"),
+    "tokenizer": ({"tokenizer": None, "vocab_size": 290}, "another tokenizer"),
+    "length of rows": ({"length": 16, "shard_tokens": 64}, "another window (row length)"),
+    "packing": ({"isolate_documents": True}, "another window (isolate_documents)"),
+}
+
+
+def foreign_scores(stand: Stand, what: str) -> str | None:
+    """Scores of the same text packed or tokenized otherwise, of other text, or a shard of another model's: refused by name."""
+    import corpora
+
+    folder, out = stand.folder("foreign"), stand.folder("out")
+    scores, says = folder / "scores", "has other bytes than were written (hash differs)"
+    corpus, model = stand.bench.corpus, stand.bench.model
+    if what == "model":
+        model = corpora.model_folder(folder / "model", seed=1)
+    else:
+        fields, says = FOREIGN[what]
+        text = corpora.write_text(folder / "text", num_files=12, seed=1) if what == "corpus" else stand.root / "text"
+        given = {"tokenizer": str(corpus), "vocab_size": None, **{k: v for k, v in fields.items() if k != "seed"}}
+        corpus = corpora.corpus(folder / "corpus", text, **given)
+    scored = stand.zygote("score", "--out", scores, "--model", model, "--corpus", corpus)
+    assert scored.code == 0, scored.log
+    if what == "model":  # its manifest says so of a whole folder: a shard of it among good ones
+        shutil.copytree(stand.bench.scores, folder / "mixed")
+        shutil.copy(scores / "rows-00001.arrow", folder / "mixed" / "rows-00001.arrow")
+        scores = folder / "mixed"
+    done = stand.zygote(*stand.bench.train(out, scores=scores))
+    if (
+        done.code != 2
+        or says not in done.error
+        or str(scores) not in done.error
+        or (out.exists() and any(out.iterdir()))
+    ):
+        return f"scores of another {what}: exit code {done.code}, said: {done.error}"
+    return None
+
+
 def damage_unfinished_scores(stand: Stand, how: str) -> str | None:
     """A shard damaged between a kill and the next start is scored again, and said so."""
     out = stand.folder("scoring")

@@ -73,6 +73,20 @@ def test_each_damage_to_each_file_is_found(how: str, copy: Path) -> None:
         verify(last)
 
 
+def test_a_flipped_bit_in_a_sharded_checkpoint_is_found(copy: Path) -> None:
+    """torch's own loader of sharded checkpoints gives other numbers and says nothing."""
+    from torch.distributed import checkpoint as sharded
+
+    last = numbered(copy)[-1]
+    sharded.save({"w": torch.ones(64)}, checkpoint_id=last / "pytorch_model_fsdp_0")
+    checkpoints.seal(last, Split(1, 2, 2), checkpoints.log_bytes(last))
+    verify(last)
+    shard = next(last.rglob("*.distcp"))
+    faults.flip_bit(shard)
+    with pytest.raises(UserError, match=rf"pytorch_model_fsdp_0/{shard.name} has other bytes than were written"):
+        verify(last)
+
+
 def test_the_last_good_one_is_taken_and_damaged_ones_are_set_aside(copy: Path) -> None:
     said: list[str] = []
     assert last_good(copy, said.append) == copy / "checkpoint-3"

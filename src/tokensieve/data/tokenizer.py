@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokensieve.runs import UserError, file_hash, hash_json
+from tokensieve.runs import UserError, file_hash, hash_json, read_json
 
 EOS = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # 256 bytes and EOS
@@ -34,12 +34,20 @@ def load_tokenizer(path: Path | str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as e:  # transformers raises whatever its parsers raise
+        if _brings_code(folder):
+            raise UserError(f"tokenizer {folder} brings code of its own (auto_map), which is never run") from None
         raise UserError(f"tokenizer {folder} cannot be loaded: {' '.join(str(e).split())[:300]}") from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"tokenizer {folder} is not a fast tokenizer (tokenizers library), which prepare needs")
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {folder} has no EOS token: set eos_token, documents end with it")
     return tokenizer
+
+
+def _brings_code(folder: Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    return isinstance(config, dict) and "auto_map" in config
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,39 @@ def check_config(folder: Path) -> None:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not config.get("model_type"):
         raise UserError(f"{folder / 'config.json'} names no model_type")
+    if config.get("auto_map") and not _is_known(config["model_type"]):
+        raise UserError(
+            f"{folder} brings code of its own (auto_map), which is never run: only types of model that transformers has "
+            f"can be used, not {config['model_type']!r}"
+        )
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds an adapter for another model: merge the two and give the merged model")
     for key, value in _entries(config):
         if key.endswith("attn_implementation") and "/" in str(value):
             raise UserError(f"{folder / 'config.json'}: {key} names a kernel to download: {value}")
+        if key == "transformers_weights":
+            _check_weights(folder / "config.json", [value])
+    for path in sorted(folder.glob("*.index.json")):
+        index = read_json(path)
+        names = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(names, dict):
+            raise UserError(f"{path} has no weight_map: it is damaged")
+        _check_weights(path, names.values())
+
+
+def _check_weights(path: Path, names: Iterable[Any]) -> None:
+    """Weights elsewhere, in a pickle or below a folder would be loaded, and :func:`model_hash` would not know of them."""
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{path} names {name!r}, which is outside its folder")
+        if not name.endswith((".safetensors", ".safetensors.index.json")):
+            raise UserError(f"{path} names {name!r}: only .safetensors weights are read")
+
+
+def _is_known(model_type: object) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return str(model_type) in CONFIG_MAPPING
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -31,8 +31,9 @@ def refuse_fields(given: Mapping[str, Any]) -> None:
     for name, why in REFUSED.items():
         if given.get(name):
             raise UserError(f"training.{name} is not supported: {why}")
-    if hub := sorted(name for name in given if name.startswith("hub_")):
-        raise UserError(f"training.{hub[0]} is not supported: {REFUSED['push_to_hub']}")
+    for prefix, why in (("hub_", REFUSED["push_to_hub"]), ("trackio_", "trackio's logs stay on this machine")):
+        if names := sorted(name for name in given if name.startswith(prefix)):
+            raise UserError(f"training.{names[0]} is not supported: {why}")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         raise UserError(f"accelerate launch was told to use DeepSpeed: {DEEPSPEED}")
 

@@ -56,8 +56,11 @@ class ScoreConfig:
     """cpu, cuda or cuda:0; the GPU where there is one."""
 
 
-def run(config: ScoreConfig) -> Path:
-    """Write the scores folder of docs/formats.md; shards that an interrupted run finished are kept."""
+def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
+    """Write the scores folder of docs/formats.md; shards that an interrupted run finished are kept.
+
+    ``part``: only the shards of this one of many processes that need not run at the same time, see cluster.py.
+    """
     from ..data.corpus import open_corpus
     from ..modeling.load import check_tokenizer, model_hash
 
@@ -73,13 +76,15 @@ def run(config: ScoreConfig) -> Path:
     }
     if not start_folder(out, "scores", settings, inputs):
         return out
-    ranks = launch.ranks()
+    ranks = part or launch.ranks()
     bind_unfinished(out, "scores", settings, inputs, write=False)
     scorer = _scorer(config, corpus, ranks)
     # Only now: a config that is refused above must not leave a mark that the next one trips over.
-    bind_unfinished(out, "scores", settings, inputs, write=ranks.rank == 0)
-    with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
+    bind_unfinished(out, "scores", settings, inputs, write=bool(part) or ranks.rank == 0)
+    with locked(out) if ranks.rank == 0 and not part else contextlib.nullcontext(), writing(out):
         flops = write_shards(config, scorer, corpus, out, ranks)
+        if part:
+            return out  # others may still be at work: a run without a part finishes the folder
         launch.wait_for_all(ranks)
         if ranks.rank == 0:
             _finish(out, config, corpus, settings, inputs, flops)

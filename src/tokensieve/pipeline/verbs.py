@@ -71,6 +71,7 @@ VERBS: dict[str, Verb] = {
         "dynamics:DynamicsConfig",
         "every token's nll over the checkpoints, and the paper's four classes",
         "tokensieve dynamics --out runs/x/dynamics --models runs/x/base/model runs/x/clm --corpus runs/x/validation",
+        ranks="all",
     ),
     "show": Verb(
         "show:ShowConfig",

@@ -10,11 +10,13 @@ far the token log had come.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from ..runs import (
@@ -169,6 +171,33 @@ def _aside(checkpoint: Path) -> Path:
 def _set_aside(checkpoint: Path) -> None:
     shutil.rmtree(_aside(checkpoint), ignore_errors=True)
     checkpoint.rename(_aside(checkpoint))
+
+
+@contextlib.contextmanager
+def tensors_only(checkpoint: Path | None) -> Iterator[None]:
+    """torch refuses a file that would run code, without saying which, and tells how to run it: a UserError that names it."""
+    try:
+        yield
+    except UnpicklingError:
+        if checkpoint is None or (path := _pickle_in(checkpoint)) is None:
+            raise
+        raise UserError(
+            f"{path} holds more than tensors and numbers, which may be code: it is not loaded; remove {checkpoint} to go on "
+            "from the checkpoint before it"
+        ) from None
+
+
+def _pickle_in(checkpoint: Path) -> Path | None:
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    for path in sorted(p for p in checkpoint.rglob("*") if p.suffix in (".pt", ".pth", ".bin")):
+        try:
+            with safe_globals():
+                torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        except UnpicklingError:
+            return path
+    return None
 
 
 def check_split(checkpoint: Path, now: Split, *, ranks_rows_together: bool) -> None:

@@ -29,6 +29,7 @@ from ..data.rows import EpochSampler, Rows, collate
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
 from ..runs import UserError
+from .checkpoints import tensors_only
 from .guarded import Guarded
 from .guards import GuardConfig
 from .progress import TokenProgress
@@ -185,7 +186,7 @@ class SelectiveTrainer(Guarded):
             probe_isolation(self.model, self.seam, ids)
         self.token_log.flops = token_flops(self.model, int(probe["input_ids"].shape[1]))
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        with self.guarded():
+        with self.guarded(), tensors_only(Path(checkpoint) if checkpoint else None):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def get_batch_samples(

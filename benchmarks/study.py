@@ -1,7 +1,7 @@
 """Run a recipe with several seeds and say what came out: mean, spread, paired differences.
 
     python benchmarks/study.py demo --seeds 0 1 2 --out runs/study-demo
-    python benchmarks/study.py math-tiny --seeds 0 --out runs/study-math --set '{data: ../shared/data/math}'
+    python benchmarks/study.py math-tiny --seeds 0 --out runs/study-math --set '{data: data/math}'
 
 Each seed is a run of its own (<out>/seed-0 ...): what is done is skipped, so a study that was stopped goes on. The seed
 changes weights, row order and random masks; text and tokenizer stay the same. Writes study.md and study.json.

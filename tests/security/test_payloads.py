@@ -1,5 +1,5 @@
-"""Files that somebody else made, through the command line: none of them may run code, reach out of its folder, or reach a
-terminal. What stands before the first colon of a name is the row of docs/reliability.md that it counts for.
+"""Files that somebody else made, through the command line: none of them may run code. What stands before the
+first colon of a name is the row of docs/reliability.md that it counts for.
 
 Every payload, where it succeeds, touches the file ``canary``.
 """
@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from resealed import reseal
 from safetensors.torch import load_file, save_file
 
-from tokensieve import cli
-from tokensieve.runs import MANIFEST, file_hash, read_manifest
-from tokensieve.training.checkpoints import Split, seal
+from tokensieve.runs import MANIFEST
 
 TRAIN = "train --out {tmp}/out --corpus {corpus} --model {base} --training.max_steps 1"
 SCORE = "score --out {tmp}/out --corpus {corpus} --model {tmp}/model"
@@ -292,28 +291,6 @@ def test_an_objective_of_code_runs_where_it_is_allowed(
 # --- checkpoints --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def stopped(tiny: Any, tmp_path_factory: pytest.TempPathFactory, tokensieve: Any) -> tuple[list[str], Path]:
-    """(command, folder) of a run as a kill between its last checkpoint and its end leaves it."""
-    out = tmp_path_factory.mktemp("stopped") / "out"
-    command = ["train", "--corpus", str(tiny.corpus), "--model", str(tiny.base), "--training.max_steps", "4"]
-    command += ["--training.save_steps", "2", "--out"]
-    assert tokensieve(*command, out).code == 0
-    manifest = read_manifest(out, "model")
-    note = {key: manifest[key] for key in ("fingerprint", "config", "inputs")}
-    (out / "work.json").write_text(json.dumps(note))
-    (out / MANIFEST).unlink()
-    shutil.rmtree(out / "model")
-    return command, out
-
-
-def reseal(checkpoint: Path) -> None:
-    """A manifest that fits: hashes find damage, they do not prove who wrote a file."""
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
-    more = {key: manifest[key] for key in manifest["sealed"] if key != "token_log"}
-    seal(checkpoint, Split(**manifest["config"]["split"]), manifest["token_log"]["bytes"], **more)
-
-
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
 def test_pickle_in_a_checkpoint(
     file: str, stopped: tuple[list[str], Path], tmp_path: Path, canary: Path, tokensieve: Any
@@ -353,153 +330,3 @@ def test_pickle_that_nothing_reads(
     reseal(tmp_path / "out" / "checkpoint-4")
     assert tokensieve(*command, tmp_path / "out").code == code
     assert not canary.exists()
-
-
-# --- paths in manifests ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folders(tiny: Any, tmp_path_factory: pytest.TempPathFactory, tokensieve: Any) -> Path:
-    """One folder of each kind that has a manifest."""
-    root = tmp_path_factory.mktemp("kinds")
-    for name, source in (("corpus", tiny.corpus), ("scores", tiny.scores), ("model", tiny.clm)):
-        shutil.copytree(source, root / name)
-
-    def made(verb: str, name: str, *words: object) -> None:
-        done = tokensieve(verb, "--out", root / name, *words)
-        assert done.code == 0, done.err
-
-    made("evaluate", "evaluation", "--models.a", tiny.clm, "--sets.t", tiny.target)
-    made("dynamics", "dynamics", "--models", f"[{tiny.base}/model, {tiny.clm}/model]", "--corpus", tiny.target)
-    stages = {"corpus": {"verb": "prepare", "sources": [{"path": str(tiny.text / "target.jsonl")}], "length": 8}}
-    (root / "x.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    assert tokensieve("run", root / "x.yaml", "--out", root / "run").code == 0
-    return root
-
-
-READERS = {
-    "corpus": (
-        "check {x}",
-        "train --out {tmp}/out --corpus {x} --model {base}",
-        "score --out {tmp}/out --corpus {x} --model {base}",
-    ),
-    "scores": ("check {x}", "train --out {tmp}/out --corpus {corpus} --model {base} --scores {x} --objective.name rho1"),
-    "model": ("check {x}", "compare --out {tmp}/out --evaluation {root}/evaluation --runs.a {x} --baseline a --target t"),
-    "evaluation": ("check {x}", "compare --out {tmp}/out --evaluation {x} --runs.a {root}/model --baseline a --target t"),
-    "dynamics": (
-        "check {x}",
-        "dynamics --out {tmp}/out --models {base}/model {root}/model/model --corpus {target} --scores {tscores} --selector {x}",
-    ),
-    "run": ("check {x}", "report {x}"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("way", ["../secret", "absolute", "link"])
-@pytest.mark.parametrize(("kind", "command"), [(k, c) for k, commands in READERS.items() for c in commands])
-def test_path_in_a_manifest(
-    kind: str, command: str, way: str, folders: Path, tiny: Any, tmp_path: Path, tokensieve: Any
-) -> None:
-    """A file outside, named with its right size and hash: a reader that trusts the manifest reads it, and tells of it."""
-    folder, secret = tmp_path / "given", tmp_path / "secret"
-    shutil.copytree(folders / kind, folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    first = next(e for e in manifest["files"] if e["file"] in {s["file"] for s in manifest.get("shards", [e])})
-    name = {"../secret": "../secret", "absolute": str(secret), "link": first["file"]}[way]
-    os.rename(folder / first["file"], secret)
-    if way == "link":
-        (folder / name).symlink_to(secret)
-    for shard in manifest.get("shards", []):
-        shard["file"] = name if shard["file"] == first["file"] else shard["file"]
-    first |= {"file": name, "bytes": secret.stat().st_size, "hash": file_hash(secret)}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    tscores = folders / "scores-of-target"
-    if "tscores" in command and not tscores.exists():
-        assert tokensieve("score", "--out", tscores, "--model", tiny.base, "--corpus", tiny.target).code == 0
-    places = {"x": folder, "tmp": tmp_path, "root": folders, "tscores": tscores}
-    places |= {n: getattr(tiny, n) for n in ("corpus", "base", "target")}
-    done = tokensieve(*(w.format(**places) for w in shlex.split(command)))
-    assert done.code == 2, done.out + done.err
-    assert f"names {name!r}, which is outside its folder" in done.error
-    assert not (tmp_path / "out" / MANIFEST).exists()
-
-
-def test_path_in_a_checkpoint(stopped: tuple[list[str], Path], tmp_path: Path, tokensieve: Any) -> None:
-    """A checkpoint whose optimizer is a link to a file outside is not gone on from."""
-    command, folder = stopped
-    shutil.copytree(folder, tmp_path / "out")
-    last = tmp_path / "out" / "checkpoint-4"
-    os.rename(last / "optimizer.pt", tmp_path / "secret")
-    (last / "optimizer.pt").symlink_to(tmp_path / "secret")
-    reseal(last)
-    done = tokensieve(*command, tmp_path / "out")
-    assert done.code == 0, done.err
-    assert "names 'optimizer.pt', which is outside its folder; this checkpoint is set aside" in done.err
-
-
-def test_path_in_the_note_of_a_part(tiny: Any, tmp_path: Path, tokensieve: Any) -> None:
-    """parts/ speaks for the shards of an unfinished score: what it names outside is not taken for one."""
-    out = tmp_path / "out"
-    shutil.copytree(tiny.scores, out)
-    (out / MANIFEST).unlink()
-    (tmp_path / "secret").write_text("x")
-    shard = min(p.name for p in out.glob("rows-*.arrow"))
-    (out / "parts").mkdir()
-    note = {"file": "../secret", "bytes": 1, "hash": file_hash(tmp_path / "secret")}
-    (out / "parts" / f"{shard}.json").write_text(json.dumps(note))
-    (out / shard).write_text("no shard")
-    done = tokensieve("score", "--out", out, "--model", tiny.base, "--corpus", tiny.corpus)
-    assert done.code == 0, done.err
-    assert (out / shard).read_bytes() == (tiny.scores / shard).read_bytes()
-
-
-# --- the terminal ----------------------------------------------------------------------------------------------------------
-
-SEQUENCES = {
-    "title": "\x1b]0;owned\x07",
-    "clear": "\x1b[2J\x1b[H",
-    "link": "\x1b]8;;http://x\x1b\\click\x1b]8;;\x1b\\",
-    "eight bit": "\x9b2J\x90q\x9c",
-    "carriage": "all good\r\x08\x08",
-    "bidi": "\u202egnp.exe\u2066",
-    "invisible": "a\u200bb\U000e0041",
-}
-
-
-@pytest.mark.parametrize("sequence", SEQUENCES)
-@pytest.mark.parametrize("color", ["--color", "--no-color"])
-def test_terminal_sequence_in_text(sequence: str, color: str, tiny: Any, tmp_path: Path, tokensieve: Any) -> None:
-    """In a document, its name and its source's: a crawled page could retitle the window, or hide what stands beside it."""
-    text = SEQUENCES[sequence]
-    row = {"id": f"id{text}", "text": f"the cat {text} sat on the mat " * 9, "source": f"web{text}"}
-    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
-    source = f"[{{path: {tmp_path}/x.jsonl}}]"
-    made = tokensieve(
-        "prepare", "--out", tmp_path / "c", "--sources", source, "--tokenizer", tiny.corpus, "--length", 32
-    )
-    assert made.code == 0, made.err
-    scored = tokensieve("score", "--out", tmp_path / "s", "--model", tiny.base, "--corpus", tmp_path / "c")
-    assert scored.code == 0, scored.err
-    shown = tokensieve(
-        "show", "--corpus", tmp_path / "c", "--scores", tmp_path / "s", "--by", "ref_nll", "--row", 0, color
-    )
-    assert shown.code == 0, shown.err
-    checked = tokensieve("check", tmp_path / "c")
-    ours = (
-        ["\x1b[0m", *(f"\x1b[{n}m" for n in ("1;32", "2", "36", "33", "1;35", "1;36", "1;33"))]
-        if color == "--color"
-        else []
-    )
-    for done in (made, shown, checked):
-        seen = done.out
-        for code in ours:
-            seen = seen.replace(code, "")
-        left = {c for c in seen if not (c.isprintable() or c == "\n")}
-        assert not left, f"{left} in {seen!r}"
-    assert "the cat" in shown.out or "cat" in shown.out
-
-
-def test_terminal_sequence_in_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An error quotes what it refuses."""
-    name = "\x1b]0;owned\x07corpus"
-    assert cli.main(["check", str(tmp_path / name)]) == 2
-    assert "\x1b" not in capsys.readouterr().err

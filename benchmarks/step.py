@@ -77,26 +77,24 @@ def main() -> None:
     parser.add_argument("--keep_logits", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/step-<date>-<device>.{md,json}")
+    parser.add_argument("--name", default="step", help="of the results files")
     args = parser.parse_args()
     records = []
     for name in args.models:
         records.append(measure(args, name))
-        print("  ".join(f"{k} {v}" for k, v in (times(records[-1]) | absolute(records[-1])).items()), flush=True)
+        show(args, records)  # after each model: what comes later may be stopped
         gc.collect()
+
+
+def show(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
     about = (
         f"Time of a step over that of the plain HF Trainer, median (lowest-highest) of {args.rounds} rounds, and in "
         f"brackets the bound from FLOPs; {args.rows} rows of {args.length} tokens, ratio {args.ratio}, AdamW, "
         f"{'bfloat16 autocast' if args.device != 'cpu' else 'float32'} on {args.device}, keep_logits {args.keep_logits}. "
         "Peak memory: of one first step, above the weights, gradients and optimizer state included."
     )
-    report(
-        "step",
-        "One optimizer step",
-        about,
-        [[times(r) for r in records], [absolute(r) for r in records]],
-        records,
-        save=args.save,
-    )
+    tables = [[times(r) for r in records], [absolute(r) for r in records]]
+    report(args.name, "One optimizer step", about, tables, records, save=args.save)
 
 
 def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def show(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
         f"Time of a step over that of the plain HF Trainer, median (lowest-highest) of {args.rounds} rounds, and in "
         f"brackets the bound from FLOPs; {args.rows} rows of {args.length} tokens, ratio {args.ratio}, AdamW, "
         f"{'bfloat16 autocast' if args.device != 'cpu' else 'float32'} on {args.device}, keep_logits {args.keep_logits}. "
-        "Peak memory: of one first step, above the weights, gradients and optimizer state included."
+        "Peak memory: of two steps, above the weights; gradients and optimizer state (which the first step makes) included."
     )
     tables = [[times(r) for r in records], [absolute(r) for r in records]]
     report(args.name, "One optimizer step", about, tables, records, save=args.save)
@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
 
     interleaved({way: partial(run, way) for way in ways}, args.rounds)
     seconds = {way: values[1:] for way, values in seconds.items()}  # the first round warmed up
-    peak = {way: peak_memory(partial(step_seconds, ways[way], args, 0), args.device) for way in ways}
+    peak = {way: peak_memory(partial(step_seconds, ways[way], args), args.device) for way in ways}
     flops = token_flops(student, args.length)
     return {
         "model": name,
@@ -164,17 +164,16 @@ def arguments(folder: str, args: argparse.Namespace, steps: int) -> Any:
     )
 
 
-def step_seconds(make: Callable[[Any], Any], args: argparse.Namespace, timed_steps: int | None = None) -> float:
+def step_seconds(make: Callable[[Any], Any], args: argparse.Namespace) -> float:
     """Seconds a step over the steps after the first, of a new trainer."""
-    steps = args.steps if timed_steps is None else timed_steps
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        trainer = make(arguments(folder, args, steps + 1))
+        trainer = make(arguments(folder, args, args.steps + 1))
         ends = note_ends(trainer, args.device)
         trainer.train()
         trainer.model.zero_grad(set_to_none=True)
         if hasattr(trainer, "seam"):
             trainer.seam.close()
-    return (ends[-1] - ends[0]) / max(1, steps)
+    return (ends[-1] - ends[0]) / args.steps
 
 
 def note_ends(trainer: Any, device: str) -> list[float]:

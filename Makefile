@@ -31,8 +31,10 @@ test: setup ## the test suite: offline, on CPU
 demo: setup ## the whole method on text found on this machine; leaves runs/demo
 	$(BIN)/tokensieve demo
 
-# Large pages where torch asks for much memory: without them half of a step is the kernel's, clearing pages, and the ratios swing.
-bench: export THP_MEM_ALLOC_ENABLE = 1
+# jemalloc, where it is installed, keeps what was freed. Given back to the kernel and asked for again, memory costs up to a second
+# a GiB on a virtual machine: a third of a step then went into clearing pages, and ratios swung by a third.
+bench: export LD_PRELOAD = $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
+bench: export MALLOC_CONF = oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
 bench: setup ## head, step and scoring against what others use: half an hour; pip install trl lm_eval for their rows
 	$(BIN)/python benchmarks/head.py --tokens 1024 --save
 	$(BIN)/python benchmarks/head.py --shapes 2048x128000 1536x256000 --ratios 0.6 --tokens 8192 --ways dense kept recompute \

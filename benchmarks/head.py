@@ -12,7 +12,8 @@ trl        TRL's fused log-prob head (trl >= 1.16), as its SFTTrainer calls it: 
 liger, cce Liger's and Apple's fused heads, what is not kept has no target; where they are installed and run (a GPU)
 
 dense, torch, liger and cce are given the mask beforehand, which spares them the pass that finds it; ours and trl find it.
-Memory is the peak above the inputs, once with and once without the gradients of hidden states and head.
+Memory is the peak above the inputs, once with and once without the gradients of hidden states and head. Errors are those
+of the first 512 tokens' loss and gradients against dense in float64.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from torch.nn import functional as F
 import tokensieve as ts
 
 SHAPES = ("2048x32000", "2048x128000", "896x152000", "1536x256000")  # D x V
+CHECKED_TOKENS = 512
 Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def dense(hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
     logits = hidden @ weight.T
-    return F.cross_entropy(logits.float(), targets.masked_fill(~keep, -100), reduction="sum")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets.masked_fill(~keep, -100), reduction="sum")
 
 
 def ours(keep_logits: bool, hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
@@ -103,9 +106,10 @@ def main() -> None:
             print("  ".join(f"{k} {v}" for k, v in (times(records[-1]) | memory(records[-1])).items()), flush=True)
     about = (
         f"Ratios to dense, {args.rounds} rounds, median (lowest-highest); {args.tokens} tokens, {args.dtype} on {args.device}. "
-        "Memory: peak above the inputs, and the same without the gradients of hidden states and head."
+        "Memory: peak above the inputs, and the same without the gradients of hidden states and head. Errors: of the loss, and "
+        f"the larger of the two gradients', relative to dense in float64, {min(args.tokens, CHECKED_TOKENS)} tokens."
     )
-    tables = [[memory(r) for r in records]] if args.memory_only else [[f(r) for r in records] for f in (times, memory)]
+    tables = [[f(r) for r in records] for f in ((memory, errors) if args.memory_only else (times, memory, errors))]
     report(args.name, "Weighted head against others", about, tables, records, save=args.save)
 
 
@@ -146,8 +150,30 @@ def measure(args: argparse.Namespace, ways: dict[str, Way], width: int, vocab: i
         hidden.grad = weight.grad = None  # freed inside, they would count as a gain
         peak[name] = peak_memory(one, args.device)
     gradients = (hidden.numel() + weight.numel()) * hidden.element_size()
+    hidden.grad = weight.grad = None
+    some = [x.detach()[:CHECKED_TOKENS] for x in (hidden, targets, keep)]
     size = {"d": width, "V": vocab, "tokens": args.tokens, "dtype": args.dtype, "device": args.device, "ratio": ratio}
-    return {**size, "seconds": seconds, "peak_bytes": peak, "gradient_bytes": gradients}
+    found = against_float64(ways, some[0], weight.detach(), some[1], some[2])
+    return {**size, "seconds": seconds, "peak_bytes": peak, "gradient_bytes": gradients, "errors": found}
+
+
+def against_float64(
+    ways: dict[str, Way], hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor
+) -> dict[str, dict[str, float]]:
+    """Relative error (2-norm) of each way's loss and gradients; a way in float32 or bfloat16 should not do worse than dense."""
+
+    def results(way: Way, dtype: torch.dtype) -> dict[str, Tensor]:
+        inputs = [x.detach().to(dtype, copy=True).requires_grad_() for x in (hidden, weight)]
+        loss = way(*inputs, targets, keep)
+        loss.backward()
+        return {"loss": loss.detach(), "hidden": inputs[0].grad, "weight": inputs[1].grad}
+
+    truth = results(dense, torch.float64)
+    found = {}
+    for name, way in ways.items():
+        ours = results(way, hidden.dtype)
+        found[name] = {k: ((ours[k].double() - truth[k]).norm() / truth[k].norm()).item() for k in truth}
+    return found
 
 
 def label(record: dict[str, Any]) -> dict[str, str]:
@@ -169,6 +195,11 @@ def memory(record: dict[str, Any]) -> dict[str, str]:
             without = max(0, peak[name] - gradients) / (peak["dense"] - gradients)
             shown[name] = f"{peak[name] / peak['dense']:.2f}, {without:.2f}"
     return {**label(record), **shown}
+
+
+def errors(record: dict[str, Any]) -> dict[str, str]:
+    found = record["errors"]
+    return {**label(record), **{n: f"{e['loss']:.0e}, {max(e['hidden'], e['weight']):.1e}" for n, e in found.items()}}
 
 
 if __name__ == "__main__":

@@ -134,8 +134,7 @@ def environment() -> dict[str, str]:
         "cpu": cpu or platform.processor(),
         "cores": str(os.cpu_count()),
         "threads": threads,
-        # Large pages for large tensors, an option of torch. Without it a GiB of new memory costs a second here, half of a step.
-        "huge pages": "yes" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else "no",
+        "allocator": Path(os.environ.get("LD_PRELOAD") or "the system's").name,
         **keep,
     }
 

@@ -35,12 +35,16 @@ demo: setup ## the whole method on text found on this machine; leaves runs/demo
 # a GiB on a virtual machine: a third of a step then went into clearing pages, and ratios swung by a third.
 bench: export LD_PRELOAD = $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 bench: export MALLOC_CONF = oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
-bench: setup ## head, step and scoring against what others use: half an hour; pip install trl lm_eval for their rows
-	$(BIN)/python benchmarks/head.py --tokens 1024 --save
-	$(BIN)/python benchmarks/head.py --shapes 2048x128000 1536x256000 --ratios 0.6 --tokens 8192 --ways dense kept recompute \
+bench: setup ## head, step and scoring against what others use: an hour and a half; pip install trl lm_eval for their rows
+	$(BIN)/python benchmarks/head.py --tokens 1024 --ways kept recompute --save
+	$(BIN)/python benchmarks/head.py --tokens 2048 --ratios 0.6 --ways kept recompute --save --name head-2048-tokens
+	$(BIN)/python benchmarks/head.py --tokens 1024 --ratios 0.6 --shapes 2048x32000 2048x128000 --save --name head-others
+	$(BIN)/python benchmarks/head.py --tokens 2048 --ratios 0.6 --ways kept recompute --dtype bfloat16 --save --name head-bfloat16
+	$(BIN)/python benchmarks/head.py --tokens 4096 8192 --ratios 0.6 --shapes 2048x128000 896x152000 --ways kept recompute \
 	  --memory_only --save --name head-memory
 	$(BIN)/python benchmarks/step.py --save
 	$(BIN)/python benchmarks/score.py --save
+	$(BIN)/python benchmarks/score.py --dtype bfloat16 --batch_sizes 1 2 4 8 16 --save --name score-bfloat16
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
 	$(BIN)/python benchmarks/study.py demo --seeds 0 1 2 --out runs/study-demo

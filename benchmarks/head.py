@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="DxV ...")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.6, 1.0])
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--memory_only", action="store_true", help="no times: a large --tokens in a few minutes")
@@ -99,15 +100,14 @@ def main() -> None:
     args = parser.parse_args()
     ways = {n: WAYS[n] for n in ("dense", *args.ways) if runs(n, WAYS[n], args.device)}
     records = []
-    for shape in args.shapes:
+    for shape, tokens, ratio in product(args.shapes, args.tokens, args.ratios):
         width, vocab = (int(n) for n in shape.split("x"))
-        for ratio in args.ratios:
-            records.append(measure(args, ways, width, vocab, ratio))
-            print("  ".join(f"{k} {v}" for k, v in (times(records[-1]) | memory(records[-1])).items()), flush=True)
+        records.append(measure(args, ways, tokens, width, vocab, ratio))
+        print("  ".join(f"{k} {v}" for k, v in (times(records[-1]) | memory(records[-1])).items()), flush=True)
     about = (
-        f"Ratios to dense, {args.rounds} rounds, median (lowest-highest); {args.tokens} tokens, {args.dtype} on {args.device}. "
+        f"Ratios to dense, {args.rounds} rounds, median (lowest-highest); {args.dtype} on {args.device}. "
         "Memory: peak above the inputs, and the same without the gradients of hidden states and head. Errors: of the loss, and "
-        f"the larger of the two gradients', relative to dense in float64, {min(args.tokens, CHECKED_TOKENS)} tokens."
+        f"the larger of the two gradients', relative to dense in float64, first {CHECKED_TOKENS} tokens."
     )
     tables = [[f(r) for r in records] for f in ((memory, errors) if args.memory_only else (times, memory, errors))]
     report(args.name, "Weighted head against others", about, tables, records, save=args.save)
@@ -129,12 +129,14 @@ def runs(name: str, way: Way, device: str) -> bool:
     return True
 
 
-def measure(args: argparse.Namespace, ways: dict[str, Way], width: int, vocab: int, ratio: float) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, ways: dict[str, Way], tokens: int, width: int, vocab: int, ratio: float
+) -> dict[str, Any]:
     torch.manual_seed(0)
     options = {"dtype": getattr(torch, args.dtype), "device": args.device}
-    hidden = torch.randn(args.tokens, width, **options).requires_grad_()
+    hidden = torch.randn(tokens, width, **options).requires_grad_()
     weight = (torch.randn(vocab, width, **options) * width**-0.5).requires_grad_()
-    targets = torch.randint(0, vocab, (args.tokens,), device=args.device)
+    targets = torch.randint(0, vocab, (tokens,), device=args.device)
     keep = ts.top_fraction(
         torch.rand_like(targets, dtype=torch.float), torch.ones_like(targets, dtype=torch.bool), ratio
     )
@@ -152,7 +154,7 @@ def measure(args: argparse.Namespace, ways: dict[str, Way], width: int, vocab: i
     gradients = (hidden.numel() + weight.numel()) * hidden.element_size()
     hidden.grad = weight.grad = None
     some = [x.detach()[:CHECKED_TOKENS] for x in (hidden, targets, keep)]
-    size = {"d": width, "V": vocab, "tokens": args.tokens, "dtype": args.dtype, "device": args.device, "ratio": ratio}
+    size = {"d": width, "V": vocab, "tokens": tokens, "dtype": args.dtype, "device": args.device, "ratio": ratio}
     found = against_float64(ways, some[0], weight.detach(), some[1], some[2])
     return {**size, "seconds": seconds, "peak_bytes": peak, "gradient_bytes": gradients, "errors": found}
 
@@ -177,7 +179,12 @@ def against_float64(
 
 
 def label(record: dict[str, Any]) -> dict[str, str]:
-    return {"d x V": f"{record['d']}x{record['V']}", "ratio": f"{record['ratio']}"}
+    return {
+        "d x V": f"{record['d']}x{record['V']}",
+        "tokens": f"{record['tokens']}",
+        "dtype": record["dtype"],
+        "ratio": f"{record['ratio']}",
+    }
 
 
 def times(record: dict[str, Any]) -> dict[str, str]:
@@ -189,7 +196,7 @@ def times(record: dict[str, Any]) -> dict[str, str]:
 
 def memory(record: dict[str, Any]) -> dict[str, str]:
     peak, gradients = record["peak_bytes"], record["gradient_bytes"]
-    shown = {"tokens": f"{record['tokens']}", "dtype": record["dtype"], "dense MiB": f"{peak['dense'] / 2**20:.0f}"}
+    shown = {"dense MiB": f"{peak['dense'] / 2**20:.0f}"}
     for name in peak:
         if name != "dense":
             without = max(0, peak[name] - gradients) / (peak["dense"] - gradients)

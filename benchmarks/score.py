@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/score-<date>-<device>.{md,json}")
+    parser.add_argument("--name", default="score", help="of the results files")
     args = parser.parse_args()
     harness = importlib.util.find_spec("lm_eval") is not None
     if not harness:
@@ -94,7 +95,7 @@ def main() -> None:
         "matmul, timed in the same rounds. Ours reads rows and writes scores within its time."
         + (f" lm_eval {version('lm_eval')} at its fastest batch size." if harness else " lm_eval is not installed.")
     )
-    report("score", "Scoring", about, [[shown(r) for r in records]], records, save=args.save)
+    report(args.name, "Scoring", about, [[shown(r) for r in records]], records, save=args.save)
 
 
 def make_corpus(args: argparse.Namespace, folder: Path, text: str) -> tuple[Corpus, list[str]]:

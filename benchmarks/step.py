@@ -112,6 +112,7 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {way: [] for way in ways}
 
     def run(way: str) -> None:
+        gc.collect()  # the trainer before is a cycle: its optimizer state beside the next one's is memory for nothing
         seconds[way].append(step_seconds(ways[way], args))
 
     interleaved({way: partial(run, way) for way in ways}, args.rounds)

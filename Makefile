@@ -40,7 +40,7 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 	$(BIN)/python benchmarks/head.py --tokens 2048 --ratios 0.6 --ways kept recompute --save --name head-2048-tokens
 	$(BIN)/python benchmarks/head.py --tokens 1024 --ratios 0.6 --shapes 2048x32000 2048x128000 --save --name head-others
 	$(BIN)/python benchmarks/head.py --tokens 2048 --ratios 0.6 --ways kept recompute --dtype bfloat16 --save --name head-bfloat16
-	$(BIN)/python benchmarks/head.py --tokens 4096 8192 --ratios 0.6 --shapes 2048x128000 896x152000 --ways kept recompute \
+	LD_PRELOAD= $(BIN)/python benchmarks/head.py --tokens 4096 8192 --ratios 0.6 --shapes 2048x128000 896x152000 --ways kept recompute \
 	  --memory_only --save --name head-memory
 	$(BIN)/python benchmarks/step.py --save
 	$(BIN)/python benchmarks/score.py --save

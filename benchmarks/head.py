@@ -103,7 +103,10 @@ def main() -> None:
     for shape, tokens, ratio in product(args.shapes, args.tokens, args.ratios):
         width, vocab = (int(n) for n in shape.split("x"))
         records.append(measure(args, ways, tokens, width, vocab, ratio))
-        print("  ".join(f"{k} {v}" for k, v in (times(records[-1]) | memory(records[-1])).items()), flush=True)
+        show(args, records)  # after each: what comes later may be stopped, or want more memory than there is
+
+
+def show(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
     about = (
         f"Ratios to dense, {args.rounds} rounds, median (lowest-highest); {args.dtype} on {args.device}. "
         "Memory: peak above the inputs, and the same without the gradients of hidden states and head. Errors: of the loss, and "

@@ -28,9 +28,10 @@ from .softmax import OnlineSoftmax
 IGNORE_INDEX = -100
 KeepLogits = Literal["auto"] | bool
 
-# A slice has so many columns, or as many as fit into 16 MiB of float32 where the rows are few: wide enough that the products run
-# at full speed, narrow beside any vocabulary for which memory matters. On a CPU half as many stay nearer between two elementwise
-# passes (bfloat16: about 5 % of forward and backward); no power of two there, whose rows fall onto the same lines of a cache.
+# A slice has so many columns, or as many as fit into 16 MiB of float32 where the rows are few: wide enough that products run
+# at full speed, narrow beside any vocabulary for which memory matters. On a CPU half as many stay nearer between elementwise
+# passes (bfloat16: a twelfth of forward and backward, with the one cast of OnlineSoftmax.add); no power of two there, whose
+# rows fall onto the same lines of a cache.
 SLICE_COLUMNS, SLICE_COLUMNS_CPU = 4096, 2080
 SLICE_ELEMENTS = 2048 * SLICE_COLUMNS_CPU
 # `auto` keeps the logits of the first pass while all of them together take no more than this: 8192 tokens of V = 128k in

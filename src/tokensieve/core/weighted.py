@@ -170,19 +170,42 @@ def _gradients(
     d_bias_V = torch.empty_like(head.bias) if needs[2] and head.bias is not None else None
     signed_RD = rows.hidden_RD * rows.sign_R.unsqueeze(-1).to(nll.dtype)
     raw, work = Scratch(rows.hidden_RD, nll.slices), Scratch(rows.hidden_RD, nll.slices, wide)
+    at_targets = _AtTargets(rows) if needs[0] and nll.dtype != wide else None
     for columns in nll.slices:
         raw_RC = _raw_rows(nll, head, rows, columns, raw)
         grad_RC = _logit_grad(head, rows, raw_RC, columns, raw_RC if nll.dtype == wide else work.view(columns))
         low_RC = grad_RC if nll.dtype == wide else raw_RC.copy_(grad_RC)
-        if d_hidden_RD is not None:
-            _add_product(d_hidden_RD, low_RC, head.weight[columns].to(nll.dtype))
         if d_weight_VD is not None:
             _write_product(d_weight_VD[columns], low_RC.T, signed_RD)
         if d_bias_V is not None:
             d_bias_V[columns] = rows.sign_R.to(wide) @ grad_RC
+        if d_hidden_RD is not None:
+            if at_targets is not None:
+                at_targets.take_out(grad_RC, low_RC, columns.start)
+            _add_product(d_hidden_RD, low_RC, head.weight[columns].to(nll.dtype))
     if d_hidden_RD is not None:
+        if at_targets is not None:
+            d_hidden_RD.addcmul_(at_targets.grad_R1, head.weight[rows.targets_R].to(nll.dtype).to(wide))
         d_hidden_RD *= rows.sign_R.unsqueeze(-1)
     return d_hidden_RD, d_weight_VD, d_bias_V
+
+
+class _AtTargets:
+    """The targets' part of d hidden, kept in float32 beside the products of a low dtype.
+
+    It is the largest part of a row, and the product of its slice is rounded to the low dtype before slices are added up:
+    that made d hidden in bfloat16 a fifth less precise than one product over the whole vocabulary.
+    """
+
+    def __init__(self, rows: _Rows) -> None:
+        self.targets_R, self.grad_R1 = rows.targets_R, torch.zeros_like(rows.factor_R).unsqueeze(-1)
+
+    def take_out(self, grad_RC: Tensor, low_RC: Tensor, start: int) -> None:
+        """Note the gradient at the targets that lie in this slice, and put zeros in their place in ``low_RC``."""
+        index_R1, here_R = in_slice(self.targets_R, start, low_RC.shape[-1])
+        here_R1 = here_R.unsqueeze(-1)
+        self.grad_R1 = torch.where(here_R1, grad_RC.gather(-1, index_R1), self.grad_R1)
+        low_RC.scatter_(-1, index_R1, low_RC.gather(-1, index_R1).masked_fill(here_R1, 0))
 
 
 def _add_product(sum_RD: Tensor, left_RC: Tensor, right_CD: Tensor) -> None:

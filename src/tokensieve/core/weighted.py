@@ -199,13 +199,16 @@ class _AtTargets:
 
     def __init__(self, rows: _Rows) -> None:
         self.targets_R, self.grad_R1 = rows.targets_R, torch.zeros_like(rows.factor_R).unsqueeze(-1)
+        self.row_R = torch.arange(len(rows.targets_R), device=rows.targets_R.device)
 
     def take_out(self, grad_RC: Tensor, low_RC: Tensor, start: int) -> None:
         """Note the gradient at the targets that lie in this slice, and put zeros in their place in ``low_RC``."""
         index_R1, here_R = in_slice(self.targets_R, start, low_RC.shape[-1])
         here_R1 = here_R.unsqueeze(-1)
         self.grad_R1 = torch.where(here_R1, grad_RC.gather(-1, index_R1), self.grad_R1)
-        low_RC.scatter_(-1, index_R1, low_RC.gather(-1, index_R1).masked_fill(here_R1, 0))
+        low_R1 = low_RC.gather(-1, index_R1).masked_fill(here_R1, 0)
+        # Not scatter_: in bfloat16 on a CPU it casts the whole matrix to float32 and back.
+        low_RC[self.row_R, index_R1.squeeze(-1)] = low_R1.squeeze(-1)
 
 
 def _add_product(sum_RD: Tensor, left_RC: Tensor, right_CD: Tensor) -> None:

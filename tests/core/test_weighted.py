@@ -214,8 +214,11 @@ def test_places_left_over_read_no_broken_row(keep_logits: bool) -> None:
     assert_same(torch.autograd.grad(loss_sum, [broken_TD, weight_VD]), truth)
 
 
-def test_max_rows_of_an_empty_selection() -> None:
-    hidden_TD, weight_VD, _, targets_T = make()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_max_rows_of_an_empty_selection(dtype: torch.dtype) -> None:
+    """The row that fills the list up may be one without a target: -100 is no row of a head, or a wrong one."""
+    hidden_TD, weight_VD, _, targets_T = make(dtype)
+    targets_T[0] = IGNORE_INDEX
     for bound in (0, 5):
         loss_sum, _ = LinearNLL(hidden_TD, weight_VD, targets_T).weighted_sum(make_weights("none"), max_rows=bound)
         grads = torch.autograd.grad(loss_sum, [hidden_TD, weight_VD])

@@ -27,9 +27,7 @@ class OnlineSoftmax:
     def add(self, logits_TC: Tensor, start: int, work_TC: Tensor) -> None:
         """Take in the logits of vocabulary entries from ``start`` on. ``work_TC``, which may be the logits, is overwritten."""
         if logits_TC.dtype != work_TC.dtype:
-            logits_TC = work_TC.copy_(
-                logits_TC
-            )  # once, and all that follows reads float32: a maximum of bfloat16 is slow
+            logits_TC = work_TC.copy_(logits_TC)  # once, for all that follows: a maximum of bfloat16 is slow
         index_T1, here_T = in_slice(self.targets_T, start, logits_TC.shape[-1])
         target_T = logits_TC.gather(-1, index_T1).squeeze(-1).to(self.target_T.dtype)
         self.target_T = torch.where(here_T, target_T, self.target_T)

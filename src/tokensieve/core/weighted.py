@@ -185,7 +185,7 @@ def _gradients(
             _add_product(d_hidden_RD, low_RC, head.weight[columns].to(nll.dtype))
     if d_hidden_RD is not None:
         if at_targets is not None:
-            d_hidden_RD.addcmul_(at_targets.grad_R1, head.weight[rows.targets_R].to(nll.dtype).to(wide))
+            d_hidden_RD.addcmul_(at_targets.grad_R1, at_targets.columns(head).to(nll.dtype).to(wide))
         d_hidden_RD *= rows.sign_R.unsqueeze(-1)
     return d_hidden_RD, d_weight_VD, d_bias_V
 
@@ -209,6 +209,10 @@ class _AtTargets:
         low_R1 = low_RC.gather(-1, index_R1).masked_fill(here_R1, 0)
         # Not scatter_: in bfloat16 on a CPU it casts the whole matrix to float32 and back.
         low_RC[self.row_R, index_R1.squeeze(-1)] = low_R1.squeeze(-1)
+
+    def columns(self, head: LinearHead) -> Tensor:
+        """The head's weight of each target; of a row that only fills the list up, and may have no target, any. [R, D]"""
+        return head.weight[self.targets_R.clamp(min=0)]
 
 
 def _add_product(sum_RD: Tensor, left_RC: Tensor, right_CD: Tensor) -> None:

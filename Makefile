@@ -37,9 +37,12 @@ bench: export LD_PRELOAD = $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 bench: export MALLOC_CONF = oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
 bench: setup ## head, step and scoring against what others use: an hour and a half; pip install trl lm_eval for their rows
 	$(BIN)/python benchmarks/head.py --tokens 1024 --ways kept recompute --save
-	$(BIN)/python benchmarks/head.py --tokens 2048 --ratios 0.6 --ways kept recompute --save --name head-2048-tokens
-	$(BIN)/python benchmarks/head.py --tokens 1024 --ratios 0.6 --shapes 2048x32000 2048x128000 --save --name head-others
-	$(BIN)/python benchmarks/head.py --tokens 2048 --ratios 0.6 --ways kept recompute --dtype bfloat16 --save --name head-bfloat16
+	$(BIN)/python benchmarks/head.py --shapes 2048x128000 896x152000 1536x256000 --tokens 2048 --ratios 0.6 --ways kept recompute \
+	  --save --name head-2048-tokens
+	$(BIN)/python benchmarks/head.py --tokens 1024 --ratios 0.6 --shapes 2048x32000 2048x128000 --rounds 2 \
+	  --save --name head-others
+	$(BIN)/python benchmarks/head.py --shapes 2048x128000 896x152000 --tokens 2048 --ratios 0.6 --ways kept recompute \
+	  --dtype bfloat16 --rounds 5 --save --name head-bfloat16
 	LD_PRELOAD= $(BIN)/python benchmarks/head.py --tokens 4096 8192 --ratios 0.6 --shapes 896x152000 2048x128000 --ways kept recompute \
 	  --memory_only --save --name head-memory
 	$(BIN)/python benchmarks/step.py --save

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from tokensieve.core import IGNORE_INDEX, LinearHead, LinearNLL, weighted_nll
@@ -297,7 +298,9 @@ def compiled_agrees(backend: str) -> None:
     truth = weighted_nll(hidden_TD, weight_VD, targets_T, keep_T)
     truth_grads = torch.autograd.grad(truth[0], [hidden_TD, weight_VD])
     torch._dynamo.reset()
+    counters.clear()
     ours = torch.compile(weighted_nll, backend=backend)(hidden_TD, weight_VD, targets_T, keep_T)
+    assert counters["frames"]["ok"] > 0  # else nothing was compiled, and eager was compared with itself
     assert_same(ours, truth, atol=1e-4)
     assert_same(torch.autograd.grad(ours[0], [hidden_TD, weight_VD]), truth_grads, atol=1e-4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,14 +27,16 @@ def test_python_blocks_parse() -> None:
 
 
 def test_blocks_marked_run_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that start with ```python run are one script, top to bottom."""
+    """Blocks that start with ```python run are one script, top to bottom; it ends with a gradient."""
     monkeypatch.chdir(tmp_path)
     marked = [text for words, text in blocks("python") if "run" in words.split()]
-    if not marked:
-        pytest.skip("no block of the README is marked ```python run")
-    namespace: dict[str, object] = {"__name__": "readme"}
+    assert marked, "no block of the README is marked ```python run"
+    namespace: dict[str, Any] = {"__name__": "readme"}
     for text in marked:
         exec(compile(text, "README.md", "exec"), namespace)
+    kept = namespace["keep"].float().mean().item()
+    assert kept == pytest.approx(0.6, abs=0.01)
+    assert namespace["hidden"].grad.abs().sum() > 0
 
 
 def test_make_targets_exist() -> None:

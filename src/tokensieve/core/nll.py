@@ -30,7 +30,7 @@ KeepLogits = Literal["auto"] | bool
 
 # A slice has so many columns, or as many as fit into 16 MiB of float32 where the rows are few: wide enough that products run
 # at full speed, narrow beside any vocabulary for which memory matters. On a CPU half as many stay nearer between elementwise
-# passes (bfloat16: a tenth of forward and backward, with the one cast of OnlineSoftmax.add); no power of two there, whose
+# passes (bfloat16: 4 to 9 % of forward and backward, with the one cast of OnlineSoftmax.add); no power of two there, whose
 # rows fall onto the same lines of a cache.
 SLICE_COLUMNS, SLICE_COLUMNS_CPU = 4096, 2080
 SLICE_ELEMENTS = 2048 * SLICE_COLUMNS_CPU

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokensieve.core import OBJECTIVES, Objective, TokenStats, excess, objective, top_fraction
+from tokensieve.core import OBJECTIVES, STATISTICS, Objective, TokenStats, excess, objective, top_fraction
 
 SCOPES = ["sequence", "batch", "step"]
 
@@ -36,13 +36,11 @@ def make_stats(rows: int = 4, length: int = 25, seed: int = 0, share: float = 0.
 
 
 def flat(stats: TokenStats) -> TokenStats:
-    names = ("valid", "nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position")
-    return replace(stats, **{n: getattr(stats, n).flatten() for n in names})
+    return stats.map(torch.flatten)
 
 
 def only(stats: TokenStats, names: frozenset[str]) -> TokenStats:
-    every = ("nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position")
-    return replace(stats, **{n: None for n in every if n not in names})
+    return replace(stats, **{n: None for n in STATISTICS if n not in (*names, "step", "tokens_seen")})
 
 
 def built_ins() -> list[Objective]:
@@ -83,7 +81,7 @@ def test_weights_and_their_count(obj: Objective, share: float) -> None:
             assert not weight.requires_grad
             assert (weight >= 0).all()
             assert (weight[~shaped.valid] == 0).all()
-            count = obj.count(shaped.valid)
+            count = obj.count(shaped)
             assert count is not None
             assert count.shape == ()
             assert count.item() == weight.sum().item()
@@ -92,7 +90,7 @@ def test_weights_and_their_count(obj: Objective, share: float) -> None:
 @given(st.integers(1, 4), st.integers(1, 12), st.floats(0.01, 1.0), st.sampled_from(SCOPES), st.integers(0, 2**31))
 def test_count_is_the_weight_sum(rows: int, length: int, ratio: float, scope: str, seed: int) -> None:
     stats, obj = make_stats(rows, length, seed), objective("rho1", ratio=ratio, scope=scope)
-    count = obj.count(stats.valid)
+    count = obj.count(stats)
     assert count is not None
     assert count.item() == obj.weigh(stats).sum().item()
 
@@ -101,8 +99,10 @@ def test_the_denominator_may_be_the_valid_tokens() -> None:
     """PRIOR, DFT: their papers divide by all valid tokens, whatever the weights."""
     valid_T = torch.tensor([True, True, False, True])
     soft = Objective("soft", weigh=lambda stats: stats.valid * 0.25, denominator="valid")
-    assert int(soft.count(valid_T)) == 3
-    assert replace(soft, denominator="weight").count(valid_T) is None  # not known before the forward: deferred
+    assert int(soft.count(TokenStats(valid_T))) == 3
+    assert (
+        replace(soft, denominator="weight").count(TokenStats(valid_T)) is None
+    )  # not known before the forward: deferred
 
 
 def test_clm_weighs_every_valid_token_once() -> None:
@@ -231,7 +231,7 @@ def test_ones_own_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     obj = objective("own_objectives:short", limit=2)
     stats = make_stats(share=1.0)
     assert obj.weigh(only(stats, obj.needs)).sum(-1).tolist() == [2.0] * 4
-    assert obj.count(stats.valid) is None
+    assert obj.count(stats) is None
     with pytest.raises(ValueError, match="str, not an Objective"):
         objective("own_objectives:wrong")
     with pytest.raises(ValueError, match="limits"):

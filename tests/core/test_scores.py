@@ -61,7 +61,7 @@ def test_low_scores_rank_low_values_high() -> None:
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_missing_statistic_is_named(name: str) -> None:
-    with pytest.raises(ValueError, match=r"needs '(ref_)?(nll|entropy)'"):
+    with pytest.raises(ValueError, match=r"needs '(ref_)?(nll|entropy)', which was not given"):
         SCORES[name](TokenStats(torch.ones(3, dtype=torch.bool)))
 
 

@@ -31,9 +31,18 @@ def by_sorting(score: list[float], valid: list[bool], ratio: float) -> list[bool
 @given(TOKENS, RATIOS)
 def test_is_what_sorting_gives(tokens: list[tuple[float, bool]], ratio: float) -> None:
     score, valid = [t[0] for t in tokens], [t[1] for t in tokens]
+    one_row = torch.zeros(len(score), dtype=torch.long)
     for scope in ("batch", "step", "sequence"):
-        keep_T = top_fraction(torch.tensor(score), torch.tensor(valid, dtype=torch.bool), ratio, scope)
+        group = one_row if scope == "sequence" else None
+        keep_T = top_fraction(torch.tensor(score), torch.tensor(valid, dtype=torch.bool), ratio, scope, group=group)
         assert keep_T.tolist() == by_sorting(score, valid, ratio)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (12,)])
+def test_a_flat_batch_without_rows_is_refused(shape: tuple[int, ...]) -> None:
+    """``scope="sequence"`` on a flat batch ranked all rows together, without a word."""
+    with pytest.raises(ValueError, match="a flat batch has no rows"):
+        top_fraction(torch.zeros(shape), torch.ones(shape, dtype=torch.bool), 0.5, "sequence")
 
 
 @given(st.integers(0, 2**40), st.floats(1e-6, 1.0))
@@ -119,7 +128,7 @@ def test_at_least_one_is_kept_where_one_is_valid() -> None:
 
 @pytest.mark.parametrize("scope", ["sequence", "batch"])
 def test_no_valid_token_keeps_nothing(scope: str) -> None:
-    for shape in ((5,), (2, 5), (0,), (2, 0)):
+    for shape in ((2, 5), (2, 0)) if scope == "sequence" else ((5,), (2, 5), (0,), (2, 0)):
         nothing = torch.zeros(shape, dtype=torch.bool)
         assert torch.equal(top_fraction(torch.randn(shape), nothing, 0.6, scope), nothing)
     empty = torch.zeros(0, dtype=torch.long)
@@ -138,7 +147,7 @@ def test_scopes_differ() -> None:
     assert torch.equal(of_batch, top_fraction(score_BT, valid_BT, 0.5, "step"))
 
 
-@pytest.mark.parametrize("scope", ["sequence", "batch", "step"])
+@pytest.mark.parametrize("scope", ["batch", "step"])
 def test_flat_is_one_row(scope: str) -> None:
     g = torch.Generator().manual_seed(0)
     score_T, valid_T = torch.randn(40, generator=g), torch.rand(40, generator=g) < 0.7

@@ -19,7 +19,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, top_fraction, weighted_nll
-from tokensieve.modeling.seam import HeadSeam, shift_targets
+from tokensieve.data.rows import shift_targets
+from tokensieve.modeling.seam import HeadSeam
 from tokensieve.pipeline import score
 from tokensieve.training.token_log import TokenLogConfig
 from tokensieve.training.trainer import SelectiveTrainer

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tokensieve.core import LinearHead, weighted_nll
-from tokensieve.modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
+from tokensieve.data.rows import shift_targets
+from tokensieve.modeling.seam import HeadSeam, probe_head, probe_isolation
 from tokensieve.runs import UserError
 
 V, B, T = 97, 3, 12

@@ -37,9 +37,10 @@ class Bounded(SelectiveTrainer):
     """Bounds the rows on a CPU too, where training asks for their number instead."""
 
     def _most_rows(self, weight: Tensor) -> int | None:
-        if self._rows_of_step is not None:
-            assert self._rows_of_step[len(self._micro) - 1] == int((weight != 0).sum())
-            return self._rows_of_step[len(self._micro) - 1]
+        if self.step.rows_with_weight is not None:
+            bound = self.step.rows_with_weight[self.step.index - 1]
+            assert bound == int((weight != 0).sum())
+            return bound
         bound = self.scope.most_rows(*weight.shape)
         assert bound is not None
         return bound
@@ -90,7 +91,9 @@ def test_most_rows_is_a_bound(scope: Any, ranks: int, ratio: float) -> None:
 
 def test_nothing_is_known_of_soft_weights() -> None:
     """A weight sum of 3 says nothing of how many tokens have a weight: bounded by it, some would silently not be trained."""
-    soft = Objective("soft", weigh=lambda s: s.valid * 0.5, scope="sequence", known_count=lambda v: v.sum() * 0.5)
+    soft = Objective(
+        "soft", weigh=lambda s: s.valid * 0.5, scope="sequence", known_count=lambda known: known.valid.sum() * 0.5
+    )
     assert Scope(soft).most_rows(2, 8) is None
 
 

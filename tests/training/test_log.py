@@ -145,9 +145,10 @@ def test_resume_is_the_uninterrupted_run(tmp_path: Path, saved_at: int, killed_a
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     """json.loads on half a line: the run could not be resumed at all."""
     log = TokenLog(tmp_path, TokenLogConfig(), TokenFlops(1, 1), FlopsSpent())
-    sums = np.array([[10, 4, 4, 8.0, 12.0, 8.0]] * 2)
+    names = {"valid": 10, "kept": 4, "kept_nll": 8.0, "dropped_nll": 12.0, "weighted_nll": 8.0, "denominator": 4}
+    sums = np.array([[float(n) for n in names.values()]] * 2)
     for step in (1, 2):
-        log.add(step, torch.zeros(6), torch.zeros(()), 16)
+        log.add(step, {name: torch.zeros(()) for name in names}, torch.zeros(()), 16)
     log.write(log.lines(sums, np.array([0.5, np.inf]), np.array([16, 16])))
     with open(tmp_path / "tokens.jsonl", "a", encoding="utf-8") as f:
         f.write('{"step": 3, "tok')

@@ -145,7 +145,7 @@ def test_an_objective_is_given_what_it_asked_for(tmp_path: Path) -> None:
 
     columns = {"ref_entropy": np.random.default_rng(1).uniform(0, 4, (8, tiny.LENGTH)), "mine": [[0.5] * 16] * 8}
     needs = frozenset({"nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position", "mine"})
-    made = Objective("curious", weigh, needs, scope="sequence", known_count=lambda valid: valid.sum())
+    made = Objective("curious", weigh, needs, scope="sequence", known_count=lambda known: known.valid.sum())
     data = tiny.rows(8, row_id=list(range(40, 48)), **columns)
     model = tiny.llama()
     with torch.no_grad():

@@ -5,9 +5,10 @@ hidden, head --LinearNLL--> nll --excess--> score --top_fraction--> keep --weigh
 
 from .head import LinearHead
 from .nll import IGNORE_INDEX, LinearNLL, token_nll, token_nll_from_logits
-from .objective import OBJECTIVES, Objective, TokenStats, objective
+from .objective import OBJECTIVES, Objective, objective
 from .scores import SCORES, excess, random_uniform
 from .select import above_threshold, kept_count, top_fraction
+from .stats import STATISTICS, TokenStats
 from .tally import Tally
 from .weighted import weighted_nll
 
@@ -15,6 +16,7 @@ __all__ = [
     "IGNORE_INDEX",
     "OBJECTIVES",
     "SCORES",
+    "STATISTICS",
     "LinearHead",
     "LinearNLL",
     "Objective",

@@ -15,6 +15,7 @@ all rows, summed inside the matmul (float32) and written once. Chunks of rows re
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from .backends import OWN, check_backend
 from .head import LinearHead
-from .softmax import OnlineSoftmax
+from .softmax import EXTRAS, OnlineSoftmax
 
 IGNORE_INDEX = -100
 KeepLogits = Literal["auto"] | bool
@@ -37,6 +38,7 @@ SLICE_ELEMENTS = 2048 * SLICE_COLUMNS_CPU
 # `auto` keeps the logits of the first pass while all of them together take no more than this: 8192 tokens of V = 128k in
 # bfloat16. A dense cross-entropy takes three (float32) to seven times (bfloat16) what is kept.
 KEPT_LOGITS_BYTES = 2 << 30
+ROWS_AT_ONCE = 1024
 
 
 def token_nll_from_logits(logits: Tensor, targets: Tensor) -> Tensor:
@@ -69,15 +71,16 @@ class LinearNLL:
 
         head = LinearNLL(hidden, head_weight, targets)
         head.nll                        # [...] float32, detached; 0 where the target is -100
-        head.entropy                    # the same for the entropy in nats, if asked for with entropy=True
+        head.statistic("entropy")       # the same for what is asked for with statistics=("entropy", ...)
         head.weighted_sum(weight)       # (sum(weight * nll), sum(weight)): differentiable, once
 
     hidden [..., D]; head_weight [V, D] or :class:`LinearHead`; targets [...] already shifted, -100 for none; others must lie in
-    the vocabulary. ``keep_logits``: True keeps the first pass's logits for the backward (less time, T * V numbers), False
-    computes them again, "auto" keeps them while they take at most 2 GiB. ``backend``: "tokensieve", or "torch" or "liger" for
-    another library's backward over the selected rows (weights must then be 0 or 1, and nothing is kept). Under autocast the
-    matmuls run in autocast's dtype; nll and entropy are float32 (float64 for float64 input), the head's gradient is summed
-    over tokens in float32.
+    the vocabulary. ``statistics``: of entropy, sum_p2, target_rank, top_entropy (see STATISTICS), from the same pass;
+    ``entropy=True`` is short for the first. ``keep_logits``: True keeps the first pass's logits for the backward (less time,
+    T * V numbers), False computes them again, "auto" keeps them while they take at most 2 GiB. ``backend``: "tokensieve", or
+    "torch" or "liger" for another library's backward over the selected rows (weights must then be 0 or 1, and nothing is
+    kept). Under autocast the matmuls run in autocast's dtype; nll and statistics are float32 (float64 for float64 input),
+    the head's gradient is summed over tokens in float32.
     """
 
     def __init__(
@@ -88,11 +91,15 @@ class LinearNLL:
         *,
         keep_logits: KeepLogits = "auto",
         entropy: bool = False,
+        statistics: Collection[str] = (),
         backend: str = OWN,
         slice_columns: int | None = None,
     ) -> None:
         _check_shapes(hidden, targets, "hidden")
         check_backend(backend)
+        asked = [name for name in EXTRAS if name in statistics or (entropy and name == "entropy")]
+        if unknown := set(statistics) - set(EXTRAS):
+            raise ValueError(f"unknown statistic {min(unknown)!r} of the head: one of {', '.join(EXTRAS)}")
         self.head = LinearHead.of(head_weight)
         vocab, width = self.head.weight.shape
         if hidden.shape[-1] != width:
@@ -110,16 +117,20 @@ class LinearNLL:
         ignored_T = self.targets_T == IGNORE_INDEX
         # Reads past the end fail here, on the device too; -1 taken for the last or the first token would be trained on.
         self.head.weight.detach()[:, 0].gather(0, self.targets_T.masked_fill(ignored_T, 0))
-        self.softmax = self._first_pass(entropy)
+        self.softmax = self._first_pass(asked)
         self.nll = self.softmax.nll().masked_fill_(ignored_T, 0).view(self.shape)
-        self._entropy = self.softmax.entropy().masked_fill_(ignored_T, 0).view(self.shape) if entropy else None
+        self._asked = {n: self.softmax.extra(n).masked_fill(ignored_T, 0).view(self.shape) for n in asked}
 
     @property
     def entropy(self) -> Tensor:
         """``-sum_v p_v log p_v`` of the prediction, nats, detached float32; 0 where the target is -100."""
-        if self._entropy is None:
-            raise ValueError("entropy was not asked for: LinearNLL(..., entropy=True)")
-        return self._entropy
+        return self.statistic("entropy")
+
+    def statistic(self, name: str) -> Tensor:
+        """``nll``, or one of the ``statistics`` asked for; detached, 0 where the target is -100. ValueError if it was not."""
+        if name != "nll" and name not in self._asked:
+            raise ValueError(f"{name} was not asked for: LinearNLL(..., statistics=({name!r},))")
+        return self.nll if name == "nll" else self._asked[name]
 
     def weighted_sum(self, weight: Tensor, *, max_rows: int | None = None) -> tuple[Tensor, Tensor]:
         """``(sum(weight * nll), sum(weight))`` over the tokens that have a target. See :func:`weighted_nll`.
@@ -143,10 +154,11 @@ class LinearNLL:
         return keep_logits
 
     @torch.no_grad()
-    def _first_pass(self, entropy: bool) -> OnlineSoftmax:
+    def _first_pass(self, asked: list[str]) -> OnlineSoftmax:
         """Sums over the vocabulary for all rows, a slice of columns at a time; raw logits go into ``kept_logits``."""
         hidden_TD, wide = self.hidden_TD.to(self.dtype), accumulation_dtype(self.dtype)
-        softmax = OnlineSoftmax(self.targets_T, wide, entropy=entropy)
+        at_T = self._target_logits(hidden_TD) if "target_rank" in asked else None
+        softmax = OnlineSoftmax(self.targets_T, wide, extras=asked, target_logit_T=at_T)
         raw, work = Scratch(hidden_TD, self.slices), Scratch(hidden_TD, self.slices, wide)
         with disabled_autocast(hidden_TD):
             for columns in self.slices:
@@ -158,6 +170,18 @@ class LinearNLL:
                 may_write = logits_TC.dtype == wide and (self.kept_logits is None or logits_TC is not raw_TC)
                 softmax.add(logits_TC, columns.start, logits_TC if may_write else work.view(columns))
         return softmax
+
+    def _target_logits(self, hidden_TD: Tensor) -> Tensor:
+        """The targets' logits in the accumulation dtype, [T]: what TargetRank compares with. Some rows at a time: [T, D] of
+        the head's weight would be as much as the hidden states."""
+        head, parts = self.head, []
+        for rows in range(0, len(hidden_TD), ROWS_AT_ONCE):
+            index = self.targets_T[rows : rows + ROWS_AT_ONCE].clamp(min=0)
+            wide_RD = hidden_TD[rows : rows + ROWS_AT_ONCE].to(accumulation_dtype(self.dtype))
+            raw_R = torch.linalg.vecdot(wide_RD, head.weight[index].to(self.dtype).to(wide_RD.dtype))
+            raw_R = raw_R if head.bias is None else raw_R + head.bias[index].to(self.dtype).to(raw_R.dtype)
+            parts.append(raw_R.to(self.dtype))  # rounded as the slices' products are
+        return capped(head, torch.cat(parts)).to(accumulation_dtype(self.dtype))
 
 
 class Scratch:

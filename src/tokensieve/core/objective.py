@@ -4,84 +4,105 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
-from .scores import SCORES, random_uniform
+from .scores import excess, random_uniform
 from .select import Scope, check_ratio, kept_count, top_fraction
+from .stats import STATISTICS, TokenStats
 
-Denominator = Literal["weight", "valid"]
-# What a statistic is: everything an objective may ask for besides named score columns.
-STATISTICS = ("nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position")
-
-
-@dataclass(frozen=True)
-class TokenStats:
-    """What is known of each token of a scope. Tensors share one shape, [T] or [B, T], and are aligned by *predicting*
-    position: entry t speaks of the token that hidden state t predicts, and ``valid`` says whether there is one."""
-
-    valid: Tensor
-    nll: Tensor | None = None
-    entropy: Tensor | None = None
-    ref_nll: Tensor | None = None
-    ref_entropy: Tensor | None = None
-    input_ids: Tensor | None = None
-    """The target token's id."""
-    row_id: Tensor | None = None
-    """The corpus row a token stands in."""
-    position: Tensor | None = None
-    """Its place in that row."""
-    step: int = 0
-    """Optimizer steps done before this one."""
-    columns: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further score columns by name."""
+Denominator = Literal["weight", "valid", "nonzero", "abs"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``loss = sum(weight * nll) / denominator``, with ``weight = weigh(stats)`` float32 >= 0, 0 where not valid.
+    """``loss = sum(weight * nll) / denominator``, with ``weight = weigh(stats)`` float32, 0 where not valid.
 
-    The denominator is summed over all micro-batches and ranks of the step: of the weights (Rho-1 Eq. 4), or of the valid
-    tokens for objectives whose paper says so.
+    The denominator is summed over all micro-batches and ranks of the step and divided by once:
+
+        weight    sum(weight)         Rho-1 Eq. 4; refused for weights that may be negative
+        valid     tokens with a target
+        nonzero   tokens with a weight other than 0
+        abs       sum(|weight|)
+
+    Raises ValueError for a denominator that does not exist, or one that the weights do not go with.
     """
 
     name: str
     weigh: Callable[[TokenStats], Tensor]
     needs: frozenset[str] = frozenset()
-    """Statistics and score columns that ``weigh`` reads; a run without them is refused before it starts."""
+    """Statistics (see STATISTICS) and score columns that are read; a run without them is refused before it starts."""
     scope: Scope = "batch"
     """The tokens that ``weigh`` must be given together."""
     denominator: Denominator = "weight"
-    known_count: Callable[[Tensor], Tensor] | None = None
-    """valid -> weight sum, where that is known before the forward."""
-    counts_rows: bool = False
-    """Whether weights are 0 or 1, so that ``known_count`` bounds how many tokens get one: spares a wait for the device."""
+    known_count: Callable[[TokenStats], Tensor] | None = None
+    """What is known before the forward -> weight sum, where it can be told from that: see :meth:`count`."""
+    most_rows: Callable[[int, int], int] | None = None
+    """(rows, length) -> the most tokens of such a batch that can get a weight: spares a wait for the device."""
+    selects: bool = False
+    """Whether weights are 0 or 1 and nothing else."""
+    signed: bool = False
+    """Whether weights may be negative."""
     score: Callable[[TokenStats], Tensor] | None = None
     """What ``weigh`` ranks by, if it ranks: logged as the threshold."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def count(self, valid: Tensor) -> Tensor | None:
-        """The denominator of these tokens if it is known before the forward, int64 or float scalar; else None."""
+    def __post_init__(self) -> None:
+        if self.denominator not in get_args(Denominator):
+            raise ValueError(f"unknown denominator {self.denominator!r}: one of {', '.join(get_args(Denominator))}")
+        if self.signed and self.denominator == "weight":
+            raise ValueError(
+                f"denominator 'weight': the weights of {self.name!r} may be negative, their sum may be 0 or change the sign "
+                "of the loss: take abs, nonzero or valid"
+            )
+
+    def count(self, known: TokenStats) -> Tensor | None:
+        """The denominator of these tokens if it is known before the forward, a scalar on their device; else None.
+
+        ``known`` has ``valid``, ``step``, ``tokens_seen`` and, of what ``needs`` names, all that does not come from the
+        forward. What it says is held against the weights that came at a run's first step.
+        """
         if self.denominator == "valid":
-            return valid.sum()
-        return None if self.known_count is None else self.known_count(valid)
+            return known.valid.sum()
+        if self.known_count is None or not self.counts_ahead:
+            return None
+        return self.known_count(known)
+
+    @property
+    def counts_ahead(self) -> bool:
+        """Whether :meth:`count` knows; else a step's gradients are divided after its last backward."""
+        same_as_sum = {"weight": True, "abs": not self.signed, "nonzero": self.selects}
+        return self.denominator == "valid" or (self.known_count is not None and same_as_sum[self.denominator])
+
+    def denominator_of(self, weight: Tensor, valid: Tensor) -> Tensor:
+        """The denominator of weights that are there, a float64 scalar: what :meth:`count` must have said."""
+        if self.denominator == "valid":
+            return valid.sum(dtype=sum_dtype(weight))
+        weight = torch.where(valid, weight, 0)
+        parts = {"weight": weight, "abs": weight.abs(), "nonzero": weight != 0}
+        return parts[self.denominator].sum(dtype=sum_dtype(weight))
 
 
 def objective(name: str, **options: Any) -> Objective:
     """The built-in objective ``name``, or ``package.module:factory`` called with the options.
 
-    Raises ValueError for an unknown name (listing those that exist) and for options the objective does not take.
+    ``denominator`` is an option of every objective: weight, valid, nonzero or abs, see :class:`Objective`; the rule's own if
+    not given. Raises ValueError for an unknown name (listing those that exist) and for options the objective does not take.
     """
     make = OBJECTIVES[name] if name in OBJECTIVES else _imported(name)
+    denominator = options.pop("denominator", None)
     try:
         made = make(**options)
     except TypeError as e:
         raise ValueError(f"objective {name!r}: {e}") from None
     if not isinstance(made, Objective):
         raise ValueError(f"objective {name!r} gave {type(made).__name__}, not an Objective")
-    return made
+    if denominator is None:
+        return made
+    return replace(made, denominator=denominator, options={**made.options, "denominator": denominator})
 
 
 def clm() -> Objective:
@@ -90,8 +111,9 @@ def clm() -> Objective:
         "clm",
         weigh=lambda stats: stats.valid.float(),
         scope="sequence",  # weights do not depend on other tokens: nothing to gather
-        known_count=lambda valid: valid.sum(),
-        counts_rows=True,
+        known_count=lambda known: known.valid.sum(),
+        most_rows=lambda rows, length: rows * length,
+        selects=True,
     )
 
 
@@ -101,15 +123,25 @@ def random(ratio: float = 0.6, scope: Scope = "batch", seed: int = 0) -> Objecti
         raise ValueError(f"seed is {seed}, it must be in [0, 2^63)")
     return _top(
         "random",
-        lambda stats: random_uniform(seed, stats.step, _given(stats.row_id), _given(stats.position)),
+        lambda stats: random_uniform(seed, stats.step, stats.need("row_id"), stats.need("position")),
         frozenset({"row_id", "position"}),
         {"ratio": ratio, "scope": scope, "seed": seed},
     )
 
 
-def rho1(ratio: float = 0.6, scope: Scope = "batch") -> Objective:
-    """Keep the top ``ratio`` by excess, ``nll - ref_nll``: Rho-1's Selective Language Modeling (Eq. 3-5)."""
-    return _top("rho1", SCORES["excess"], frozenset({"nll", "ref_nll"}), {"ratio": ratio, "scope": scope})
+def rho1(ratio: float = 0.6, scope: Scope = "batch", reference: str = "ref_nll") -> Objective:
+    """Keep the top ``ratio`` by excess, ``nll - ref_nll``: Rho-1's Selective Language Modeling (Eq. 3-5).
+
+    ``reference`` names the score column with the reference model's nll, where there are several.
+    """
+    if reference in STATISTICS and STATISTICS[reference].origin != "column":
+        raise ValueError(f"reference: {reference!r} is a statistic of the student's, not a score column")
+    return _top(
+        "rho1",
+        lambda stats: excess(stats.need("nll"), stats.need(reference)),
+        frozenset({"nll", reference}),
+        {"ratio": ratio, "scope": scope, "reference": reference},
+    )
 
 
 # name -> factory. A user's own is named by "package.module:factory".
@@ -122,29 +154,47 @@ def _top(
     """Top fraction by score, with ``options`` ratio and scope."""
     ratio, scope = options["ratio"], options["scope"]
     check_ratio(ratio)
-    if scope not in ("sequence", "batch", "step"):
+    if scope not in get_args(Scope):
         raise ValueError(f"unknown scope {scope!r}: sequence, batch or step")
 
-    def count(valid: Tensor) -> Tensor:
-        per_group = valid.sum(-1) if scope == "sequence" else valid.sum()
-        return kept_count(per_group, ratio).sum()
+    def most_rows(rows: int, length: int) -> int:
+        return rows * kept_count(length, ratio) if scope == "sequence" else kept_count(rows * length, ratio)
 
     return Objective(
         name,
-        weigh=lambda stats: top_fraction(score(stats), stats.valid, ratio, scope).float(),
+        weigh=lambda stats: top_fraction(score(stats), stats.valid, ratio, scope, group=_rows_of(stats, scope)).float(),
         needs=needs,
         scope=scope,
-        known_count=count,
-        counts_rows=True,
+        known_count=lambda known: kept_count(_valid_by_group(known, scope), ratio).sum(),
+        most_rows=most_rows,
+        selects=True,
         score=score,
         options=options,
     )
 
 
-def _given(value: Tensor | None) -> Tensor:
-    if value is None:
-        raise ValueError("this objective needs row_id and position, which were not given")
-    return value
+def _rows_of(stats: TokenStats, scope: Scope) -> Tensor | None:
+    """The rows of a flat batch, where each is ranked on its own. [T]; None where the shape says it, or rows do not count."""
+    if scope != "sequence" or stats.valid.dim() > 1:
+        return None
+    if stats.row_id is None:
+        raise ValueError(
+            "scope 'sequence': a flat batch has no rows but those that 'row_id' names, which was not given"
+        )
+    return stats.row_id
+
+
+def _valid_by_group(known: TokenStats, scope: Scope) -> Tensor:
+    """Valid tokens of each set that is ranked on its own: rows, or all there are. [groups] or scalar"""
+    if (row_T := _rows_of(known, scope)) is not None:
+        _, row_T = row_T.unique(return_inverse=True)
+        return torch.bincount(row_T, weights=known.valid.double()).long()
+    return known.valid.sum(-1) if scope == "sequence" else known.valid.sum()
+
+
+def sum_dtype(like: Tensor) -> torch.dtype:
+    """What sums over many batches are kept in: float32 stops counting at 16.7 million. MPS has nothing wider."""
+    return torch.float64 if like.device.type != "mps" else torch.float32
 
 
 def _imported(name: str) -> Callable[..., Objective]:

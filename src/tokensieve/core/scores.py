@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .objective import TokenStats
+    from .stats import TokenStats
 
 
 def excess(nll: Tensor, ref_nll: Tensor) -> Tensor:
@@ -49,18 +49,11 @@ def _signed(x: int) -> int:
     return x - (1 << 64) if x >= 1 << 63 else x
 
 
-def _need(stats: TokenStats, name: str) -> Tensor:
-    value = getattr(stats, name)
-    if value is None:
-        raise ValueError(f"this score needs {name!r}, which was not given")
-    return value.detach()  # type: ignore[no-any-return]
-
-
 # name -> score of the statistics. An objective names one, or brings its own function.
 SCORES: dict[str, Callable[[TokenStats], Tensor]] = {
-    "excess": lambda stats: excess(_need(stats, "nll"), _need(stats, "ref_nll")),
-    "nll": lambda stats: _need(stats, "nll").float(),
-    "low_ref_nll": lambda stats: -_need(stats, "ref_nll").float(),
-    "low_ref_entropy": lambda stats: -_need(stats, "ref_entropy").float(),
-    "entropy": lambda stats: _need(stats, "entropy").float(),
+    "excess": lambda stats: excess(stats.need("nll"), stats.need("ref_nll")),
+    "nll": lambda stats: stats.need("nll").float(),
+    "low_ref_nll": lambda stats: -stats.need("ref_nll").float(),
+    "low_ref_entropy": lambda stats: -stats.need("ref_entropy").float(),
+    "entropy": lambda stats: stats.need("entropy").float(),
 }

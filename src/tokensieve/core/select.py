@@ -29,9 +29,10 @@ def top_fraction(
     """The ``kept_count(valid, ratio)`` valid tokens of highest score, bool, same shape (Rho-1, Eq. 5).
 
     score and valid [T] or [B, T]; ratio in (0, 1]. ``scope="batch"`` (and ``"step"``) ranks all tokens given together,
-    ``"sequence"`` each row of [B, T] on its own, or each run of equal ``group`` of a flat [T]. Ties go to the earlier
-    position. Invalid tokens are never kept and never counted, whatever their score. No valid token: nothing is kept.
-    Which tokens are chosen is independent of how a loss is later computed. Without NaN: NaN ranks highest.
+    ``"sequence"`` each row of [B, T] on its own, or the tokens of equal ``group`` of a flat [T], which has no rows without
+    one (ValueError). Ties go to the earlier position. Invalid tokens are never kept and never counted, whatever their score.
+    No valid token: nothing is kept. Which tokens are chosen is independent of how a loss is later computed. Without NaN:
+    NaN ranks highest.
     """
     if score.shape != valid.shape:
         raise ValueError(f"score has shape {tuple(score.shape)}, valid {tuple(valid.shape)}")
@@ -42,7 +43,9 @@ def top_fraction(
     if scope != "sequence":
         return _keep_top(score.reshape(1, -1), valid.reshape(1, -1), ratio).view(score.shape)
     if group is None:
-        return _keep_top(torch.atleast_2d(score), torch.atleast_2d(valid), ratio).view(score.shape)
+        if score.dim() < 2:
+            raise ValueError("scope 'sequence': a flat batch has no rows, say by `group` which token is in which")
+        return _keep_top(score, valid, ratio)
     return _keep_top_by_group(score.reshape(-1), valid.reshape(-1), group.reshape(-1), ratio).view(score.shape)
 
 

@@ -1,27 +1,40 @@
-"""The softmax of each row over a vocabulary that comes in slices: what nll and entropy need of it, in a few [T] sums.
+"""The softmax of each row over a vocabulary that comes in slices: what nll and other statistics need of it, in a few [T] sums.
 
-With m the largest logit so far:    total = sum_v exp(l_v - m)    weighted = sum_v exp(l_v - m) * (l_v - m)
+With m the largest logit so far:    total = sum_v exp(l_v - m)    p_v = exp(l_v - m) / total    nll = log total + (m - l_target)
 
-    nll = log total + (m - l_target)      p_v = exp(l_v - m) / total      entropy = log total - weighted / total
+A further statistic is a class below, in EXTRAS: it sees every slice once and gives a value a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
+
+TOP = 20  # vocabulary entries that top_entropy looks at
 
 
 class OnlineSoftmax:
     """``add`` every slice once, then ask. Sums are float32 (float64 for float64), whatever dtype the logits have.
 
     targets_T are indices into the whole vocabulary; one that no slice covers has no target logit, and its nll no meaning.
+    ``extras`` are names of EXTRAS. ``target_logit_T``, needed for ``target_rank`` only: the targets' logits, known beforehand.
     """
 
-    def __init__(self, targets_T: Tensor, dtype: torch.dtype, *, entropy: bool = False) -> None:
+    def __init__(
+        self,
+        targets_T: Tensor,
+        dtype: torch.dtype,
+        *,
+        extras: Collection[str] = (),
+        target_logit_T: Tensor | None = None,
+    ) -> None:
         self.targets_T = targets_T
         zeros_T = torch.zeros(targets_T.shape, dtype=dtype, device=targets_T.device)
         self.largest_T, self.total_T, self.target_T = zeros_T, zeros_T.clone(), zeros_T.clone()
-        self.weighted_T = zeros_T.clone() if entropy else None
+        self.target_logit_T = target_logit_T
+        self.extras: dict[str, Extra] = {name: EXTRAS[name](self) for name in extras}
         self._empty = True
 
     def add(self, logits_TC: Tensor, start: int, work_TC: Tensor) -> None:
@@ -31,14 +44,15 @@ class OnlineSoftmax:
         index_T1, here_T = in_slice(self.targets_T, start, logits_TC.shape[-1])
         target_T = logits_TC.gather(-1, index_T1).squeeze(-1).to(self.target_T.dtype)
         self.target_T = torch.where(here_T, target_T, self.target_T)
+        for extra in self.extras.values():
+            extra.see_logits(logits_TC, index_T1, here_T)
         self._shift_to(logits_TC.amax(-1).to(self.largest_T.dtype))
         torch.sub(logits_TC, self.largest_T.unsqueeze(-1), out=work_TC)
-        if self.weighted_T is not None:
-            # 0 * -inf would be NaN; a logit of -inf adds nothing to either sum.
-            shifted_TC = work_TC.clamp(min=torch.finfo(work_TC.dtype).min)
-            self.weighted_T += shifted_TC.mul_(work_TC.exp_()).sum(-1)
-        else:
-            work_TC.exp_()
+        for extra in self.extras.values():
+            extra.see_shifted(work_TC)
+        work_TC.exp_()
+        for extra in self.extras.values():
+            extra.see_exp(work_TC)
         self.total_T += work_TC.sum(-1)
 
     def _shift_to(self, largest_T: Tensor) -> None:
@@ -47,10 +61,8 @@ class OnlineSoftmax:
             largest_T = torch.maximum(self.largest_T, largest_T)
             step_T = self.largest_T - largest_T
             factor_T = step_T.exp()
-            if self.weighted_T is not None:
-                self.weighted_T = factor_T * (
-                    self.weighted_T + step_T.clamp(min=torch.finfo(step_T.dtype).min) * self.total_T
-                )
+            for extra in self.extras.values():
+                extra.shift(step_T, factor_T)
             self.total_T = factor_T * self.total_T
         self.largest_T, self._empty = largest_T, False
 
@@ -58,11 +70,119 @@ class OnlineSoftmax:
         """``-log p(target)``. [T]; the difference of two large logits is taken first: it is exact where they are close."""
         return self.total_T.log() + (self.largest_T - self.target_T)
 
-    def entropy(self) -> Tensor:
-        """``-sum_v p_v log p_v`` in nats. [T]"""
-        if self.weighted_T is None:
-            raise ValueError("entropy was not asked for")
-        return self.total_T.log() - self.weighted_T / self.total_T
+    def extra(self, name: str) -> Tensor:
+        """The value of one of ``extras`` for each row. [T]"""
+        return self.extras[name].value()
+
+
+class Extra:
+    """A statistic of each row's softmax. Of every slice it sees the logits, these less the largest so far, and their exp.
+
+    Nothing is to be written into what is seen.
+    """
+
+    def __init__(self, softmax: OnlineSoftmax) -> None:
+        self.softmax = softmax
+        self.sum_T = torch.zeros_like(softmax.total_T)
+
+    def see_logits(self, logits_TC: Tensor, index_T1: Tensor, here_T: Tensor) -> None:
+        """Before anything else; ``index_T1`` and ``here_T`` are :func:`in_slice` of the targets."""
+
+    def shift(self, step_T: Tensor, factor_T: Tensor) -> None:
+        """The largest logit has grown by ``-step``: sums of exp shrink by ``factor = exp(step)``."""
+
+    def see_shifted(self, shifted_TC: Tensor) -> None:
+        """``logit - largest``."""
+
+    def see_exp(self, exp_TC: Tensor) -> None:
+        """``exp(logit - largest)``, before it is added to the total."""
+
+    def value(self) -> Tensor:
+        raise NotImplementedError
+
+
+class Entropy(Extra):
+    """``-sum_v p_v log p_v = log total - weighted / total`` with ``weighted = sum_v exp(l_v - m) * (l_v - m)``; nats."""
+
+    def shift(self, step_T: Tensor, factor_T: Tensor) -> None:
+        lowest = torch.finfo(step_T.dtype).min
+        self.sum_T = factor_T * (self.sum_T + step_T.clamp(min=lowest) * self.softmax.total_T)
+
+    def see_shifted(self, shifted_TC: Tensor) -> None:
+        # 0 * -inf would be NaN; a logit of -inf adds nothing to either sum.
+        self.shifted_TC = shifted_TC.clamp(min=torch.finfo(shifted_TC.dtype).min)
+
+    def see_exp(self, exp_TC: Tensor) -> None:
+        self.sum_T += self.shifted_TC.mul_(exp_TC).sum(-1)
+        del self.shifted_TC
+
+    def value(self) -> Tensor:
+        return self.softmax.total_T.log() - self.sum_T / self.softmax.total_T
+
+
+class SumP2(Extra):
+    """``sum_v p_v^2``, in (0, 1]: 1 where the student is sure, 1 / V where it knows nothing."""
+
+    def shift(self, step_T: Tensor, factor_T: Tensor) -> None:
+        self.sum_T = self.sum_T * factor_T.square()
+
+    def see_exp(self, exp_TC: Tensor) -> None:
+        self.sum_T += torch.linalg.vecdot(exp_TC, exp_TC)
+
+    def value(self) -> Tensor:
+        return self.sum_T / self.softmax.total_T.square()
+
+
+class TargetRank(Extra):
+    """``#{v != target: l_v > l_target}``, int64, from 0; equal logits do not count against the target.
+
+    The target's logit must be known before its slice comes, and is the same number to the last bit only where the dot product
+    is rounded as the slice's product is: entries that differ from it by less may count on either side.
+    """
+
+    def __init__(self, softmax: OnlineSoftmax) -> None:
+        super().__init__(softmax)
+        self.sum_T = torch.zeros_like(softmax.targets_T)
+
+    def see_logits(self, logits_TC: Tensor, index_T1: Tensor, here_T: Tensor) -> None:
+        assert self.softmax.target_logit_T is not None
+        above_TC = logits_TC > self.softmax.target_logit_T.unsqueeze(-1)
+        itself_T = above_TC.gather(-1, index_T1).squeeze(-1) & here_T
+        self.sum_T += above_TC.sum(-1) - itself_T.long()
+
+    def value(self) -> Tensor:
+        return self.sum_T
+
+
+class TopEntropy(Extra):
+    """``-sum_v q_v log q_v`` over the TOP largest probabilities, renormalised to add up to 1; nats, at most log 20."""
+
+    def __init__(self, softmax: OnlineSoftmax) -> None:
+        super().__init__(softmax)
+        self.top_TK: Tensor | None = None
+
+    def see_logits(self, logits_TC: Tensor, index_T1: Tensor, here_T: Tensor) -> None:
+        top_TK = logits_TC.topk(min(TOP, logits_TC.shape[-1])).values
+        if self.top_TK is not None:
+            both_TK = torch.cat([self.top_TK, top_TK], -1)
+            top_TK = both_TK.topk(min(TOP, both_TK.shape[-1])).values
+        self.top_TK = top_TK
+
+    def value(self) -> Tensor:
+        if self.top_TK is None:
+            return self.sum_T
+        log_q_TK = self.top_TK.log_softmax(-1)
+        # A masked vocabulary has fewer than TOP entries: 0 * -inf would be NaN.
+        return -(log_q_TK.exp() * log_q_TK.clamp(min=torch.finfo(log_q_TK.dtype).min)).sum(-1)
+
+
+# name -> what computes it, see core/stats.py for what it is.
+EXTRAS: dict[str, type[Extra]] = {
+    "entropy": Entropy,
+    "sum_p2": SumP2,
+    "target_rank": TargetRank,
+    "top_entropy": TopEntropy,
+}
 
 
 def in_slice(targets_T: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,9 @@ COLUMNS: dict[str, pa.DataType] = {
     "doc_sources": pa.list_(pa.int16()),
     "doc_targets": pa.list_(pa.int32()),
 }
+# Written since 0.1.0 stood; corpora without it are read, and what needs it says so. It follows from the documents, and is not
+# part of a corpus's identity: scores of the same rows stay theirs.
+LATER_COLUMNS: dict[str, pa.DataType] = {"doc_offsets": pa.list_(pa.int32())}
 DOCUMENT_COLUMNS: dict[str, pa.DataType] = {
     "doc_id": pa.int64(),
     "id": pa.string(),
@@ -51,8 +54,9 @@ def rows_table(rows: Rows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
         "doc_ids": lists(rows.doc_ids),
         "doc_sources": lists(doc_sources[rows.doc_ids].astype(np.int16)),
         "doc_targets": lists(rows.doc_targets),
+        "doc_offsets": lists(rows.doc_offsets),
     }
-    return pa.table(columns, schema=pa.schema(list(COLUMNS.items())))
+    return pa.table(columns, schema=pa.schema([*COLUMNS.items(), *LATER_COLUMNS.items()]))
 
 
 def with_documents(table: pa.Table, doc_ids: np.ndarray[Any, Any], doc_sources: np.ndarray[Any, Any]) -> pa.Table:
@@ -115,10 +119,10 @@ class ShardWriter:
         self.shards.append({"file": name, "rows": num_rows})
 
 
-def _features() -> Any:
+def _features(*, later: bool = True) -> Any:
     from datasets import Features
 
-    return Features.from_arrow_schema(pa.schema(list(COLUMNS.items())))
+    return Features.from_arrow_schema(pa.schema([*COLUMNS.items(), *(LATER_COLUMNS.items() if later else ())]))
 
 
 def write_dataset_files(folder: Path, shards: list[dict[str, Any]], content_hash: str) -> list[str]:
@@ -229,7 +233,10 @@ def open_corpus(folder: Path | str, verify: Literal["size", "full"] | None = "si
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
     for entry, shard in zip(manifest["shards"], shards, strict=True):
-        if shard.features != _features():  # a feature can be one that opens files or addresses when it is read
+        if shard.features not in (
+            _features(),
+            _features(later=False),
+        ):  # a feature can be one that opens files or addresses when it is read
             raise UserError(f"{folder / entry['file']} does not have the columns of a corpus")
         if len(shard) != entry["rows"]:
             raise UserError(f"{folder / entry['file']} has {len(shard)} rows, {entry['rows']} were written")

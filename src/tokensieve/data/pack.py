@@ -25,6 +25,7 @@ class Rows:
     doc_starts: Int32  # [P]
     doc_ids: npt.NDArray[np.int64]  # [P] index into the documents given
     doc_targets: Int32  # [P]
+    doc_offsets: Int32  # [P] tokens of the document before the piece
 
 
 def pack(documents: Sequence[Int32], targets: Sequence[int], length: int, pad_id: int) -> Rows:
@@ -55,4 +56,5 @@ def pack(documents: Sequence[Int32], targets: Sequence[int], length: int, pad_id
         doc_starts=(piece_starts - origin).astype(np.int32),
         doc_ids=doc_ids.astype(np.int64),
         doc_targets=(target - origin).astype(np.int32),
+        doc_offsets=(piece_starts - starts[doc_ids] if total else piece_starts).astype(np.int32),
     )

@@ -3,11 +3,12 @@
 row            = [ a a a E b b E p p ]      E: EOS, p: padding (num_tokens = 7), pieces start at 0 and 4
 labels         = [ a a a E b b E . . ]      . = -100; the model shifts: hidden at t predicts labels[t + 1]
 isolated:      = [ . a a E . b E . . ]      a piece's first token is no target; positions 0 1 2 3 0 1 2 ...
+targets        = labels one to the left, -100 at the end: made once, by collate, for all that is computed of a batch
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,16 @@ LOSS_MASKS = {"completion_mask", "assistant_masks", "assistant_mask", "loss_mask
 class Rows(Dataset[dict[str, Tensor]]):
     """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], float32 ``scores`` columns, ``position_ids`` if isolated.
 
-    ``source_id`` [T] where the corpus says which source each piece is from. ``dataset`` has at least ``input_ids``;
+    ``dataset`` has at least ``input_ids``;
     optional: ``labels``, ``num_tokens``, ``doc_starts`` with ``isolated``, ``doc_sources``, ``row_id``. Item -1 (PAD_ROW)
     is an ignored row: labels all -100. A NaN score on a target raises UserError naming row and position.
+
+    ``statistics`` are names of ON_REQUEST that items have too, [T]: ``segment``, from a column of that name, ``doc_starts`` or
+    positions that restart; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``, asked for or not,
+    from ``doc_sources``. UserError where none of these is there.
     """
 
-    def __init__(self, dataset: Any, scores: Sequence[str] = ()) -> None:
+    def __init__(self, dataset: Any, scores: Sequence[str] = (), statistics: Collection[str] = ()) -> None:
         if "input_ids" not in dataset.column_names:
             raise UserError(f"the data set has no column 'input_ids', only {', '.join(dataset.column_names)}")
         for name in scores:
@@ -44,9 +49,13 @@ class Rows(Dataset[dict[str, Tensor]]):
                 )
         if "labels" not in dataset.column_names and (masks := LOSS_MASKS & set(dataset.column_names)):
             raise UserError(f"column {min(masks)!r} is not read: give the column 'labels', -100 where there is no loss")
-        columns = ["input_ids", *scores, *(c for c in OPTIONAL if c in dataset.column_names)]
+        told = {"source_id"} if "doc_sources" in dataset.column_names else set()  # training counts by it
+        self.scores, self.statistics = tuple(scores), tuple(n for n in ON_REQUEST if n in told | {*statistics})
+        for name in self.statistics:
+            _check_source(name, dataset.column_names)
+        read = {*OPTIONAL, *(c for name in self.statistics for c in ON_REQUEST[name][0])} - {*scores}
+        columns = ["input_ids", *scores, *sorted(read & set(dataset.column_names))]
         self.dataset = dataset.select_columns(columns).with_format("numpy")
-        self.scores = tuple(scores)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,11 +83,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             item["position_ids"] = torch.from_numpy(piece_positions(starts, len(ids_T)))
         item["labels"] = torch.from_numpy(labels_T)
         item["row_id"] = torch.tensor(int(row.get("row_id", index)))
-        if "doc_sources" in row:
-            starts = np.asarray(row["doc_starts"], dtype=np.int64)
-            item["source_id"] = torch.from_numpy(
-                per_token(np.asarray(row["doc_sources"], np.int64), starts, len(ids_T))
-            )
+        for name in self.statistics:
+            item[name] = torch.from_numpy(ON_REQUEST[name][1](row, len(ids_T)).astype(np.int64))
         for name in self.scores:
             item[name] = torch.from_numpy(self._scores(row, name, labels_T, index))
         return item
@@ -98,6 +104,47 @@ class Rows(Dataset[dict[str, Tensor]]):
         row["labels"] = torch.full_like(row["labels"], IGNORE_INDEX)
         row["row_id"] = torch.tensor(PAD_ROW)
         return row
+
+
+def _segment(row: Mapping[str, Any], length: int) -> np.ndarray:
+    if "segment" in row:
+        return np.asarray(row["segment"])
+    if "doc_starts" in row:
+        starts = np.asarray(row["doc_starts"], np.int64)
+        return per_token(np.arange(len(starts)), starts, length)
+    restarts_T = np.asarray(row["position_ids"]) == 0
+    restarts_T[0] = False
+    return np.cumsum(restarts_T)
+
+
+def _source_id(row: Mapping[str, Any], length: int) -> np.ndarray:
+    return per_token(np.asarray(row["doc_sources"]), np.asarray(row["doc_starts"], np.int64), length)
+
+
+def _document_position(row: Mapping[str, Any], length: int) -> np.ndarray:
+    if "document_position" in row:
+        return np.asarray(row["document_position"])
+    starts = np.asarray(row["doc_starts"], np.int64)
+    offsets_T = per_token(np.asarray(row["doc_offsets"], np.int64), starts, length)
+    positions_T: np.ndarray = piece_positions(starts, length) + offsets_T
+    return positions_T
+
+
+# Statistics that are made of a row only where an objective needs them: (columns that one may come from, how).
+ON_REQUEST: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any], int], np.ndarray]]] = {
+    "segment": (("segment", "doc_starts", "position_ids"), _segment),
+    "document_position": (("document_position", "doc_offsets"), _document_position),
+    "source_id": (("doc_sources",), _source_id),
+}
+
+
+def _check_source(name: str, columns: Sequence[str]) -> None:
+    """Refuse a statistic that none of the data set's columns tells."""
+    if not set(ON_REQUEST[name][0]) & set(columns):
+        raise UserError(
+            f"the objective needs {name!r}, which this data set does not tell: it has none of the columns "
+            f"{', '.join(ON_REQUEST[name][0])}"
+        )
 
 
 class EpochSampler(Sampler[int]):
@@ -136,7 +183,7 @@ def check_targets(dataset: Any, what: str) -> None:
 
 
 def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack rows to [B, T]; shorter ones are padded on the right: ids 0, labels -100, scores 0, masked for attention.
+    """Stack rows to [B, T], with their ``targets``; shorter ones are padded on the right: ids 0, labels -100, scores 0.
 
     Rows of one length get no attention mask: with padding only at the right a causal model does not need one. Nor do rows of
     isolated pieces: their positions say where attention stops, and a mask beside them would turn that off.
@@ -150,7 +197,19 @@ def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     if not {"position_ids", "attention_mask"} & set(batch) and any(len(item["input_ids"]) != longest for item in items):
         lengths = torch.tensor([len(item["input_ids"]) for item in items])
         batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
+    batch["targets"] = shift_targets(batch["labels"])
     return batch
+
+
+def shift_targets(labels: Tensor) -> Tensor:
+    """``targets[..., t] = labels[..., t + 1]``, -100 at the end: what the hidden state at t predicts. [B, T] -> [B, T]"""
+    ignored = labels.new_full((*labels.shape[:-1], 1), IGNORE_INDEX)
+    return torch.cat([labels[..., 1:], ignored], dim=-1)
+
+
+def next_token(values: Tensor) -> Tensor:
+    """``values[..., t + 1]`` at t, as targets are: the last entry has no target and is 0. [B, T] -> [B, T]"""
+    return torch.nn.functional.pad(values[..., 1:], (0, 1))
 
 
 def piece_positions(starts: np.ndarray, length: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from tokensieve.data.sources import Source
 from tokensieve.data.tokenizer import Encoder
 from tokensieve.runs import UserError, atomic_file, read_json, write_json
 
+PART_FORMAT = 2  # parts of another one (1 had no doc_offsets) are made again
 MAX_BAD_ROWS_LISTED = 100
 _BATCH_CHARS = 1 << 20
 
@@ -88,7 +89,8 @@ def run_unit(unit: Unit, setup: Setup) -> Counts:
 def read_counts(parts: Path, name: str) -> Counts | None:
     """The counts of a unit that was done before; None if it was not."""
     path = parts / f"{name}.json"
-    return Counts(**read_json(path)) if path.is_file() else None
+    found = read_json(path) if path.is_file() else {}
+    return Counts(**found) if found.pop("part_format", None) == PART_FORMAT else None
 
 
 def _good(items: Iterable[Any], counts: Counts, setup: Setup) -> Iterator[Document]:
@@ -163,7 +165,7 @@ def _write_part(found: list[Encoded], counts: Counts, setup: Setup, name: str) -
     _write_table(setup.parts / f"{name}.docs.arrow", pa.table(arrays))
     _write_table(setup.parts / f"{name}.rows.arrow", rows_table(packed, doc_sources))
     counts.rows, counts.tokens, counts.sources = len(packed.num_tokens), int(packed.num_tokens.sum()), list(numbers)
-    write_json(setup.parts / f"{name}.json", asdict(counts))
+    write_json(setup.parts / f"{name}.json", {"part_format": PART_FORMAT, **asdict(counts)})
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -19,15 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import IGNORE_INDEX, LinearHead, token_nll
+from ..data.rows import shift_targets
 from ..runs import UserError
 
 Compute = Callable[[Tensor, LinearHead], Tensor | None]
-
-
-def shift_targets(labels: Tensor) -> Tensor:
-    """``targets[..., t] = labels[..., t + 1]``, -100 at the end: what the hidden state at t predicts. [B, T] -> [B, T]"""
-    ignored = labels.new_full((*labels.shape[:-1], 1), IGNORE_INDEX)
-    return torch.cat([labels[..., 1:], ignored], dim=-1)
 
 
 class HeadSeam:

@@ -154,12 +154,12 @@ def _train(trainer: Any, going_on: bool) -> None:
 def validate(config: TrainConfig) -> None:
     """Raise UserError for an objective, training arguments, model config, dtype or LoRA fields that do not exist."""
     from ..modeling.load import check_dtype, model_config
-    from ..training.step import score_columns
+    from ..core.stats import score_columns
 
     check_seed(config.seed)
     if config.token_log_every < 0 or config.token_log_rows < 0:
         raise UserError("token_log_every and token_log_rows must be at least 0")
-    needs = score_columns(_objective(config))
+    needs = score_columns(_objective(config).needs)
     if needs and not config.scores:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
     args = training_arguments(config)

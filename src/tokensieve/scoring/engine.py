@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL
 from ..data.rows import Rows, collate
-from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
+from ..modeling.seam import HeadSeam, probe_head, probe_isolation
 from ..runs import UserError
 
 Item = TypeVar("Item")
@@ -71,16 +71,16 @@ class Scorer:
     @torch.inference_mode()
     def _forward(self, first: int, batch: dict[str, Tensor]) -> _Queued:
         made: list[LinearNLL] = []
-        names = ("input_ids", "attention_mask", "position_ids", "labels")
+        names = ("input_ids", "attention_mask", "position_ids", "targets")
         inputs = {k: batch[k].to(self.device, non_blocking=True) for k in names if k in batch}
-        targets = shift_targets(inputs.pop("labels"))
+        targets = inputs.pop("targets")
 
         def compute(hidden: Tensor, head: LinearHead) -> None:
             made.append(LinearNLL(hidden, head, targets, entropy=self.entropy))
 
         with self.seam.run(compute):
             self.model(**inputs, use_cache=False)
-        return _Queued(first, shift_targets(batch["labels"]), made[0].nll, made[0].entropy if self.entropy else None)
+        return _Queued(first, batch["targets"], made[0].nll, made[0].entropy if self.entropy else None)
 
     def _probe(self, rows: Rows) -> None:
         if not self._probed:

@@ -27,9 +27,7 @@ def dry_step(trainer: Any, model: Any) -> None:
     trainer.current_gradient_accumulation_steps = passes
     with _random_state_kept(trainer.args.device), local():
         held = _optimizer_room(trainer)
-        trainer._micro, trainer._sample = [], []
-        if trainer.objective.scope == "step":
-            trainer.choose_weights([batch] * passes)
+        trainer.begin_step([batch] * passes)
         for _ in range(passes):
             inputs = trainer._prepare_inputs(dict(batch))
             with trainer.compute_loss_context_manager():
@@ -37,9 +35,7 @@ def dry_step(trainer: Any, model: Any) -> None:
             trainer.accelerator.backward(loss)
         del held
     model.zero_grad(set_to_none=True)
-    trainer._micro, trainer._sample, trainer._positions = [], [], 0
-    trainer._weights = trainer._rows_of_step = None
-    trainer.begin_watch()
+    trainer.forget_step()
 
 
 def longest_rows(rows: Any, count: int, looked_at: int = 4096) -> list[int]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
@@ -18,25 +17,45 @@ from transformers.trainer_utils import rotate_checkpoints
 from ..runs import MANIFEST, Stopped, UserError, read_json, writing
 from .checkpoints import PREFIX, Split, check_split, last_good, log_bytes, numbered, seal, step_of, unseal, verify
 from .dry_step import dry_step, out_of_memory
-from .guards import GuardConfig, NonFinite, Watch, all_finite, broken_names, describe, write_record
+from .guards import GuardConfig, NonFinite, all_finite, broken_names, describe, write_record
+from .step import StepState, packed
 
 
 class Guarded(Trainer):
-    """The Trainer below :class:`SelectiveTrainer`: knows checkpoints and faults, and of the objective only its scope."""
+    """The Trainer below :class:`SelectiveTrainer`: knows checkpoints and faults, and nothing of objectives.
 
+    What it must be told stands in the methods under "for the class above", which that class overrides.
+    """
+
+    objective_name = "the objective"
+    """What a sentence about its weights calls it."""
     stop_signal: Callable[[], int]
     """The signal that asks to stop, 0 while there is none; asked once a step. Set by whoever installs the handlers."""
 
     def init_guards(self, guards: GuardConfig) -> None:
-        self.guards, self.watch = guards, Watch()
+        self.guards, self.step = guards, StepState()
         self.stop_signal = lambda: 0
-        self.step_totals: Tensor | None = None
+        self.skipped_steps: set[int] = set()
         self._stop_with = 0
         self._sealer = ThreadPoolExecutor(1)
         self._sealing: Future[None] | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._rng_from: str | None = None
-        self._loss_before: Tensor | None = None
+
+    # --- for the class above ------------------------------------------------------------------------------------------
+
+    def ranks_rows_together(self) -> bool:
+        """Whether rows of one forward of all ranks decide together what is trained on: a resumed run must keep their number."""
+        return False
+
+    def before_update(self) -> None:
+        """Called between a step's last backward and its update; may raise."""
+
+    def flush_token_log(self) -> Any:
+        """Write down what is pending: a checkpoint without its log lines could not be resumed exactly."""
+
+    def forget_pending(self, step: int) -> None:
+        """Nothing is written down of this step."""
 
     # --- going on -----------------------------------------------------------------------------------------------------
 
@@ -77,8 +96,7 @@ class Guarded(Trainer):
         if checkpoint is None:
             return None, None
         if not self.guards.allow_changed:
-            together = self.objective.scope == "batch"
-            check_split(checkpoint, self.split, ranks_rows_together=together)
+            check_split(checkpoint, self.split, ranks_rows_together=self.ranks_rows_together())
         return str(checkpoint), manifest
 
     @property
@@ -100,7 +118,7 @@ class Guarded(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's checkpoint, then its seal; older ones are removed only after that."""
         self.finish_seal()
-        self.flush_token_log()  # a checkpoint without its log lines could not be resumed exactly
+        self.flush_token_log()
         self._check_model()
         checkpoint = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
         sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()
@@ -150,13 +168,14 @@ class Guarded(Trainer):
 
     # --- the end of a step --------------------------------------------------------------------------------------------
 
-    def begin_watch(self) -> None:
-        self.watch = Watch()
-        self._loss_before = self._tr_loss.clone() if hasattr(self, "_tr_loss") else None
+    def forget_step(self) -> None:
+        """Begin with nothing: a step is under way no more, or not yet."""
+        self.step = StepState(loss_before=self._tr_loss.clone() if hasattr(self, "_tr_loss") else None)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The Trainer's, between the step's last backward and its update: where NaN and signals are looked for."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.before_update()
         finite, self._stop_with = self._agree(norm)
         if finite:
             return norm
@@ -165,9 +184,9 @@ class Guarded(Trainer):
 
     def _agree(self, norm: Any) -> tuple[bool, int]:
         """(is the step finite, signal to stop with or 0), the same on all ranks. Waits for the device, once a step."""
-        assert self.step_totals is not None
+        assert self.step.totals is not None
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm, device=self.args.device)
-        fine = self.step_totals.isfinite().all()
+        fine = packed(self.step.totals).isfinite().all()
         scaler = getattr(self.accelerator, "scaler", None)
         if (
             scaler is None or not scaler.is_enabled()
@@ -181,14 +200,12 @@ class Guarded(Trainer):
     def _skip_or_stop(self) -> None:
         """Leave this step's update out, or raise NonFinite."""
         step = self.state.global_step + 1
-        skipped = self.token_log.skipped
-        cause = (
-            "nll" if self._any(self.watch.rows("nll")) else "weight" if self._any(self.watch.rows("weight")) else None
-        )
+        skipped, watch = self.skipped_steps, self.step.watch
+        cause = "nll" if self._any(watch.rows("nll")) else "weight" if self._any(watch.rows("weight")) else None
         names = [] if cause else broken_names((n, p.grad) for n, p in self.model.named_parameters())
         error = self._nonfinite(cause or "gradient", step, names)
         if self.guards.on_nonfinite == "stop" or len(skipped) >= self.guards.max_skipped_steps:
-            self.token_log.pending = [entry for entry in self.token_log.pending if entry[0] != step]
+            self.forget_pending(step)
             self.flush_token_log()
             raise error
         if self.is_world_process_zero():
@@ -196,8 +213,8 @@ class Guarded(Trainer):
         skipped.add(step)
         for parameter in self.model.parameters():
             parameter.grad = None  # an optimizer passes over these, weight decay and moments included
-        assert self._loss_before is not None
-        self._tr_loss.copy_(self._loss_before)
+        assert self.step.loss_before is not None
+        self._tr_loss.copy_(self.step.loss_before)
         self._globalstep_last_logged += 1  # the mean until the next log line is over one step less
 
     def _any(self, found: list[Any]) -> bool:
@@ -209,16 +226,17 @@ class Guarded(Trainer):
         """What is said of it; the rows of all ranks are in a file by then."""
         from accelerate.utils import gather_object
 
-        mine = self.watch.rows(cause) if cause in ("nll", "weight") else self.watch.all_rows()
+        watch = self.step.watch
+        mine = watch.rows(cause) if cause in ("nll", "weight") else watch.all_rows()
         rows, names = gather_object(mine), gather_object(list(names))
         self.finish_seal()
         run = Path(self.args.output_dir)
         good = [p.name for p in numbered(run) if (p / MANIFEST).exists() and step_of(p) < step]
         if not self.is_world_process_zero():
-            return NonFinite(describe(step, cause, rows, names, rows[0] if rows else None))
+            return NonFinite(describe(step, cause, rows, names, rows[0] if rows else None, self.objective_name))
         path, told = write_record(run, step, cause, rows, names, self.guards.documents)
         kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-        what = describe(step, cause, told, names, told[0] if told else None)
+        what = describe(step, cause, told, names, told[0] if told else None, self.objective_name)
         return NonFinite(f"{what}; {kept}, rows and documents are in {path}")
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

@@ -125,7 +125,12 @@ def _finite(tensor: Tensor) -> Tensor:
 
 
 def describe(
-    step: int, cause: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str], at: Mapping[str, Any] | None
+    step: int,
+    cause: str,
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    at: Mapping[str, Any] | None,
+    objective: str = "the objective",
 ) -> str:
     """The finding as the beginning of a sentence. ``cause``: nll, weight, gradient or model."""
     documents = f" (document {', '.join(at['documents'])})" if at and at.get("documents") else ""
@@ -133,7 +138,7 @@ def describe(
     if cause == "nll":
         return f"step {step}: the nll of {len(rows)} rows is not finite, first of {where}"
     if cause == "weight":
-        return f"step {step}: the objective gives {len(rows)} rows weights that are not finite, first {where}"
+        return f"step {step}: {objective} gives {len(rows)} rows weights that are not finite, first {where}"
     if cause == "gradient":
         return f"step {step}: every nll is finite, the gradient of {names[0] if names else 'the model'} is not"
     return f"step {step}: the model is not finite after the update, {names[0] if names else 'on another rank'} for one"

@@ -2,7 +2,7 @@
 
     scope      ranked together                                known before the forward
     sequence   one row                                        count, summed over ranks
-    batch      one micro-batch of all ranks                   count of the gathered valid mask
+    batch      one micro-batch of all ranks                   count of the gathered micro-batch
     step       all micro-batches of all ranks                 count, and the weights themselves (a first no-grad pass)
 
 Rank r of W holds rows r*B .. (r+1)*B of the global micro-batch, so gathering in rank order gives the rows in the order one
@@ -11,93 +11,59 @@ process would have had them in: W ranks with B rows choose the tokens that one r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core import IGNORE_INDEX, Objective, TokenStats
-from ..modeling.seam import shift_targets
+from ..core.objective import sum_dtype
+from ..core.stats import ROW_STATISTICS, score_columns
+from ..data.rows import next_token
+from ..runs import UserError
+from .guards import Watch
 
-# Statistics that come from the forward or from the row itself; what else an objective needs is a score column.
-COMPUTED = frozenset({"nll", "entropy", "input_ids", "row_id", "position"})
 Gather = Callable[[Tensor], Tensor]
 
 
-def score_columns(objective: Objective) -> tuple[str, ...]:
-    """Columns that the data set must have for this objective."""
-    return tuple(sorted(objective.needs - COMPUTED))
-
-
-def valid_of(batch: Mapping[str, Tensor]) -> Tensor:
-    """Whether the hidden state at t has a target, bool [B, T]: false at the last position of a row."""
-    return shift_targets(batch["labels"]) != IGNORE_INDEX
-
-
-def token_stats(
-    objective: Objective, batch: Mapping[str, Tensor], *, step: int, nll: Tensor, entropy: Tensor | None
+def known_stats(
+    needs: Collection[str], batch: Mapping[str, Tensor], *, step: int = 0, tokens_seen: Tensor | int = 0
 ) -> TokenStats:
-    """What the objective asked for, aligned by predicting position: entry t speaks of the target at t + 1."""
-    labels = batch["labels"]
-    valid = valid_of(batch)
-    columns = {name: next_token(batch[name]) for name in score_columns(objective)}
-    stats = TokenStats(valid=valid, step=step, columns=columns, ref_nll=columns.get("ref_nll"))
-    if "ref_entropy" in columns:
-        stats = replace(stats, ref_entropy=columns["ref_entropy"])
-    if "nll" in objective.needs:
-        stats = replace(stats, nll=nll)
-    if "entropy" in objective.needs:
-        stats = replace(stats, entropy=entropy)
-    if "input_ids" in objective.needs:
-        stats = replace(stats, input_ids=next_token(batch["input_ids"]))
-    if "row_id" in objective.needs:
-        stats = replace(stats, row_id=batch["row_id"][:, None].expand_as(labels))
-    if "position" in objective.needs:
-        place = torch.arange(1, labels.shape[1] + 1, device=labels.device)
-        stats = replace(stats, position=place.expand_as(labels))
-    return stats
+    """What is known of a batch's tokens before the forward, as far as it is needed; entry t speaks of the target at t + 1."""
+    valid = batch["targets"] != IGNORE_INDEX
+    there = [name for name in sorted(needs) if name in ROW_STATISTICS or name in score_columns(needs)]
+    stats = TokenStats(valid, step=step, tokens_seen=tokens_seen)
+    return stats.with_values({name: _of_rows(name, batch, valid) for name in there})
 
 
-def next_token(values: Tensor) -> Tensor:
-    """``values[:, t + 1]`` at t; the last entry has no target and is 0."""
-    return torch.nn.functional.pad(values[:, 1:], (0, 1))
-
-
-def map_stats(stats: TokenStats, change: Callable[[Tensor], Tensor]) -> TokenStats:
-    """The statistics with ``change`` applied to each tensor that is there."""
-    named = {
-        n: getattr(stats, n) for n in ("nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position")
-    }
-    changed: Any = {k: None if v is None else change(v) for k, v in named.items()}
-    columns = {k: change(v) for k, v in stats.columns.items()}
-    return replace(stats, valid=change(stats.valid), columns=columns, **changed)
+def _of_rows(name: str, batch: Mapping[str, Tensor], valid: Tensor) -> Tensor:
+    """One statistic or score column of a batch, by predicting position. [B, T]"""
+    if name == "input_ids":  # the target's, which labels of one's own may have changed; without a target, what stands there
+        return torch.where(valid, batch["targets"], next_token(batch["input_ids"]))
+    if name == "context_ids":
+        return batch["input_ids"]
+    if name == "row_id":
+        return batch["row_id"][:, None].expand_as(valid)
+    if name == "position":
+        return torch.arange(1, valid.shape[1] + 1, device=valid.device).expand_as(valid)
+    return next_token(batch[name])
 
 
 def joined(parts: Sequence[TokenStats]) -> TokenStats:
     """Statistics of several micro-batches as those of one, rows after rows; shorter ones are widened by invalid places."""
-    first, width = parts[0], max(p.valid.shape[1] for p in parts)
-    tensors = [_tensors(map_stats(p, lambda t: widened(t, width))) for p in parts]
-    stacked = iter([torch.cat(column) for column in zip(*tensors, strict=True)])
-    return map_stats(first, lambda _: next(stacked))
+    if len(parts) == 1:
+        return parts[0]
+    width = max(p.valid.shape[1] for p in parts)
+    columns = [p.map(lambda t: widened(t, width)).per_token() for p in parts]
+    return parts[0].with_values({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
 
 def widened(values: Tensor, width: int) -> Tensor:
     """Filled up with zeros (not valid) on the right. [B, T] -> [B, width]"""
     return torch.nn.functional.pad(values, (0, width - values.shape[1]))
-
-
-def _tensors(stats: TokenStats) -> list[Tensor]:
-    """The statistics' tensors, in the order in which :func:`map_stats` visits them."""
-    seen: list[Tensor] = []
-
-    def note(values: Tensor) -> Tensor:
-        seen.append(values)
-        return values
-
-    map_stats(stats, note)
-    return seen
 
 
 def _alone(values: Tensor) -> Tensor:
@@ -117,28 +83,37 @@ class Scope:
     def spans_ranks(self) -> bool:
         return self.num_ranks > 1 and self.objective.scope != "sequence"
 
-    def weigh(self, stats: TokenStats) -> tuple[Tensor, Tensor]:
-        """(weight [B, T] of this rank's tokens, lowest score kept in the scope: +inf if it ranks nothing)."""
-        whole = map_stats(stats, self.gather) if self.spans_ranks else stats
-        weight = weights(self.objective, whole)
-        lowest = lowest_kept(self.objective, whole, weight)
-        if self.spans_ranks:
-            weight = weight[self.rank * len(stats.valid) : (self.rank + 1) * len(stats.valid)]
-        return weight[:, : stats.valid.shape[1]], lowest
+    def known(self, stats: TokenStats) -> TokenStats:
+        """Statistics of a micro-batch of this rank, as those of all that is ranked with it."""
+        return stats.map(self._all)
 
-    def weigh_step(self, parts: Sequence[TokenStats]) -> tuple[list[Tensor], Tensor]:
-        """(weight of each of this rank's micro-batches, lowest score kept), all of the step ranked together."""
-        widths = [p.valid.shape[1] for p in parts]
-        if self.spans_ranks:
-            parts = [map_stats(p, self.gather) for p in parts]
-        whole = joined(parts)
-        weight = weights(self.objective, whole)
-        lowest = lowest_kept(self.objective, whole, weight)
-        per_batch = list(weight.split([len(p.valid) for p in parts]))
-        if self.spans_ranks:
-            rows = [len(w) // self.num_ranks for w in per_batch]
-            per_batch = [w[self.rank * b : (self.rank + 1) * b] for w, b in zip(per_batch, rows, strict=True)]
-        return [w[:, :width] for w, width in zip(per_batch, widths, strict=True)], lowest
+    def weigh(self, known: TokenStats, head: Mapping[str, Tensor], length: int) -> tuple[Tensor, Tensor]:
+        """(weight [B, T] of this rank's tokens, lowest score kept in the scope: +inf if it ranks nothing).
+
+        ``known`` of :meth:`known`, ``head`` the forward's statistics of this rank's rows, which are ``length`` long.
+        """
+        weight, lowest = self.weigh_step([(known, head, length)])
+        return weight[0], lowest
+
+    def weigh_step(self, parts: Sequence[tuple[TokenStats, Mapping[str, Tensor], int]]) -> tuple[list[Tensor], Tensor]:
+        """(weight of each of this rank's micro-batches, lowest score kept), all of them ranked together."""
+        whole = [known.with_values({n: self._all(v) for n, v in head.items()}) for known, head, _ in parts]
+        together = joined(whole)
+        weight = weights(self.objective, together)
+        per_batch = weight.split([len(p.valid) for p in whole])
+        mine = [self._mine(w)[:, :length] for w, (_, _, length) in zip(per_batch, parts, strict=True)]
+        return mine, lowest_kept(self.objective, together, weight)
+
+    def _all(self, values: Tensor) -> Tensor:
+        """[B, T] of all ranks whose tokens are ranked together."""
+        return self.gather(values) if self.spans_ranks else values
+
+    def _mine(self, weight: Tensor) -> Tensor:
+        """This rank's rows of those of all ranks."""
+        if not self.spans_ranks:
+            return weight
+        rows = len(weight) // self.num_ranks
+        return weight[self.rank * rows : (self.rank + 1) * rows]
 
     def most_rows(self, rows: int, length: int) -> int | None:
         """The most tokens of one micro-batch [rows, length] on this rank that can get a weight; None if it is not known.
@@ -146,31 +121,28 @@ class Scope:
         Found on the host from the shape alone, so nobody waits for the device. A rank's share of a ranking over several
         ranks can be all of the kept tokens: there the bound is loose, and the rows beyond the share cost their time.
         """
-        if not self.objective.counts_rows or self.objective.scope == "step":
+        if self.objective.most_rows is None or self.objective.scope == "step":
             return None
-        valid = torch.ones(rows * (self.num_ranks if self.spans_ranks else 1), length, dtype=torch.bool)
-        count = self.objective.count(valid)
-        return None if count is None else min(int(count), rows * length)
+        ranked = rows * (self.num_ranks if self.spans_ranks else 1)
+        return min(self.objective.most_rows(ranked, length), rows * length)
 
-    def denominator(self, valids: Iterable[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def denominator(self, known: Sequence[TokenStats], reduce: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The step's denominator over all micro-batches and ranks, float32 scalar on the device; None if not known yet.
 
-        ``reduce`` sums a tensor over ranks. At least 1, so that a step without a valid token gives 0, not NaN.
+        ``known`` of :meth:`known`, by micro-batch. ``reduce`` sums a tensor over ranks.
         """
-        whole = [self.gather(v) for v in valids] if self.spans_ranks else list(valids)
-        if self.objective.scope == "step":
-            # Counted together, as they are ranked: k of the union is not the sum of the parts' k.
-            width = max(v.shape[1] for v in whole)
-            whole = [torch.cat([widened(v, width) for v in whole])]
-        total = _sum([self.objective.count(v) for v in whole])
-        if total is None:
+        # Counted together, as they are ranked: k of the union is not the sum of the parts' k.
+        counted = [joined(known)] if self.objective.scope == "step" else known
+        counts = [c for c in (self.objective.count(k) for k in counted) if c is not None]
+        if len(counts) < len(counted):
             return None
-        return (total if self.spans_ranks else reduce(total)).clamp(min=1)
+        total = torch.stack(counts).sum().float()
+        return total if self.spans_ranks else reduce(total)
 
 
-def _sum(counts: list[Tensor | None]) -> Tensor | None:
-    known = [c for c in counts if c is not None]
-    return torch.stack(known).sum().float() if known and len(known) == len(counts) else None
+def no_zero(denominator: Tensor) -> Tensor:
+    """A step in which nothing is kept gives 0, not NaN; any other sum is divided by as it is, below 1 too."""
+    return torch.where(denominator == 0, torch.ones_like(denominator), denominator)
 
 
 def weights(objective: Objective, stats: TokenStats) -> Tensor:
@@ -184,37 +156,133 @@ def lowest_kept(objective: Objective, stats: TokenStats, weight: Tensor) -> Tens
     infinity = torch.full((), float("inf"), device=weight.device)
     if objective.score is None or not weight.numel():
         return infinity
-    return torch.where(weight > 0, objective.score(stats).float(), infinity).min()
+    return torch.where(weight != 0, objective.score(stats).float(), infinity).min()
 
 
-def sum_dtype(like: Tensor) -> torch.dtype:
-    """What sums over many batches are kept in: float32 stops counting at 16.7 million. MPS has nothing wider."""
-    return torch.float64 if like.device.type != "mps" else torch.float32
+# --- sums ----------------------------------------------------------------------------------------------------------------
+
+Totals = dict[str, Tensor]
 
 
 def selection_totals(
-    weight: Tensor, valid: Tensor, nll: Tensor, source: Tensor | None = None, num_sources: int = 0
-) -> Tensor:
-    """[valid, kept, weight sum, nll sum of kept, of dropped, sum of weight * nll], then valid and kept of each source.
+    objective: Objective, weight: Tensor, valid: Tensor, nll: Tensor, source: Tensor | None = None, num_sources: int = 0
+) -> Totals:
+    """Sums over the tokens of a batch by name, float64 scalars that add over parts:
 
-    float64 sums [6 + 2 * num_sources] that add over parts. ``source`` [B, T] is the source of each token's target.
+    ``valid``, ``kept`` (weight other than 0), ``kept_nll``, ``dropped_nll``, ``weighted_nll`` (sum of weight * nll),
+    ``denominator`` (what the objective divides by). Where weights are not just 0 or 1 also ``abs``, ``square`` (sums of
+    |weight| and weight^2) and ``negative`` (tokens with such a weight). With ``source`` [B, T], the source of each token's
+    target, ``valid_by_source`` and ``kept_by_source`` [num_sources].
     """
-    keep = (weight > 0) & valid
-    drop = valid & ~keep
+    keep = (weight != 0) & valid
     wide = sum_dtype(weight)
-    sums = torch.stack(
-        [
-            valid.sum(dtype=wide),
-            keep.sum(dtype=wide),
-            (weight * valid).sum(dtype=wide),
-            (nll * keep).sum(dtype=wide),
-            (nll * drop).sum(dtype=wide),
-            (nll * weight * valid).sum(dtype=wide),
-        ]
-    )
-    if source is None or not num_sources:
-        return sums
-    by_source = torch.zeros(2, num_sources, dtype=wide, device=sums.device)
-    by_source[0].index_add_(0, source.reshape(-1), valid.reshape(-1).to(wide))
-    by_source[1].index_add_(0, source.reshape(-1), keep.reshape(-1).to(wide))
-    return torch.cat([sums, by_source.reshape(-1)])
+    totals = {
+        "valid": valid.sum(dtype=wide),
+        "kept": keep.sum(dtype=wide),
+        "kept_nll": (nll * keep).sum(dtype=wide),
+        "dropped_nll": (nll * (valid & ~keep)).sum(dtype=wide),
+        "weighted_nll": (nll * weight * valid).sum(dtype=wide),
+        "denominator": objective.denominator_of(weight, valid),
+    }
+    if not objective.selects:
+        weight_T = (weight * valid).to(wide)
+        totals |= {
+            "abs": weight_T.abs().sum(),
+            "square": weight_T.square().sum(),
+            "negative": (weight_T < 0).sum(dtype=wide),
+        }
+    if source is not None and num_sources:
+        for name, tokens in (("valid_by_source", valid), ("kept_by_source", keep)):
+            zeros = torch.zeros(num_sources, dtype=wide, device=weight.device)
+            totals[name] = zeros.index_add_(0, source.reshape(-1), tokens.reshape(-1).to(wide))
+    return totals
+
+
+def added(parts: Sequence[Totals]) -> Totals:
+    """The totals of several parts, name by name."""
+    return {name: torch.stack([p[name] for p in parts]).sum(0) for name in parts[0]}
+
+
+def packed(totals: Totals) -> Tensor:
+    """All sums in one vector, to go through one exchange between ranks; :func:`unpacked` gives them their names back."""
+    return torch.cat([value.reshape(-1) for value in totals.values()])
+
+
+def unpacked(values: Sequence[float], like: Totals) -> dict[str, Any]:
+    """name -> float, or a list of floats of those by source, from the numbers of :func:`packed`."""
+    found, start = {}, 0
+    for name, value in like.items():
+        part = list(values[start : start + value.numel()])
+        found[name], start = part if value.dim() else part[0], start + value.numel()
+    return found
+
+
+# --- the state of a step ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StepState:
+    """All that is remembered from a step's first micro-batch to its last; a new step begins with a new one."""
+
+    known: list[TokenStats] = field(default_factory=list)
+    """Of each micro-batch, what is known before its forward, over all that is ranked with it."""
+    denominator: Tensor | None = None
+    """Known before the forward, as it was counted; None: divided by after the last backward."""
+    weights: list[Tensor] | None = None
+    """Of the micro-batches, where a first pass chose them; then also the lowest score kept, and rows with a weight."""
+    lowest: Tensor | None = None
+    rows_with_weight: list[int] | None = None
+    parts: list[tuple[Totals, Tensor]] = field(default_factory=list)
+    """(totals, lowest score kept) of the micro-batches that are through."""
+    broken_claims: list[Tensor] = field(default_factory=list)
+    """Of each micro-batch of a run's first step, see :func:`broken_claims`."""
+    positions: int = 0
+    sample: list[dict[str, Any]] = field(default_factory=list)
+    """Rows that are logged token by token."""
+    watch: Watch = field(default_factory=Watch)
+    loss_before: Tensor | None = None
+    """The Trainer's running loss as it was."""
+    totals: Totals | None = None
+    """Of the whole step on this rank, once its last micro-batch is through."""
+
+    @property
+    def index(self) -> int:
+        """Which micro-batch is being worked on, from 0."""
+        return len(self.parts)
+
+    def finish(self) -> tuple[Totals, Tensor]:
+        """(totals, lowest score kept) of the whole step on this rank."""
+        self.totals = added([totals for totals, _ in self.parts])
+        return self.totals, torch.stack([lowest for _, lowest in self.parts]).min()
+
+
+# --- what an objective says of itself --------------------------------------------------------------------------------------
+
+CLAIMS = (
+    "its weights are 0 or 1 (selects), but others came",
+    "no more tokens than most_rows can get a weight, but more did",
+    "its weights are not negative (signed), but some were",
+)
+
+
+def broken_claims(objective: Objective, weight: Tensor, most_rows: int | None) -> Tensor:
+    """Whether each of CLAIMS is broken by a micro-batch's weights [B, T], bool [3], on their device."""
+    not_a_choice = ((weight != 0) & (weight != 1)).any() & objective.selects
+    too_many = (weight != 0).sum() > (weight.numel() if most_rows is None else most_rows)
+    return torch.stack([not_a_choice, too_many, (weight < 0).any() & (not objective.signed)])
+
+
+def check_claims(objective: Objective, broken: Sequence[bool], counted: float | None, came: float) -> None:
+    """Refuse an objective whose words and weights differ: a denominator of twice the weights halves every update, silently.
+
+    ``broken`` of :func:`broken_claims`, over all ranks; ``counted`` the denominator known beforehand (None: not known),
+    ``came`` the one that the weights come to. These are summed in float64: a ten-thousandth is far beyond rounding.
+    """
+    for claim, is_broken in zip(CLAIMS, broken, strict=True):
+        if is_broken:
+            raise UserError(f"objective {objective.name!r} says that {claim}")
+    if counted is not None and not abs(counted - came) <= 1e-4 * abs(came) and math.isfinite(came):
+        raise UserError(
+            f"objective {objective.name!r} counts {counted:g} as its denominator ({objective.denominator}) before the forward, "
+            f"its weights come to {came:g}: its known_count is wrong"
+        )

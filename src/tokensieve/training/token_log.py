@@ -21,6 +21,7 @@ from torch import Tensor
 from ..core import random_uniform
 from ..modeling.flops import TokenFlops
 from ..runs import atomic_file
+from .step import Totals, unpacked
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,25 @@ class FlopsSpent:
     """Training the reference model."""
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A step that has no line yet: its numbers are on the device."""
+
+    step: int
+    totals: Totals
+    lowest: Tensor
+    positions: int
+
+
 @dataclass
 class TokenLog:
     """Collects a step's totals on the device and writes them out in blocks: no host sync in the step.
 
     Keys of a line: ``step``; of this step ``valid``, ``kept``, ``ratio``, ``threshold`` (lowest score kept), ``nll``,
     ``kept_nll``, ``dropped_nll`` (means over valid, kept, dropped tokens; null where there is none), ``loss`` (weighted sum
-    over weight sum), ``valid_by_source``, ``kept_by_source`` (name -> tokens); since the start ``tokens_seen``,
-    ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``; ``skipped`` (true) only of a step without
+    over the objective's denominator: what was minimised), ``effective_share`` (of objectives whose weights are not just 0 or
+    1: (sum |w|)^2 / (valid * sum w^2)), ``valid_by_source``, ``kept_by_source`` (name -> tokens); since the start
+    ``tokens_seen``, ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``; ``skipped`` (true) only of a step without
     an update: nothing is kept in it, and its means are null.
     """
 
@@ -64,7 +76,7 @@ class TokenLog:
     tokens_seen: int = 0
     tokens_trained: int = 0
     flops_student: float = 0.0
-    pending: list[tuple[int, Tensor, Tensor, int]] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     process: int = 1
     """Which of the processes that worked on this run; a resumed one starts its clock again."""
@@ -73,62 +85,51 @@ class TokenLog:
     skipped: set[int] = field(default_factory=set)
     """Steps whose update was left out because something in them was not finite."""
 
-    def add(self, step: int, totals: Tensor, lowest: Tensor, positions: int) -> None:
+    def add(self, step: int, totals: Totals, lowest: Tensor, positions: int) -> None:
         """Remember a finished step: this rank's totals (see ``selection_totals``), its threshold, positions computed."""
-        self.pending.append((step, totals, lowest, positions))
+        self.pending.append(Pending(step, totals, lowest, positions))
 
     def lines(self, sums: np.ndarray, lowest: np.ndarray, positions: np.ndarray) -> list[dict[str, Any]]:
-        """The pending steps as lines, given their totals over all ranks; moves the running sums on."""
-        made = []
-        for (step, *_), totals, low, places in zip(
-            self.pending, sums.tolist(), lowest.tolist(), positions.tolist(), strict=True
-        ):
-            skipped = step in self.skipped
-            self.flops_student += self.flops.train(places, totals[1]) + (
-                self.flops.forward(places) if self.first_pass else 0.0
-            )
-            totals, low = (self._without_update(totals), math.inf) if skipped else (totals, low)
-            valid, kept, weight, kept_sum, dropped_sum, weighted = totals[:6]
-            self.tokens_seen += round(valid)
-            self.tokens_trained += round(kept)
-            made.append(
-                {
-                    "step": step,
-                    "tokens_seen": self.tokens_seen,
-                    "tokens_trained": self.tokens_trained,
-                    "valid": round(valid),
-                    "kept": round(kept),
-                    "ratio": _ratio(kept, valid),
-                    "threshold": low if math.isfinite(low) else None,
-                    "loss": _ratio(weighted, weight),
-                    "nll": _ratio(kept_sum + dropped_sum, valid),
-                    "kept_nll": _ratio(kept_sum, kept),
-                    "dropped_nll": _ratio(dropped_sum, valid - kept),
-                    "flops_student": self.flops_student,
-                    "flops_scoring": self.spent.scoring,
-                    "flops_reference": self.spent.reference,
-                    **self._by_source(totals[6:]),
-                    **({"skipped": True} if skipped else {}),
-                }
-            )
+        """The pending steps as lines, given their packed totals over all ranks; moves the running sums on."""
+        numbers = zip(self.pending, sums.tolist(), lowest.tolist(), positions.tolist(), strict=True)
+        made = [self._line(p.step, unpacked(s, p.totals), low, places) for p, s, low, places in numbers]
         self.pending.clear()
         return made
 
-    def _without_update(self, totals: Sequence[float]) -> list[float]:
-        """Totals of a step whose update was left out: its tokens were seen, none kept; what was not finite is no figure."""
-        sources = len(self.sources)
-        return [totals[0], 0.0, math.nan, math.nan, math.nan, math.nan, *totals[6 : 6 + sources], *[0.0] * sources]
-
-    def _by_source(self, counts: Sequence[float]) -> dict[str, dict[str, int]]:
-        """Valid and kept tokens of each source that occurred in the step."""
-        valid, kept = counts[: len(self.sources)], counts[len(self.sources) :]
-        names = [(i, name) for i, name in enumerate(self.sources) if valid[i]]
-        if not names:
-            return {}
+    def _line(self, step: int, total: dict[str, Any], low: float, places: float) -> dict[str, Any]:
+        skipped = step in self.skipped
+        self.flops_student += self.flops.train(places, total["kept"])
+        self.flops_student += self.flops.forward(places) if self.first_pass else 0.0
+        total, low = (_without_update(total), math.inf) if skipped else (total, low)
+        self.tokens_seen += round(total["valid"])
+        self.tokens_trained += round(total["kept"])
         return {
-            "valid_by_source": {name: round(valid[i]) for i, name in names},
-            "kept_by_source": {name: round(kept[i]) for i, name in names},
+            "step": step,
+            "tokens_seen": self.tokens_seen,
+            "tokens_trained": self.tokens_trained,
+            "valid": round(total["valid"]),
+            "kept": round(total["kept"]),
+            "ratio": _ratio(total["kept"], total["valid"]),
+            **({"effective_share": _effective_share(total)} if "square" in total else {}),
+            "threshold": low if math.isfinite(low) else None,
+            "loss": _ratio(total["weighted_nll"], total["denominator"]),
+            "nll": _ratio(total["kept_nll"] + total["dropped_nll"], total["valid"]),
+            "kept_nll": _ratio(total["kept_nll"], total["kept"]),
+            "dropped_nll": _ratio(total["dropped_nll"], total["valid"] - total["kept"]),
+            "flops_student": self.flops_student,
+            "flops_scoring": self.spent.scoring,
+            "flops_reference": self.spent.reference,
+            **self._by_source(total),
+            **({"skipped": True} if skipped else {}),
         }
+
+    def _by_source(self, total: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+        """Valid and kept tokens of each source that occurred in the step."""
+        valid = total.get("valid_by_source", [])
+        there = [(i, name) for i, name in enumerate(self.sources) if i < len(valid) and valid[i]]
+        if not there:
+            return {}
+        return {key: {name: round(total[key][i]) for i, name in there} for key in ("valid_by_source", "kept_by_source")}
 
     def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append lines to ``tokens.jsonl`` and the time to ``times.jsonl``."""
@@ -149,7 +150,8 @@ class TokenLog:
         last: dict[str, Any] = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}
         self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
         self.flops_student = last["flops_student"]
-        self.skipped = {line["step"] for line in lines if line.get("skipped")}
+        self.skipped.clear()  # in place: others look at this very set
+        self.skipped.update(line["step"] for line in lines if line.get("skipped"))
         if write and path.exists():
             with atomic_file(path, "w") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines)
@@ -211,6 +213,19 @@ def _read_lines(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]
             break
         lines.append(line)
     return lines
+
+
+def _without_update(total: Mapping[str, Any]) -> dict[str, Any]:
+    """Totals of a step whose update was left out: its tokens were seen, none kept; what was not finite is no figure."""
+    unknown = {name: math.nan for name, value in total.items() if not isinstance(value, list)}
+    none_kept = {"kept_by_source": [0.0] * len(total["kept_by_source"])} if "kept_by_source" in total else {}
+    return {**total, **unknown, **none_kept, "valid": total["valid"], "kept": 0.0}
+
+
+def _effective_share(total: Mapping[str, Any]) -> float | None:
+    """``(sum |w|)^2 / (valid * sum w^2)``: the share of valid tokens that as many equal weights would stand on; 1 if all are
+    equal, the kept share if they are 0 or 1."""
+    return _ratio(total["abs"] ** 2, total["valid"] * total["square"])
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

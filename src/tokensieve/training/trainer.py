@@ -22,21 +22,34 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from ..core import LinearHead, LinearNLL, Objective
+from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
 from ..core.backends import check_backend
-from ..data.rows import EpochSampler, Rows, collate
+from ..core.objective import sum_dtype
+from ..core.stats import HEAD_STATISTICS, TokenStats, score_columns
+from ..data.rows import ON_REQUEST, EpochSampler, Rows, collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
-from ..modeling.seam import HeadSeam, probe_head, probe_isolation, shift_targets
+from ..modeling.seam import HeadSeam, probe_head, probe_isolation
 from ..runs import UserError
 from .checkpoints import tensors_only
 from .guarded import Guarded
 from .guards import GuardConfig
 from .progress import TokenProgress
-from .step import Scope, next_token, score_columns, selection_totals, sum_dtype, token_stats, valid_of
+from .step import (
+    Scope,
+    Totals,
+    broken_claims,
+    check_claims,
+    known_stats,
+    no_zero,
+    packed,
+    selection_totals,
+    unpacked,
+)
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+MODEL_ONLY = ("attention_mask", "position_ids", "labels")
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,8 @@ class SelectiveTrainer(Guarded):
         self.objective = objective or make_objective("clm")
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
-        wrap = {"scores": score_columns(self.objective)}
+        needs = self.objective.needs
+        wrap = {"scores": score_columns(needs), "statistics": tuple(n for n in ON_REQUEST if n in needs)}
         kwargs.setdefault("data_collator", collate)
         super().__init__(
             model,
@@ -113,13 +127,12 @@ class SelectiveTrainer(Guarded):
             tuple(sources),
             first_pass=self._needs_first_pass,
         )
-        self._weights: list[Tensor] | None = None  # of the step's micro-batches, where a first pass chose them
-        self._rows_of_step: list[int] | None = None  # how many rows of each have a weight
-        self._micro: list[tuple[Tensor, Tensor]] = []  # (totals, lowest score kept) of the step so far
-        self._positions = 0
-        self._sample: list[dict[str, Any]] = []
         self._eval_sums: Any = None
+        self._tokens_seen: Tensor | int = 0
+        self._claims_checked = False
         self.init_guards(guards or GuardConfig())
+        self.objective_name = f"objective {self.objective.name!r}"
+        self.token_log.skipped = self.skipped_steps
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -162,7 +175,8 @@ class SelectiveTrainer(Guarded):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += ["row_id", "source_id", "position_ids", *score_columns(self.objective)]
+        needed = (*ON_REQUEST, *score_columns(self.objective.needs))
+        self._signature_columns += ["row_id", "position_ids", *needed]
 
     def _gather_rows(self, values: Tensor) -> Tensor:
         """[B, T] of each rank, one below the other. Rows of a prepared corpus have one length; others are widened first."""
@@ -196,72 +210,79 @@ class SelectiveTrainer(Guarded):
         if self.state.global_step >= self.state.max_steps:
             return [], None  # resumed from the checkpoint of the last step: the Trainer would do one more
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._micro, self._positions, self._sample = [], 0, []
-        self.begin_watch()
+        self.begin_step(batches)
+        return batches, None if self.step.denominator is None else no_zero(self.step.denominator)
+
+    def begin_step(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """A new step of these micro-batches: what is known of them before the forward, and the weights where a first pass
+        chooses them."""
+        self.forget_step()
         if not batches:
-            return batches, None
-        valids = [valid_of(b).to(device) for b in batches]
-        denominator = self.scope.denominator(valids, lambda t: self.accelerator.reduce(t, "sum"))
+            return
+        self.step.known = [self.scope.known(self._known(batch)) for batch in batches]
+        self.step.denominator = self.scope.denominator(self.step.known, self._sum_over_ranks)
+        if "tokens_seen" in self.objective.needs:
+            valid = torch.stack([(b["targets"] != IGNORE_INDEX).sum() for b in batches]).sum().to(self.args.device)
+            self._tokens_seen = self._tokens_seen + self._sum_over_ranks(valid)
         if self._rng_from is not None:  # the Trainer puts it back after this call only, too late for a first pass
             self._load_rng_state(self._rng_from)
             self._rng_from = None
         if self.objective.scope == "step":
-            self.choose_weights(batches)
-        return batches, denominator
+            self._choose_weights(batches)
+
+    def _known(self, batch: Mapping[str, Tensor]) -> TokenStats:
+        there = {k: v.to(self.args.device, non_blocking=True) for k, v in batch.items() if k not in MODEL_ONLY}
+        return known_stats(self.objective.needs, there, step=self.state.global_step, tokens_seen=self._tokens_seen)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, "sum")  # type: ignore[no-any-return]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None  # the Trainer's own count is of labels, not of weights
 
     @property
     def _needs_first_pass(self) -> bool:
-        return self.objective.scope == "step" and bool({"nll", "entropy"} & self.objective.needs)
-
-    def choose_weights(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
-        """The step's weights, of all micro-batches ranked together."""
-        self._weights = self._choose_for_step(batches)
-        # One wait a step, before the forwards: a micro-batch's share of the step's selection can be anything.
-        self._rows_of_step = torch.stack([(w != 0).sum() for w in self._weights]).tolist()
+        return self.objective.scope == "step" and bool(HEAD_STATISTICS & self.objective.needs)
 
     @torch.no_grad()
-    def _choose_for_step(self, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
-        """Weights of all micro-batches ranked together, by a forward of each without gradient if the objective needs nll.
+    def _choose_weights(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Weights of all micro-batches ranked together, by a forward of each without gradient if the objective needs it.
 
         The random state is put back, so that the training forward draws the same dropout masks as this pass did.
         """
-        parts = []
+        parts: list[tuple[TokenStats, dict[str, Tensor], int]] = []
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         self.model_wrapped.train()
         with torch.random.fork_rng(devices=devices):
-            for batch in batches:
-                inputs = self._prepare_inputs(dict(batch))
-                nll: Tensor = torch.zeros_like(inputs["labels"], dtype=torch.float32)
-                entropy: Tensor | None = nll
+            for batch, known in zip(batches, self.step.known, strict=True):
+                head: dict[str, Tensor] = {}
                 if self._needs_first_pass:
                     with self.compute_loss_context_manager():
-                        _, nll, entropy = self._forward(self.model_wrapped, inputs, loss_of=None)
-                parts.append(self._stats(inputs, nll, entropy))
-        weights, self._lowest = self.scope.weigh_step(parts)
-        return weights
+                        _, made = self._forward(self.model_wrapped, self._prepare_inputs(dict(batch)), loss_of=None)
+                    head = self._head_statistics(made)
+                parts.append((known, head, batch["targets"].shape[1]))
+        self.step.weights, self.step.lowest = self.scope.weigh_step(parts)
+        # One wait a step, before the forwards: a micro-batch's share of the step's selection can be anything.
+        self.step.rows_with_weight = torch.stack([(w != 0).sum() for w in self.step.weights]).tolist()
 
-    def _stats(self, inputs: Mapping[str, Tensor], nll: Tensor, entropy: Tensor | None) -> Any:
-        return token_stats(self.objective, inputs, step=self.state.global_step, nll=nll, entropy=entropy)
+    def _head_statistics(self, nll: LinearNLL) -> dict[str, Tensor]:
+        return {name: nll.statistic(name) for name in HEAD_STATISTICS & self.objective.needs}
 
     def _forward(
         self, model: nn.Module, inputs: Mapping[str, Tensor], loss_of: Callable[[LinearNLL], Tensor] | None
-    ) -> tuple[Any, Tensor, Tensor | None]:
-        """One forward with ``loss_of`` as its loss, or none: (outputs, nll, entropy if the objective needs it)."""
-        targets = shift_targets(inputs["labels"])
-        wants_entropy = "entropy" in self.objective.needs
+    ) -> tuple[Any, LinearNLL]:
+        """One forward with ``loss_of`` as its loss, or none: (outputs, the head's nll and what else the objective needs)."""
         made: list[LinearNLL] = []
+        statistics = HEAD_STATISTICS & self.objective.needs - {"nll"}
 
         def compute(hidden: Tensor, head: LinearHead) -> Tensor | None:
             options: dict[str, Any] = vars(self.head)
-            made.append(LinearNLL(hidden, head, targets, entropy=wants_entropy, **options))
+            made.append(LinearNLL(hidden, head, inputs["targets"], statistics=statistics, **options))
             return None if loss_of is None else loss_of(made[0])
 
         with self.seam.run(compute):
             outputs = model(**{k: inputs[k] for k in MODEL_INPUTS if k in inputs}, labels=inputs["labels"])
-        return outputs, made[0].nll, made[0].entropy if wants_entropy else None
+        return outputs, made[0]
 
     def compute_loss(
         self,
@@ -281,7 +302,7 @@ class SelectiveTrainer(Guarded):
             denominator = 1 if num_items_in_batch is None else num_items_in_batch
             return torch.div(loss_sum * (self.accelerator.num_processes * parts), denominator)
 
-        outputs, _, _ = self._forward(model, inputs, weighted_loss)
+        outputs, _ = self._forward(model, inputs, weighted_loss)
         loss: Tensor = outputs.loss / parts  # router losses are means of a micro-batch: averaged over them
         return (loss, outputs) if return_outputs else loss
 
@@ -289,60 +310,81 @@ class SelectiveTrainer(Guarded):
         """A bound on the rows with a weight where asking the device for their number would stall it; None on a CPU."""
         if weight.device.type == "cpu":
             return None
-        if self._rows_of_step is not None:
-            return self._rows_of_step[len(self._micro) - 1]
+        if self.step.rows_with_weight is not None:
+            return self.step.rows_with_weight[self.step.index - 1]  # its weights are noted already
         return self.scope.most_rows(*weight.shape)
 
     def _weigh(self, inputs: Mapping[str, Tensor], nll: LinearNLL) -> Tensor:
-        """The weights of one micro-batch, and a note of what they were."""
-        entropy = nll.entropy if "entropy" in self.objective.needs else None
-        if self._weights is not None:
-            weight, lowest = self._weights[len(self._micro)], self._lowest
+        """The weights of one micro-batch."""
+        step = self.step
+        if step.weights is not None and step.lowest is not None:
+            weight, lowest = step.weights[step.index], step.lowest
         else:
-            weight, lowest = self.scope.weigh(self._stats(inputs, nll.nll, entropy))
-        valid = valid_of(inputs)
-        source = next_token(inputs["source_id"]) if "source_id" in inputs else None
-        totals = selection_totals(weight, valid, nll.nll, source, len(self.token_log.sources))
-        self._micro.append((totals, lowest))
-        self.watch.note(inputs["row_id"], nll.nll, weight, valid)
-        self._positions += valid.numel()
-        if self.token_log.samples(self.state.global_step + 1):
-            self._note_sample(inputs, nll.nll, weight, valid)
+            length = inputs["targets"].shape[1]
+            weight, lowest = self.scope.weigh(step.known[step.index], self._head_statistics(nll), length)
+        self._note(inputs, nll.nll, weight, lowest)
         return weight
+
+    def _note(self, inputs: Mapping[str, Tensor], nll: Tensor, weight: Tensor, lowest: Tensor) -> None:
+        """Remember what was chosen of one micro-batch."""
+        valid = inputs["targets"] != IGNORE_INDEX
+        source = next_token(inputs["source_id"]) if "source_id" in inputs else None
+        totals = selection_totals(self.objective, weight, valid, nll, source, len(self.token_log.sources))
+        if not self._claims_checked:
+            self.step.broken_claims.append(broken_claims(self.objective, weight, self.scope.most_rows(*weight.shape)))
+        self.step.watch.note(inputs["row_id"], nll, weight, valid)
+        self.step.positions += valid.numel()
+        if self.token_log.samples(self.state.global_step + 1):
+            self._note_sample(inputs, nll, weight, valid)
+        self.step.parts.append((totals, lowest))
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; after the step's last one, deferred gradients are scaled and the step is noted."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not self.accelerator.sync_gradients:
             return loss if num_items_in_batch is not None else torch.zeros_like(loss)
-        totals = torch.stack([t for t, _ in self._micro]).sum(0)
-        lowest = torch.stack([low for _, low in self._micro]).min()
+        totals, lowest = self.step.finish()
         if num_items_in_batch is None:
             loss = self._scale_gradients(totals)
-        self.step_totals = totals
-        self.token_log.add(self.state.global_step + 1, totals, lowest, self._positions)
+        self.token_log.add(self.state.global_step + 1, totals, lowest, self.step.positions)
         if self.token_log.samples(self.state.global_step + 1):
             self._write_sample()
         return loss
 
-    def _scale_gradients(self, totals: Tensor) -> Tensor:
-        """Divide the accumulated raw sums by the weight sum of all ranks, once; the loss that this comes to."""
-        weight_sum, weighted = self.accelerator.reduce(totals[[2, 5]], "sum").unbind()
+    def _scale_gradients(self, totals: Totals) -> Tensor:
+        """Divide the accumulated raw sums by the denominator of all ranks, once; the loss that this comes to."""
+        sums = self._sum_over_ranks(torch.stack([totals["denominator"], totals["weighted_nll"]]))
         # Only nothing kept is put right; a NaN weight must come out as NaN gradients, not pass for a sum of 1.
-        denominator = torch.where(weight_sum == 0, torch.ones_like(weight_sum), weight_sum)
+        denominator = no_zero(sums[0])
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(denominator.to(parameter.grad.dtype))
-        loss: Tensor = (weighted / denominator).float()
+        loss: Tensor = (sums[1] / denominator).float()
         return loss
+
+    def before_update(self) -> None:
+        """Once a run: hold what the objective says of itself against its weights. Waits for the device."""
+        if self._claims_checked or self.step.totals is None:
+            return
+        broken = torch.stack(self.step.broken_claims).any(0).double()
+        sums = self._sum_over_ranks(torch.cat([broken, self.step.totals["denominator"].reshape(1).double()])).tolist()
+        counted = None if self.step.denominator is None else float(self.step.denominator)
+        check_claims(self.objective, [b > 0 for b in sums[:-1]], counted, sums[-1])
+        self._claims_checked = True
+
+    def ranks_rows_together(self) -> bool:
+        return self.objective.scope == "batch"
+
+    def forget_pending(self, step: int) -> None:
+        self.token_log.pending = [p for p in self.token_log.pending if p.step != step]
 
     # --- evaluation during training -------------------------------------------------------------------------------------
 
     def _eval_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         with torch.no_grad():
-            outputs, nll, _ = self._forward(model, inputs, loss_of=None)
-        valid = valid_of(inputs)
-        sums = torch.stack([nll.sum(dtype=sum_dtype(nll)), valid.sum(dtype=sum_dtype(nll))])
+            outputs, made = self._forward(model, inputs, loss_of=None)
+        valid, wide = inputs["targets"] != IGNORE_INDEX, sum_dtype(made.nll)
+        sums = torch.stack([made.nll.sum(dtype=wide), valid.sum(dtype=wide)])
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
         loss = (sums[0] / sums[1].clamp(min=1)).float()
         return (loss, outputs) if return_outputs else loss
@@ -375,17 +417,30 @@ class SelectiveTrainer(Guarded):
         pending = self.token_log.pending
         if not pending:
             return []
-        totals = self.accelerator.reduce(torch.stack([t for _, t, _, _ in pending]), "sum")
-        lowest = self.accelerator.gather(torch.stack([low for _, _, low, _ in pending])[None]).amin(0)
-        positions = self.accelerator.reduce(totals.new_tensor([p for *_, p in pending]), "sum")
+        totals = self._sum_over_ranks(torch.stack([packed(p.totals) for p in pending]))
+        lowest = self.accelerator.gather(torch.stack([p.lowest for p in pending])[None]).amin(0)
+        positions = self._sum_over_ranks(totals.new_tensor([p.positions for p in pending]))
+        self._refuse_negative(totals.cpu().numpy())
         lines = self.token_log.lines(totals.cpu().numpy(), lowest.cpu().numpy(), positions.cpu().numpy())
         if self.is_world_process_zero():
             self.token_log.write(lines)
         return lines
 
+    def _refuse_negative(self, sums: Any) -> None:
+        """A sum of weights is a denominator only where none is negative. Looked at where numbers are on the host anyway."""
+        if self.objective.selects or self.objective.denominator != "weight":
+            return
+        for pending, numbers in zip(self.token_log.pending, sums.tolist(), strict=True):
+            if count := unpacked(numbers, pending.totals)["negative"]:
+                raise UserError(
+                    f"step {pending.step}: {self.objective_name} gave {count:.0f} tokens a negative weight, and divides by the "
+                    "sum of weights: declare it signed, with the denominator abs, nonzero or valid"
+                )
+
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         state = super()._init_training_state(*args, **kwargs)
         self.token_log.rewind(self.state.global_step, write=self.is_world_process_zero())
+        self._tokens_seen = torch.tensor(self.token_log.tokens_seen, device=self.args.device)
         return state
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -396,12 +451,12 @@ class SelectiveTrainer(Guarded):
         config, step = self.token_log.config, self.state.global_step + 1
         for place in sample_rows(config, step, inputs["row_id"]).tolist():
             here = valid[place].nonzero().squeeze(-1)
-            self._sample.append(
+            self.step.sample.append(
                 {
                     "row": int(inputs["row_id"][place]),
                     "position": (here + 1).cpu().numpy(),  # of the target, where its nll is stored
                     "nll": nll[place][here].cpu().numpy(),
-                    "keep": (weight[place][here] > 0).cpu().numpy(),
+                    "keep": (weight[place][here] != 0).cpu().numpy(),
                 }
             )
 
@@ -409,18 +464,18 @@ class SelectiveTrainer(Guarded):
         from accelerate.utils import gather_object
 
         step = self.state.global_step + 1
-        rows: list[dict[str, Any]] = gather_object(self._sample)
+        rows: list[dict[str, Any]] = gather_object(self.step.sample)
         if self.is_world_process_zero() and rows:
             chosen = sample_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
             write_sample(self.token_log.folder, step, [rows[i] for i in chosen.tolist()])
 
 
-def _rows(dataset: Any, scores: Sequence[str] = ()) -> Rows:
+def _rows(dataset: Any, scores: Sequence[str] = (), statistics: Sequence[str] = ()) -> Rows:
     if isinstance(dataset, Rows):
         return dataset
     if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
         raise UserError(f"a datasets.Dataset with input_ids is needed, not {type(dataset).__name__}")
-    return Rows(dataset, scores)
+    return Rows(dataset, scores, statistics)
 
 
 def _each(value: Any, change: Any) -> Any:
@@ -457,8 +512,7 @@ def _check_parallelism(accelerator: Any) -> None:
 
 def _refuse_deferred_router_loss(objective: Objective, model: Any) -> None:
     """Raw sums are divided after the backward; a router loss in the same gradients would be divided with them."""
-    deferred = objective.known_count is None and objective.denominator == "weight"
-    if deferred and getattr(model.config, "output_router_logits", False):
+    if not objective.counts_ahead and getattr(model.config, "output_router_logits", False):
         raise UserError(
             f"objective {objective.name!r} knows its weight sum only after the forward, which a router loss does not "
             "survive: set output_router_logits to false in the model's config"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokensieve.core import OBJECTIVES, STATISTICS, Objective, TokenStats, excess, objective, top_fraction
+from tokensieve.core.stats import score_columns
 
 SCOPES = ["sequence", "batch", "step"]
 
@@ -32,6 +35,13 @@ def make_stats(rows: int = 4, length: int = 25, seed: int = 0, share: float = 0.
         input_ids=torch.randint(0, 100, (rows, length), generator=g),
         row_id=torch.arange(rows).unsqueeze(1).expand(rows, length),
         position=torch.arange(length).expand(rows, length),
+        segment=torch.arange(length).expand(rows, length) // 9,
+        document_position=torch.arange(length).expand(rows, length) + 40,
+        context_ids=torch.randint(0, 100, (rows, length), generator=g),
+        source_id=torch.randint(0, 3, (rows, length), generator=g),
+        sum_p2=torch.rand(rows, length, generator=g),
+        target_rank=torch.randint(0, 100, (rows, length), generator=g),
+        top_entropy=values(),
     )
 
 
@@ -44,25 +54,40 @@ def only(stats: TokenStats, names: frozenset[str]) -> TokenStats:
 
 
 def built_ins() -> list[Objective]:
-    selections = [objective(n, ratio=0.3, scope=s) for n in ("random", "rho1") for s in SCOPES]
-    return [objective("clm"), *selections]
+    """Every objective there is, in every scope that it can be told: a new one is tested by being in the dict."""
+    made = []
+    for name, factory in OBJECTIVES.items():
+        takes = inspect.signature(factory).parameters
+        options = {"ratio": 0.3} if "ratio" in takes else {}
+        made += [
+            objective(name, **options, **({"scope": s} if s else {})) for s in (SCOPES if "scope" in takes else [""])
+        ]
+    return made
+
+
+def stats_for(obj: Objective, **fields: Any) -> TokenStats:
+    """:func:`make_stats` with the score columns that an objective reads."""
+    stats = make_stats(**fields)
+    g = torch.Generator().manual_seed(7)
+    names = [n for n in score_columns(obj.needs) if n not in STATISTICS]
+    return replace(stats, columns={n: 3 * torch.rand(stats.valid.shape, generator=g) for n in names})
 
 
 def label(obj: Objective) -> str:
     return f"{obj.name}-{obj.scope}"
 
 
-def test_every_built_in_is_tested() -> None:
+def test_every_built_in_is_called_by_its_name() -> None:
     assert {o.name for o in built_ins()} == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("obj", built_ins(), ids=label)
 def test_needs_are_what_is_read(obj: Objective) -> None:
     """A need that is not declared fails at step one, after the hours of scoring; one declared too many costs a pass."""
-    stats = make_stats()
+    stats = stats_for(obj)
     weight_BT = obj.weigh(only(stats, obj.needs))
     assert torch.equal(weight_BT, obj.weigh(stats))
-    for name in obj.needs:
+    for name in obj.needs - {"step", "tokens_seen"}:
         with pytest.raises(ValueError, match=name):
             obj.weigh(only(stats, obj.needs - {name}))
 
@@ -73,18 +98,78 @@ def test_weights_and_their_count(obj: Objective, share: float) -> None:
     """k from all positions instead of the valid ones: the denominator promised before the forward is then not the weight
     that was given."""
     for seed in range(3):
-        stats = make_stats(seed=seed, share=share)
+        stats = stats_for(obj, seed=seed, share=share)
         for shaped in (stats, flat(stats)):
             weight = obj.weigh(shaped)
             assert weight.dtype == torch.float32
             assert weight.shape == shaped.valid.shape
             assert not weight.requires_grad
-            assert (weight >= 0).all()
+            assert obj.signed or (weight >= 0).all()
+            assert not obj.selects or ((weight == 0) | (weight == 1)).all()
             assert (weight[~shaped.valid] == 0).all()
-            count = obj.count(shaped)
-            assert count is not None
-            assert count.shape == ()
-            assert count.item() == weight.sum().item()
+            for denominator in ("weight", "valid", "nonzero", "abs"):
+                if obj.signed and denominator == "weight":
+                    continue
+                named = replace(obj, denominator=denominator)
+                came, count = named.denominator_of(weight, shaped.valid), named.count(shaped)
+                assert (count is not None) == named.counts_ahead
+                if count is not None:
+                    assert count.shape == ()
+                    assert count.item() == pytest.approx(came.item(), rel=1e-6)
+            if obj.most_rows is not None and shaped.valid.dim() > 1:
+                assert int((weight != 0).sum()) <= obj.most_rows(*weight.shape)
+
+
+@pytest.mark.parametrize("obj", built_ins(), ids=label)
+def test_rows_may_stand_in_any_order_and_be_padded(obj: Objective) -> None:
+    """Ties aside, neither the place of a row in its batch nor padding behind it changes a token's weight."""
+    stats = stats_for(obj, rows=5)
+    weight_BT, order = obj.weigh(stats), torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(obj.weigh(stats.map(lambda t: t[order])), weight_BT[order])
+    padded = stats.map(lambda t: torch.nn.functional.pad(t, (0, 6)))
+    torch.testing.assert_close(obj.weigh(padded)[:, :25], weight_BT)
+    assert not obj.weigh(padded)[:, 25:].any()
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.floats(0.01, 1.0), st.integers(0, 2**31))
+def test_a_flat_batch_keeps_its_rows(rows: int, length: int, ratio: float, seed: int) -> None:
+    """4 rows of 8 tokens at ratio .5 kept 4, 4, 4, 4 tokens as [B, T] and 5, 2, 5, 4 laid end to end: ``sequence`` ranked
+    them all together, and the count was wrong in the same way. In any order of rows, and of any ids."""
+    stats, obj = make_stats(rows, length, seed), objective("rho1", ratio=ratio, scope="sequence")
+    ids = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:rows]
+    stats = replace(stats, row_id=ids[:, None].expand(rows, length))
+    laid = flat(stats)
+    assert torch.equal(obj.weigh(laid), obj.weigh(stats).flatten())
+    order = torch.randperm(rows * length, generator=torch.Generator().manual_seed(seed))
+    if len(set(laid.nll.tolist())) == laid.nll.numel():  # without ties the order of tokens does not count either
+        assert torch.equal(obj.weigh(laid.map(lambda t: t[order])), obj.weigh(laid)[order])
+    count = obj.count(replace(laid, nll=None, ref_nll=None))
+    assert count is not None
+    assert int(count) == int(obj.weigh(stats).sum())
+
+
+@pytest.mark.parametrize("name", ["rho1", "random"])
+def test_a_flat_batch_without_rows_is_refused(name: str) -> None:
+    stats, obj = replace(flat(make_stats()), row_id=None), objective(name, scope="sequence")
+    for call in (obj.weigh, obj.count):
+        with pytest.raises(ValueError, match="row_id"):
+            call(stats)
+
+
+def test_segments_never_change_what_a_sequence_is() -> None:
+    """``sequence`` is the row, whatever documents or turns stand in it."""
+    stats, obj = make_stats(), objective("rho1", ratio=0.3, scope="sequence")
+    parted = replace(stats, segment=torch.arange(25).expand(4, 25) // 7)
+    assert torch.equal(obj.weigh(parted), obj.weigh(stats))
+
+
+def test_the_reference_may_have_another_name() -> None:
+    stats, obj = make_stats(), objective("rho1", ratio=0.3, reference="other_nll")
+    assert obj.needs == {"nll", "other_nll"}
+    renamed = replace(stats, ref_nll=None, columns={"other_nll": stats.ref_nll})
+    assert torch.equal(obj.weigh(renamed), objective("rho1", ratio=0.3).weigh(stats))
+    with pytest.raises(ValueError, match="'entropy' is a statistic of the student's"):
+        objective("rho1", reference="entropy")
 
 
 @given(st.integers(1, 4), st.integers(1, 12), st.floats(0.01, 1.0), st.sampled_from(SCOPES), st.integers(0, 2**31))

@@ -106,8 +106,8 @@ def test_a_masked_vocabulary_gives_numbers(name: str) -> None:
 def test_are_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
     """Sums are kept in float32: as near to the truth of the same rounded logits as rounding allows.
 
-    A product of D = 6 terms may differ by D eps |h| |w| from the one here, and a statistic moves by at most about 2 |logit error| *
-    (1 + |logit|) (entropies; ranks by entries within that error of the target).
+    A product of D = 6 terms may differ by D eps |h| |w| from the one here, and a statistic moves by at most about twice that
+    error of a logit * (1 + |logit|); a rank by as many entries as lie within that error of the target.
     """
     hidden_TD, weight_VD, _, targets_T = make(dtype)
     made = LinearNLL(hidden_TD, weight_VD, targets_T, statistics=sorted(EXTRAS), slice_columns=7)

@@ -78,6 +78,27 @@ def test_gradients_are_those_of_autograd(
         assert_same(torch.autograd.grad(loss_sum / weight_sum, inputs), truth)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("max_rows", [None, T])
+@pytest.mark.parametrize("keep_logits", KEEP_LOGITS)
+def test_signed_weights(keep_logits: Any, max_rows: int | None, dtype: torch.dtype) -> None:
+    """Data attribution, unlearning: a token may be trained away from. Every gradient through it changes its sign, too."""
+    hidden_TD, weight_VD, bias_V, targets_T = make()
+    signs_T = torch.tensor([1.0, -1.0, 0.0, -2.5] * T)[:T]
+    weight_T = make_weights("soft") * signs_T
+    assert (weight_T < 0).any()
+    assert (weight_T == 0).any()
+    inputs = [hidden_TD, weight_VD, bias_V]
+    truth = torch.autograd.grad(by_autograd(hidden_TD, LinearHead(weight_VD, bias_V), targets_T, weight_T)[0], inputs)
+    low = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    head = LinearNLL(low[0], LinearHead(low[1], low[2]), targets_T, keep_logits=keep_logits, slice_columns=7)
+    loss_sum, weight_sum = head.weighted_sum(weight_T, max_rows=max_rows)
+    assert float(weight_sum) == pytest.approx(float(weight_T[targets_T != IGNORE_INDEX].sum()), rel=1e-5, abs=1e-6)
+    for found, wanted in zip(torch.autograd.grad(loss_sum, low), truth, strict=True):
+        bound = 1e-9 if dtype == torch.float64 else 1e-4
+        assert float((found.double() - wanted).abs().max()) < bound * float(wanted.abs().max())
+
+
 @pytest.mark.parametrize("keep_logits", KEEP_LOGITS)
 def test_tied_embeddings(keep_logits: Any) -> None:
     """Where the head is the embedding, both paths' gradients add; an assignment instead of a sum loses one."""

@@ -110,7 +110,7 @@ def test_nan_weights_on_targets_are_seen(tmp_path: Path) -> None:
     """A NaN weight sum was taken for 1: training went on with raw sums for gradients, and a logged loss of 0."""
     broken = Objective("nan", lambda stats: stats.valid * float("nan"))
     with pytest.raises(
-        NonFinite, match="the objective gives 8 rows weights that are not finite, first row 0 at position"
+        NonFinite, match="objective 'nan' gives 8 rows weights that are not finite, first row 0 at position"
     ):
         tiny.step_gradients(tmp_path, ROWS, broken, 4, 2)
 

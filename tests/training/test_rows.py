@@ -47,6 +47,51 @@ def test_joined_documents_predict_across_the_boundary() -> None:
     assert item["source_id"].tolist() == [1, 1, 1, 0]
 
 
+def test_targets_are_labels_one_to_the_left() -> None:
+    """Shifted in fifteen places, once twice and once not at all: now the batch brings them."""
+    data = Dataset.from_dict({"input_ids": [[5, 6, 7, 8], [1, 2]], "labels": [[5, 6, -100, 8], [1, 9]]})
+    batch = collate(Rows(data).__getitems__([0, 1]))
+    assert batch["targets"].tolist() == [[6, -100, 8, -100], [9, -100, -100, -100]]
+    assert batch["labels"].tolist() == [[5, 6, -100, 8], [1, 9, -100, -100]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [
+        ({"doc_starts": [[0, 2, 5]]}, [0, 0, 1, 1, 1, 2]),
+        ({"position_ids": [[3, 4, 0, 1, 0, 1]]}, [0, 0, 1, 1, 2, 2]),
+        ({"segment": [[7, 7, 7, 3, 3, 9]], "doc_starts": [[0, 2, 5]]}, [7, 7, 7, 3, 3, 9]),
+    ],
+)
+def test_segments(columns: dict[str, Any], wanted: list[int]) -> None:
+    """The document or turn inside a row; a column of one's own is the last word."""
+    data = Dataset.from_dict({"input_ids": [[1, 2, 3, 4, 5, 6]], **columns})
+    assert Rows(data, statistics=("segment",))[0]["segment"].tolist() == wanted
+    assert "segment" not in Rows(data)[0], "only where it is asked for"
+
+
+def test_position_in_a_document_that_began_rows_before() -> None:
+    """Counted from the row's start, the middle of a long document would pass for its beginning."""
+    data = Dataset.from_dict({"input_ids": [[1] * 6] * 2, "doc_starts": [[0, 4], [0]], "doc_offsets": [[0, 0], [2]]})
+    rows = Rows(data, statistics=("document_position",))
+    assert rows[0]["document_position"].tolist() == [0, 1, 2, 3, 0, 1]
+    assert rows[1]["document_position"].tolist() == [2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("segment", "segment, doc_starts, position_ids"),
+        ("document_position", "document_position, doc_offsets"),
+        ("source_id", "doc_sources"),
+    ],
+)
+def test_a_statistic_that_no_column_tells_is_refused(name: str, says: str) -> None:
+    """Taken for one segment a row, packed documents would be one document each, silently."""
+    with pytest.raises(UserError, match=f"needs '{name}', which this data set does not tell.*{says}"):
+        Rows(Dataset.from_dict({"input_ids": [[1, 2]]}), statistics=(name,))
+
+
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6))
 def test_positions_count_from_each_start(sizes: list[int]) -> None:
     starts = np.cumsum([0, *sizes[:-1]])

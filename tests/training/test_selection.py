@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from tokensieve.core import Objective, TokenStats, objective
+from tokensieve.core import STATISTICS, Objective, TokenStats, objective
 from tokensieve.runs import UserError
 from tokensieve.training.token_log import TokenLogConfig
 
@@ -144,9 +144,13 @@ def test_an_objective_is_given_what_it_asked_for(tmp_path: Path) -> None:
         return stats.valid.float()
 
     columns = {"ref_entropy": np.random.default_rng(1).uniform(0, 4, (8, tiny.LENGTH)), "mine": [[0.5] * 16] * 8}
-    needs = frozenset({"nll", "entropy", "ref_nll", "ref_entropy", "input_ids", "row_id", "position", "mine"})
+    columns |= {"doc_starts": [[0, 6]] * 8, "doc_sources": [[1, 0]] * 8, "doc_offsets": [[40, 0]] * 8}
+    labels = [list(row) for row in BATCH["labels"]]
+    labels[3][7] = 11  # not what the model reads there
+    columns["labels"] = labels
+    needs = frozenset({*STATISTICS, "mine"})
     made = Objective("curious", weigh, needs, scope="sequence", known_count=lambda known: known.valid.sum())
-    data = tiny.rows(8, row_id=list(range(40, 48)), **columns)
+    data = tiny.Dataset.from_dict({**BATCH, "row_id": list(range(40, 48)), **columns})
     model = tiny.llama()
     with torch.no_grad():
         log_p = model(input_ids=torch.tensor(BATCH["input_ids"])).logits.double().log_softmax(-1)
@@ -156,13 +160,21 @@ def test_an_objective_is_given_what_it_asked_for(tmp_path: Path) -> None:
     assert not stats.valid[:, -1].any()
     places = stats.valid.nonzero().tolist()
     for b, t in places:
-        assert stats.input_ids[b, t] == BATCH["input_ids"][b][t + 1]
+        assert stats.input_ids[b, t] == labels[b][t + 1]
+        assert stats.context_ids[b, t] == BATCH["input_ids"][b][t]
+        assert (stats.segment[b, t], stats.source_id[b, t]) == ((1, 0) if t + 1 >= 6 else (0, 1))
+        assert stats.document_position[b, t] == (t + 1 - 6 if t + 1 >= 6 else t + 41)
         assert (stats.row_id[b, t], stats.position[b, t]) == (40 + b, t + 1)
         assert stats.ref_entropy[b, t] == pytest.approx(columns["ref_entropy"][b, t + 1], rel=1e-6)
         assert stats.ref_nll[b, t] == pytest.approx(BATCH["ref_nll"][b][t + 1], rel=1e-6)
         assert stats.columns["mine"][b, t] == 0.5
-        assert stats.entropy[b, t] == pytest.approx(float(-(log_p[b, t].exp() * log_p[b, t]).sum()), abs=1e-4)
-    assert stats.step == 0
+        p = log_p[b, t].exp()
+        top = p.sort(descending=True).values[:20] / p.sort(descending=True).values[:20].sum()
+        assert stats.entropy[b, t] == pytest.approx(float(-(p * log_p[b, t]).sum()), abs=1e-4)
+        assert stats.sum_p2[b, t] == pytest.approx(float((p * p).sum()), abs=1e-4)
+        assert stats.top_entropy[b, t] == pytest.approx(float(-(top * top.log()).sum()), abs=1e-4)
+        assert stats.target_rank[b, t] == int((p > p[labels[b][t + 1]]).sum())
+    assert (stats.step, int(stats.tokens_seen)) == (0, 0)
 
 
 def test_a_missing_score_column_is_refused_by_name(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def weighted_nll(
     """``(sum_t weight_t * nll_t, sum_t weight_t)`` over tokens with a target: Rho-1's Eq. 4 before its one division.
 
     hidden [..., D], head_weight [V, D] or :class:`LinearHead`, targets [...] already shifted (-100: no target, its weight
-    counts nowhere), weight [...] bool or >= 0. Both sums are float32 scalars; only the first has a gradient, to hidden,
+    counts nowhere), weight [...] bool or of any sign. Both sums are float32 scalars; only the first has a gradient, to hidden,
     head weight and bias, never to ``weight``. Add the sums of all micro-batches and ranks, then divide once. Nothing
     kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward. Options as of :class:`LinearNLL`.
     """

@@ -35,8 +35,8 @@ class Rows(Dataset[dict[str, Tensor]]):
     is an ignored row: labels all -100. A NaN score on a target raises UserError naming row and position.
 
     ``statistics`` are names of ON_REQUEST that items have too, [T]: ``segment``, from a column of that name, ``doc_starts`` or
-    positions that restart; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``, asked for or not,
-    from ``doc_sources``. UserError where none of these is there.
+    positions that restart; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``, asked for or
+    not, from ``doc_sources``. UserError where none of these is there.
     """
 
     def __init__(self, dataset: Any, scores: Sequence[str] = (), statistics: Collection[str] = ()) -> None:
@@ -53,7 +53,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         self.scores, self.statistics = tuple(scores), tuple(n for n in ON_REQUEST if n in told | {*statistics})
         for name in self.statistics:
             _check_source(name, dataset.column_names)
-        read = {*OPTIONAL, *(c for name in self.statistics for c in ON_REQUEST[name][0])} - {*scores}
+        read = {*OPTIONAL, *(c for name in self.statistics for c in ON_REQUEST[name][0])} - {"input_ids", *scores}
         columns = ["input_ids", *scores, *sorted(read & set(dataset.column_names))]
         self.dataset = dataset.select_columns(columns).with_format("numpy")
 

@@ -153,8 +153,8 @@ def _train(trainer: Any, going_on: bool) -> None:
 
 def validate(config: TrainConfig) -> None:
     """Raise UserError for an objective, training arguments, model config, dtype or LoRA fields that do not exist."""
-    from ..modeling.load import check_dtype, model_config
     from ..core.stats import score_columns
+    from ..modeling.load import check_dtype, model_config
 
     check_seed(config.seed)
     if config.token_log_every < 0 or config.token_log_rows < 0:

@@ -41,7 +41,9 @@ def known_stats(
 
 def _of_rows(name: str, batch: Mapping[str, Tensor], valid: Tensor) -> Tensor:
     """One statistic or score column of a batch, by predicting position. [B, T]"""
-    if name == "input_ids":  # the target's, which labels of one's own may have changed; without a target, what stands there
+    if (
+        name == "input_ids"
+    ):  # the target's, which labels of one's own may have changed; without a target, what stands there
         return torch.where(valid, batch["targets"], next_token(batch["input_ids"]))
     if name == "context_ids":
         return batch["input_ids"]

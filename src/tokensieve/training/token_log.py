@@ -62,10 +62,10 @@ class TokenLog:
 
     Keys of a line: ``step``; of this step ``valid``, ``kept``, ``ratio``, ``threshold`` (lowest score kept), ``nll``,
     ``kept_nll``, ``dropped_nll`` (means over valid, kept, dropped tokens; null where there is none), ``loss`` (weighted sum
-    over the objective's denominator: what was minimised), ``effective_share`` (of objectives whose weights are not just 0 or
-    1: (sum |w|)^2 / (valid * sum w^2)), ``valid_by_source``, ``kept_by_source`` (name -> tokens); since the start
-    ``tokens_seen``, ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``; ``skipped`` (true) only of a step without
-    an update: nothing is kept in it, and its means are null.
+    over the objective's denominator: what was minimised), ``effective_share`` (only of objectives whose weights are not just
+    0 or 1: (sum |w|)^2 / (valid * sum w^2)), ``valid_by_source``, ``kept_by_source`` (name -> tokens); since the start
+    ``tokens_seen``, ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``; ``skipped`` (true) only of
+    a step without an update: nothing is kept in it, and its means are null.
     """
 
     folder: Path

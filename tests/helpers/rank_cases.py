@@ -70,6 +70,35 @@ def share_of_valid() -> Objective:
     )
 
 
+def signed_over_the_batch() -> Objective:
+    """Weights of either sign, from a rank in the vocabulary and a document's place: what only some objectives gather."""
+
+    def weigh(stats: TokenStats) -> Tensor:
+        score = excess(stats.nll, stats.ref_nll)
+        toward = torch.where(stats.target_rank < 20, 1.0, -0.5) * (1 + stats.segment)
+        return torch.tanh(score - score[stats.valid].mean()) * toward * stats.valid
+
+    needs = frozenset({"nll", "ref_nll", "target_rank", "segment"})
+    return Objective("signed", weigh, needs, scope="batch", denominator="abs", signed=True)
+
+
+def counted_over_the_batch() -> Objective:
+    """Known before the forward from columns that have to be gathered: a share of the batch's own mean quality."""
+
+    def weigh(stats: TokenStats) -> Tensor:
+        quality = stats.need("quality")
+        mean = (quality * stats.valid).sum() / stats.valid.sum().clamp(min=1)
+        return stats.valid * (quality + mean) * (1 + torch.as_tensor(stats.tokens_seen) / 50)
+
+    needs = frozenset({"quality", "tokens_seen"})
+    return Objective("counted", weigh, needs, scope="batch", known_count=lambda known: weigh(known).sum())
+
+
+def with_columns() -> Dataset:
+    quality = torch.rand(8, tiny.LENGTH, generator=torch.Generator().manual_seed(3)).tolist()
+    return tiny.rows(8, quality=quality, doc_starts=[[0, 5]] * 8)
+
+
 def case(made: Objective, data: Callable[[], Dataset] = lambda: tiny.rows(8), **fields: Any) -> dict[str, Any]:
     return {"made": made, "data": data, "fields": fields}
 
@@ -83,6 +112,8 @@ CASES: dict[str, dict[str, Any]] = {
     "threshold": case(threshold()),
     "soft-batch": case(soft_over_the_batch()),
     "of-valid": case(share_of_valid()),
+    "signed-batch": case(signed_over_the_batch(), with_columns),
+    "counted-batch": case(counted_over_the_batch(), with_columns, max_steps=2, learning_rate=0.1),
     "empty-rank-batch": case(objective("rho1", ratio=0.4), lambda: without_targets(2, 3, 6, 7)),
     "empty-rank-step": case(objective("rho1", ratio=0.4, scope="step"), lambda: without_targets(2, 3, 6, 7)),
     "empty-rank-threshold": case(threshold(), lambda: without_targets(2, 3, 6, 7)),

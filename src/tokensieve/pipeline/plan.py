@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError, is_done, read_manifest
+from ..runs import is_done, read_manifest
 
 if TYPE_CHECKING:
     from .recipe import Recipe, Stage
@@ -35,17 +35,14 @@ class Known:
     """What is known of the folders that a stage names: what is there, and what earlier stages will make of them."""
 
     def __init__(self) -> None:
+        self.costs: dict[Path, Cost] = {}
+        """folder -> what the stage that writes it takes."""
         self._configs: dict[Path, Any] = {}
-        self._costs: dict[Path, Cost] = {}
         self._done: dict[Path, bool] = {}
 
-    def add(self, stage: Stage, config: Any, cost: Cost, done: bool) -> None:
-        """``config`` of a stage that later ones may read, and what it takes. ``done``: its folder is there, and stays."""
-        self._configs[stage.folder], self._costs[stage.folder] = config, cost
-        self._done[stage.folder] = done
-
-    def begin(self, stage: Stage, done: bool) -> None:
-        self._done[stage.folder] = done
+    def add(self, folder: Path, config: Any, done: bool) -> None:
+        """A stage's folder and its config. ``done``: it is there, and stays."""
+        self._configs[folder], self._done[folder] = config, done
 
     def manifest(self, folder: str, kind: str) -> dict[str, Any] | None:
         """Of a finished folder that no stage will do again; None if there is none."""
@@ -56,7 +53,7 @@ class Known:
         """(tokens of a corpus, whether they were counted); NaN where nobody knows."""
         if (manifest := self.manifest(corpus, "corpus")) is not None:
             return float(manifest["stats"]["tokens"]), True
-        cost = self._costs.get(Path(corpus), Cost())
+        cost = self.costs.get(Path(corpus), Cost())
         return (math.nan, False) if cost.tokens is None else (cost.tokens, cost.exact)
 
     def length(self, corpus: str) -> float:
@@ -77,7 +74,7 @@ class Known:
         """Models in a folder that `train` wrote or will write; 1 for a model from elsewhere."""
         from ..training.checkpoints import numbered
 
-        if (cost := self._costs.get(Path(folder))) is not None:
+        if (cost := self.costs.get(Path(folder))) is not None:
             return cost.checkpoints
         return max(1, len(numbered(Path(folder))))
 
@@ -135,7 +132,7 @@ def _state(stage: Stage, ready: bool) -> str:
     try:
         work, manifest = stage.module().work(stage.config()), read_manifest(stage.folder)
         return DONE if manifest["kind"] == work.kind and work.changes(manifest) == [] else AGAIN
-    except (UserError, OSError):  # an input that is gone or damaged: doing it will say so
+    except Exception:  # an input that is gone, damaged, or on a server that is not reached: doing it will say so
         return UNKNOWN
 
 
@@ -160,13 +157,12 @@ def is_dear(stage: Stage) -> bool:
 
 def costs_of(recipe: Recipe, states: Mapping[str, str]) -> dict[str, Cost]:
     """name -> cost of every stage, in order: later stages build on what earlier ones would give."""
-    costs, known = dict[str, Cost](), Known()
+    known = Known()
     for stage in recipe.stages:
         config = stage.config()
-        known.begin(stage, states[stage.name] == DONE)
-        costs[stage.name] = _estimated(stage, config, known)
-        known.add(stage, config, costs[stage.name], states[stage.name] == DONE)
-    return costs
+        known.add(stage.folder, config, states[stage.name] == DONE)
+        known.costs[stage.folder] = _estimated(stage, config, known)
+    return {stage.name: known.costs[stage.folder] for stage in recipe.stages}
 
 
 def _estimated(stage: Stage, config: Any, known: Known) -> Cost:

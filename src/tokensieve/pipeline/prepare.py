@@ -154,7 +154,7 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     plan = parts / "plan.json"
     everything = {k: v for k, v in asdict(config).items() if k != "workers"}
     earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
-    if plan.is_file() and read_json(plan).get("fingerprint") in (s.work.fingerprint, earlier):
+    if plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier)):
         return
     strangers = [p.name for p in out.iterdir() if p.name == "tokenizer" or p.suffix in (".arrow", ".json", ".parquet")]
     if strangers and not plan.is_file():

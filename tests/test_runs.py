@@ -286,6 +286,12 @@ def test_done_work_is_skipped_and_other_work_refused(tmp_path: Path) -> None:
             raise AssertionError
 
 
+def test_a_manifest_that_does_not_say_from_what_is_not_this_work(tmp_path: Path) -> None:
+    runs.write_json(tmp_path / MANIFEST, {**finish(tmp_path), "fingerprint": "of something", "config": "damaged"})
+    with pytest.raises(StaleFolder, match=r"done, but from other inputs \(fingerprint\)"):
+        Stage(tmp_path, work())
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write into .*file/out: Not a directory"):

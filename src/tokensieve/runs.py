@@ -478,8 +478,9 @@ class Stage:
         if manifest["kind"] != self.work.kind:
             holds = f"{manifest['kind']!r}"
             raise StaleFolder(f"{self.folder} holds {holds}: choose another --out, or remove the folder", holds)
-        if changes := self.work.changes(manifest):
-            changed = ", ".join(changes)
+        changes = self.work.changes(manifest)
+        if changes != []:
+            changed = ", ".join(changes or ["fingerprint"])
             raise StaleFolder(
                 f"{self.folder} is done, but from other inputs ({changed}): "
                 "choose another --out, or remove the folder to do it again",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tokensieve import runs
-from tokensieve.runs import MANIFEST, WORK, StaleFolder, UserError
+from tokensieve.runs import LOCK, MANIFEST, WORK, Stage, StaleFolder, UserError, Work, stage
 
 CONFIG = {"a": 1, "out": "x"}
 INPUTS = {"corpus": "c"}
+
+
+def work(kind: str = "corpus", config: Any = CONFIG, inputs: Any = INPUTS) -> Work:
+    return Work(kind, config, inputs)
 
 
 def finish(folder: Path, kind: str = "corpus", **fields: Any) -> dict[str, Any]:
@@ -91,15 +97,79 @@ def test_json_is_json(tmp_path: Path) -> None:
 
 
 def test_fingerprint_is_of_the_work_and_not_of_the_place() -> None:
-    same = runs.fingerprint("corpus", CONFIG, INPUTS)
-    assert same == runs.fingerprint("corpus", {"out": "elsewhere", "a": 1}, dict(INPUTS))
+    same = work().fingerprint
+    assert same == work(config={"out": "elsewhere", "a": 1}, inputs=dict(INPUTS)).fingerprint
     others = [
         ("scores", CONFIG, INPUTS),
         ("corpus", {"a": 2}, INPUTS),
         ("corpus", CONFIG, {"corpus": "d"}),
         ("corpus", CONFIG, {}),
     ]
-    assert len({same, *(runs.fingerprint(*o) for o in others)}) == 5
+    assert len({same, *(work(*o).fingerprint for o in others)}) == 5
+
+
+@dataclass(frozen=True)
+class Item:
+    path: str
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str
+    length: int
+    items: list[Item] = field(default_factory=list)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LaterItem(Item):
+    filter: str = "none"
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LaterConfig(Config):
+    items: list[LaterItem] = field(default_factory=list)  # type: ignore[assignment]
+    groups: dict[str, int] = field(default_factory=dict)
+
+
+def of(config: Any, **inputs: Any) -> Work:
+    return Work.of("corpus", config, ("out", "items.path"), {**INPUTS, **inputs})
+
+
+def test_a_field_added_later_is_no_other_work() -> None:
+    """Every new field changed every fingerprint, and `run` then removed finished trainings of weeks."""
+    was, now = of(Config("x", 8, [Item("a", 2.0)])), of(LaterConfig("y", 8, [LaterItem("a", 2.0)]), filters=[])
+    assert was.fingerprint == now.fingerprint
+    assert now.changes({"fingerprint": "of an earlier version", "config": was.config, "inputs": was.inputs}) == []
+    other = of(LaterConfig("y", 8, [LaterItem("a", 2.0, filter="all")], groups={"a": 1}), filters=["f"])
+    assert other.fingerprint != now.fingerprint
+    assert other.changes({"config": was.config, "inputs": was.inputs}) == [
+        "groups {} -> not set",
+        "groups.a not set -> 1",
+        'items.0.filter "none" -> "all"',
+        "input filters",
+    ]
+
+
+def test_what_is_not_work_does_not_count_wherever_it_stands() -> None:
+    here, there = (of(Config("x", 8, [Item(f"/{folder}/text")])) for folder in ("here", "there"))
+    assert here.fingerprint == there.fingerprint
+    assert here.config["items"][0]["path"] == "/here/text"  # and is told all the same
+    assert of(Config("x", 8, [Item("a", 1.0)])).fingerprint != here.fingerprint
+    assert of(Config("x", 8, [Item("a"), Item("b")])).fingerprint != here.fingerprint
+
+
+def test_a_default_said_aloud_is_the_default() -> None:
+    noted = {"config": {"length": 8, "items": [], "seed": 0}, "inputs": INPUTS}
+    assert of(Config("x", 8)).changes(noted) == []
+    assert of(Config("x", 8)).changes({"fingerprint": "x"}) is None
+    noted["config"] = {"length": 8}
+    assert of(Config("x", 8, seed=3)).changes(noted) == ["seed 0 -> 3"]
+    assert of(Config("x", 8, seed=3)).changes({**noted, "config": {"length": 8, "gone": 1, "seed": 3}}) == [
+        "gone 1 -> not set"
+    ]
 
 
 def test_hash_of_a_file(tmp_path: Path) -> None:
@@ -120,7 +190,7 @@ def test_hash_of_json_ignores_the_order_of_keys() -> None:
 
 
 def test_manifest_has_its_keys_and_ends_the_note(tmp_path: Path) -> None:
-    runs.bind_unfinished(tmp_path, "evaluation", CONFIG, INPUTS)
+    Stage(tmp_path, work("evaluation")).bind()
     assert not runs.is_done(tmp_path)
     manifest = finish(tmp_path, "evaluation", stats={"rows": 3})
     assert json.loads((tmp_path / MANIFEST).read_text()) == manifest == runs.read_manifest(tmp_path, "evaluation")
@@ -132,7 +202,7 @@ def test_manifest_has_its_keys_and_ends_the_note(tmp_path: Path) -> None:
 
 def test_the_note_goes_after_the_manifest_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between the two left checkpoints without a note: the next run took them, whatever its config."""
-    runs.bind_unfinished(tmp_path, "corpus", CONFIG, INPUTS)
+    Stage(tmp_path, work()).bind()
 
     def fail(path: Any, value: Any) -> None:
         raise ZeroDivisionError
@@ -198,32 +268,94 @@ def test_a_manifest_cannot_point_out_of_its_folder(name: str, tmp_path: Path) ->
 
 def test_done_work_is_skipped_and_other_work_refused(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
-    assert runs.start_folder(folder, "corpus", CONFIG, INPUTS)
-    assert list(folder.iterdir()) == []
-    finish(folder)
-    assert not runs.start_folder(folder, "corpus", {**CONFIG, "out": "moved"}, INPUTS)
+    with stage(folder, work()) as s:
+        assert not s.done
+        assert [p.name for p in folder.iterdir()] == [LOCK]
+        (folder / "data").write_bytes(b"some bytes")
+        s.finish(["data"], rows=3)
+    assert sorted(p.name for p in folder.iterdir()) == ["data", MANIFEST]
+    assert runs.read_manifest(folder, "corpus", ("rows",))["rows"] == 3
+    with stage(folder, work(config={**CONFIG, "out": "moved"})) as s:
+        assert s.done
     for kind, config, inputs, said in (
         ("corpus", {"a": 2, "b": 3}, {"corpus": "d"}, r"from other inputs \(a 1 -> 2, b not set -> 3, input corpus\)"),
         ("corpus", CONFIG, {**INPUTS, "model": "m"}, r"from other inputs \(input model\)"),
         ("scores", CONFIG, INPUTS, "holds 'corpus': choose another --out"),
     ):
-        with pytest.raises(StaleFolder, match=said):
-            runs.start_folder(folder, kind, config, inputs)
+        with pytest.raises(StaleFolder, match=said), stage(folder, work(kind, config, inputs)):
+            raise AssertionError
+
+
+def test_a_manifest_that_does_not_say_from_what_is_not_this_work(tmp_path: Path) -> None:
+    runs.write_json(tmp_path / MANIFEST, {**finish(tmp_path), "fingerprint": "of something", "config": "damaged"})
+    with pytest.raises(StaleFolder, match=r"done, but from other inputs \(fingerprint\)"):
+        Stage(tmp_path, work())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write into .*file/out: Not a directory"):
-        runs.start_folder(tmp_path / "file" / "out", "corpus", CONFIG, INPUTS)
+        stage(tmp_path / "file" / "out", work()).__enter__()
 
 
 def test_unfinished_work_is_bound(tmp_path: Path) -> None:
-    runs.bind_unfinished(tmp_path, "model", CONFIG, INPUTS, write=False)
+    with stage(tmp_path, work()):
+        pass  # refused by what the verb looks at
     assert not (tmp_path / WORK).exists()
-    runs.bind_unfinished(tmp_path, "model", CONFIG, INPUTS)
-    runs.bind_unfinished(tmp_path, "model", {**CONFIG, "out": "moved"}, INPUTS)
-    with pytest.raises(StaleFolder, match="holds unfinished work of another config or other inputs"):
-        runs.bind_unfinished(tmp_path, "model", {**CONFIG, "a": 2}, INPUTS, write=False)
+    with stage(tmp_path, work()) as s:
+        s.bind()
+    with stage(tmp_path, work(config={**CONFIG, "out": "moved"})) as s:
+        s.bind()
+    other = work(config={**CONFIG, "a": 2})
+    with (
+        pytest.raises(StaleFolder, match=r"unfinished work of another config or other inputs \(a 1 -> 2\)"),
+        stage(tmp_path, other),
+    ):
+        raise AssertionError
+    with stage(tmp_path, other, refuse=False) as s:  # a verb that looks itself
+        assert s.changed() == "another config or other inputs (a 1 -> 2)"
+        assert s.changed(free=("a",)) is None
+        s.bind()
+    assert runs.read_json(tmp_path / WORK)["config"]["a"] == 2
+
+
+def test_tasks_that_share_a_folder_bind_it_to_the_first(tmp_path: Path) -> None:
+    """Only the first of several processes noted whose parts these are; of tasks any may be the first."""
+    with (
+        stage(tmp_path, work(), rank=3, alone=False) as first,
+        stage(tmp_path, work("scores"), rank=1, alone=False) as s,
+    ):
+        first.bind()
+        with pytest.raises(StaleFolder, match="holds unfinished work"):
+            s.bind()
+    with stage(tmp_path, work(), rank=1) as s:
+        (tmp_path / WORK).unlink()
+        s.bind()
+    assert not (tmp_path / WORK).exists()  # of ranks the first one does
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    with stage(tmp_path, work()), pytest.raises(UserError, match="another process is at work in"):
+        stage(tmp_path, work()).__enter__()
+    with stage(tmp_path, work()) as s:
+        assert not s.done
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"cannot write .*: No space left on device; what was finished"),
+        stage(tmp_path, work()),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_part_that_is_missing_at_the_end(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="gone is missing: another process of this run failed"),
+        stage(tmp_path, work()) as s,
+    ):
+        s.finish(["gone"])
+    assert not runs.is_done(tmp_path)
 
 
 def test_revision_is_of_our_source_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,14 @@
       manifest.json            written last; its presence means *done*
 
 A manifest says what the folder holds (``kind``), what it was made from (``config``, ``inputs``: each input folder's
-identity) and the xxh3 hash of every file. ``fingerprint`` is the identity of the work that made it: equal fingerprints mean
-that doing it again would give the same folder.
+identity) and the xxh3 hash of every file. ``fingerprint`` is the identity of the :class:`Work` that made it: equal
+fingerprints mean that doing it again would give the same folder. A verb writes its folder as a :func:`stage`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -20,15 +21,19 @@ import math
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 MANIFEST = "manifest.json"
 WORK = "work.json"
 LOCK = ".lock"
+PARTS = "parts"
 FORMAT = 1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What safetensors, tokenizers and torch say of the same, in words only.
@@ -39,20 +44,8 @@ FULL_WORDS = (
     "PytorchStreamWriter failed",
     "unexpected pos",
 )
-# What a manifest must say for its folder to be used: always, and as what.
+# What every manifest must say for its folder to be used; what else its reader needs, the reader names.
 EVERY_KIND = ("fingerprint", "config", "inputs", "files")
-OF_KIND: dict[str, tuple[str, ...]] = {
-    "corpus": (
-        *("length", "isolate_documents", "vocab_size", "eos_id", "pad_id", "sources"),
-        *("content_hash", "tokenizer_hash", "shards", "stats"),
-    ),
-    "scores": (
-        *("columns", "dtype", "corpus_hash", "tokenizer_hash", "model_hash", "length", "isolate_documents"),
-        *("shards", "flops", "reference_flops"),
-    ),
-    "model": ("corpus_hash", "tokenizer_hash", "summary"),
-    "run": ("stages",),
-}
 
 
 class UserError(ValueError):
@@ -63,7 +56,11 @@ class UserError(ValueError):
 
 
 class StaleFolder(UserError):
-    """A folder that was made, in whole or in part, by other work than is asked for now."""
+    """A folder that was made, in whole or in part, by other work than is asked for now; ``changed`` names what differs."""
+
+    def __init__(self, sentence: str, changed: str = "") -> None:
+        super().__init__(sentence)
+        self.changed = changed
 
 
 class Stopped(Exception):
@@ -226,25 +223,23 @@ def write_manifest(
 
     ``inputs`` maps a role ("corpus", "model") to that input's identity; ``files`` comes from :func:`describe_files`.
     """
+    return _write_manifest(Path(folder), Work(kind, config, inputs), files, fields)
+
+
+def _write_manifest(folder: Path, work: Work, files: list[dict[str, Any]], fields: Mapping[str, Any]) -> dict[str, Any]:
     manifest = {
         "format": FORMAT,
-        "kind": kind,
-        "fingerprint": fingerprint(kind, config, inputs),
-        "config": config,
-        "inputs": dict(inputs),
+        "kind": work.kind,
+        "fingerprint": work.fingerprint,
+        "config": work.config,
+        "inputs": dict(work.inputs),
         **fields,
         "files": files,
         "versions": versions(),
     }
-    write_json(Path(folder) / MANIFEST, manifest)
-    (Path(folder) / WORK).unlink(missing_ok=True)  # after: parts without a note would be anybody's
+    write_json(folder / MANIFEST, manifest)
+    (folder / WORK).unlink(missing_ok=True)  # after: parts without a note would be anybody's
     return manifest
-
-
-def fingerprint(kind: str, config: Any, inputs: Mapping[str, Any]) -> str:
-    """Identity of a piece of work: what is done, how, and on what. ``out`` does not count, so that folders can be moved."""
-    config = {k: v for k, v in config.items() if k != "out"} if isinstance(config, Mapping) else config
-    return hash_json({"kind": kind, "config": config, "inputs": dict(inputs)})
 
 
 def is_done(folder: Path | str) -> bool:
@@ -252,9 +247,10 @@ def is_done(folder: Path | str) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
+def read_manifest(folder: Path | str, kind: str | None = None, keys: Collection[str] = ()) -> dict[str, Any]:
     """The manifest of a finished folder. Raises :class:`UserError` if it is missing, malformed, or of another kind.
 
+    ``keys``: what the caller reads in it, beside what every manifest has; one that is not there is an error that names it.
     Every name in it lies inside the folder: a manifest is data that may come from anywhere.
     """
     folder = Path(folder)
@@ -269,13 +265,13 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]
         raise UserError(f"{folder / MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}")
     if kind is not None and manifest["kind"] != kind:
         raise UserError(f"{folder} holds {manifest['kind']!r}, {kind!r} is needed here")
-    _check_manifest(folder, manifest, kind)
+    _check_manifest(folder, manifest, keys)
     return manifest
 
 
-def _check_manifest(folder: Path, manifest: Mapping[str, Any], kind: str | None) -> None:
+def _check_manifest(folder: Path, manifest: Mapping[str, Any], keys: Collection[str]) -> None:
     path = folder / MANIFEST
-    for key in (*EVERY_KIND, *OF_KIND.get(kind or "", ())):
+    for key in (*EVERY_KIND, *keys):
         if key not in manifest:
             raise UserError(f"{path} has no {key!r}: it is damaged, or tokensieve did not write it")
     try:
@@ -288,7 +284,7 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any], kind: str | None)
             raise UserError(f"{path} names {strange[0]!r}, which is outside its folder")
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path} does not list its files as it should: it is damaged") from None
-    if kind in ("corpus", "scores") and not shards:
+    if "shards" in keys and not shards:
         raise UserError(f"{path} lists no shards: it is damaged")
     if unknown := set(shards) - set(files):
         raise UserError(f"{path} lists the shard {min(unknown)!r}, but no hash of it")
@@ -334,26 +330,238 @@ def part_is_whole(path: Path) -> bool:
 
 
 def _note(path: Path) -> Path:
-    return path.parent / "parts" / f"{path.name}.json"
+    return path.parent / PARTS / f"{path.name}.json"
 
 
-def start_folder(folder: Path | str, kind: str, config: Any, inputs: Mapping[str, Any]) -> bool:
-    """Make ``folder`` ready for a stage. True: go on and write it. False: this very work is done already, skip it.
+# --- what work is it ----------------------------------------------------------------------------------------------------
 
-    A folder done from another config or other inputs is refused, naming what differs, so that nothing is overwritten.
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work: the ``kind`` of folder it makes, how (``config``) and from what (``inputs``: role -> identity).
+
+    What of it counts: every field of ``config`` but those in ``not_work`` and those at the default they have in
+    ``config_class``; of ``inputs`` what is given. So a field that is added later makes no folder stale. A default must
+    never change its value: the same fingerprint would stand for other work. Give such a field a new name.
     """
-    folder = Path(folder)
-    if is_done(folder):
-        manifest = read_manifest(folder)
-        if manifest["fingerprint"] == fingerprint(kind, config, inputs):
+
+    kind: str
+    config: Mapping[str, Any]
+    """JSON, as the manifest shows it. May have fields that do not count: where text came from is worth knowing."""
+    inputs: Mapping[str, Any]
+    config_class: type | None = None
+    """The dataclass of ``config``; None: no field has a default."""
+    not_work: Collection[str] = ("out",)
+    """Fields that do not say what work it is, dotted: ``sources.path`` is the path of each of the sources."""
+
+    @classmethod
+    def of(cls, kind: str, config: Any, not_work: Collection[str], inputs: Mapping[str, Any], **instead: Any) -> Work:
+        """Of a config dataclass. ``instead``: fields that count, or are shown, by another value than the config's."""
+        shown = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in not_work}
+        return cls(kind, _plain({**shown, **instead}), _plain(dict(inputs)), type(config), not_work)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over kind, config and inputs, as far as they count: equal work has an equal fingerprint."""
+        config = _counted(_plain(self.config), self.config_class, self.not_work)
+        return hash_json({"kind": self.kind, "config": config, "inputs": _given(self.inputs)})
+
+    def changes(self, noted: Mapping[str, Any]) -> list[str] | None:
+        """In what it differs from the work of a manifest or a ``work.json``; ``[]``: it is the same work.
+
+        ``seed 0 -> 1`` for each config field, dotted, and ``input corpus`` for each input. None if it differs and nothing
+        is noted that would say in what. Folders of earlier versions have other fingerprints: what they note is compared
+        with defaults filled in.
+        """
+        if noted.get("fingerprint") == self.fingerprint:
+            return []
+        if (
+            noted.get("kind", self.kind) != self.kind
+            or not isinstance(noted.get("config"), Mapping)
+            or not isinstance(noted.get("inputs"), Mapping)
+        ):
+            return None
+        configs = (_filled(_plain(c), self.config_class, self.not_work) for c in (noted["config"], self.config))
+        old, new = (flat(config) for config in configs)
+        was, now = _given(noted["inputs"]), _given(self.inputs)
+        fields = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+        roles = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
+        return [f"{k} {_shown(old, k)} -> {_shown(new, k)}" for k in fields] + [f"input {r}" for r in roles]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON reads it back: tuples are lists, and a nested dataclass is a mapping."""
+    return json.loads(json.dumps(value, default=lambda v: dataclasses.asdict(v) if _is_dataclass(v) else str(v)))
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _given(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """An input that is not there counts as one that nobody knew of yet."""
+    return {role: value for role, value in inputs.items() if value not in (None, [], {})}
+
+
+@functools.cache
+def _defaults(config_class: type | None) -> dict[str, Any]:
+    """field -> its default, of the fields that have one."""
+    found = {}
+    for field in dataclasses.fields(config_class) if config_class is not None else ():
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = _plain(field.default_factory())
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = _plain(field.default)
+    return found
+
+
+@functools.cache
+def _items(config_class: type | None) -> dict[str, type]:
+    """field -> the dataclass in its type, as SourceConfig in ``list[SourceConfig]``, of the fields that have one."""
+    hints = {} if config_class is None else typing.get_type_hints(config_class)
+    inside = {name: [hint, *typing.get_args(hint)] for name, hint in hints.items()}
+    return {name: t for name, types in inside.items() for t in types if dataclasses.is_dataclass(t)}  # type: ignore[misc]
+
+
+def _filled(config: Mapping[str, Any], config_class: type | None, not_work: Collection[str]) -> dict[str, Any]:
+    """``config`` with the defaults of what it does not say, and without what is not work; so are the items in it."""
+    named = {**_defaults(config_class), **config}
+    return {k: _in_items(_filled, k, v, config_class, not_work) for k, v in named.items() if k not in not_work}
+
+
+def _counted(config: Mapping[str, Any], config_class: type | None, not_work: Collection[str]) -> dict[str, Any]:
+    """``config`` without what is not work, and without what is at its default."""
+    defaults = _defaults(config_class)
+    named = {k: v for k, v in config.items() if k not in not_work and not (k in defaults and v == defaults[k])}
+    return {k: _in_items(_counted, k, v, config_class, not_work) for k, v in named.items()}
+
+
+def _in_items(
+    change: Callable[..., dict[str, Any]], name: str, value: Any, config_class: type | None, not_work: Collection[str]
+) -> Any:
+    """``value`` of a field, with the dataclasses in it changed: one, or a list or mapping of them."""
+    if (item := _items(config_class).get(name)) is None or not value:
+        return value
+    below = {n.removeprefix(f"{name}.") for n in not_work if n.startswith(f"{name}.")}
+    if isinstance(value, list):
+        return [change(v, item, below) if isinstance(v, Mapping) else v for v in value]
+    return change(value, item, below) if isinstance(value, Mapping) else value
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings, and lists of them, as one mapping with dotted keys; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            value = {str(i): v for i, v in enumerate(value)}
+        nested = isinstance(value, Mapping) and value
+        found.update(flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return found
+
+
+# --- a stage ------------------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """A folder that a verb writes, from its first part to its manifest. Made by :func:`stage`."""
+
+    def __init__(self, folder: Path | str, work: Work, *, writes: bool = True, refuse: bool = True) -> None:
+        self.folder, self.work = Path(folder), work
+        self._writes, self._refuse = writes, refuse
+        self.done = self._is_done()
+        """This very work is done already: leave the folder as it is."""
+
+    def _is_done(self) -> bool:
+        if not is_done(self.folder):
             return False
-        if manifest["kind"] != kind:
-            raise StaleFolder(f"{folder} holds {manifest['kind']!r}: choose another --out, or remove the folder")
-        changes = ", ".join(_changes(manifest, json.loads(json.dumps(config, default=str)), inputs)) or "fingerprint"
-        raise StaleFolder(
-            f"{folder} is done, but from other inputs ({changes}): "
-            "choose another --out, or remove the folder to do it again"
-        )
+        manifest = read_manifest(self.folder)
+        if manifest["kind"] != self.work.kind:
+            holds = f"{manifest['kind']!r}"
+            raise StaleFolder(f"{self.folder} holds {holds}: choose another --out, or remove the folder", holds)
+        changes = self.work.changes(manifest)
+        if changes != []:
+            changed = ", ".join(changes or ["fingerprint"])
+            raise StaleFolder(
+                f"{self.folder} is done, but from other inputs ({changed}): "
+                "choose another --out, or remove the folder to do it again",
+                changed,
+            )
+        return True
+
+    def changed(self, free: Collection[str] = ()) -> str | None:
+        """In what the unfinished work in the folder differs from this work, in words; None if it is the same, or none.
+
+        ``free`` names config fields, dotted, that may differ.
+        """
+        path = self.folder / WORK
+        note = read_json(path) if path.exists() else None
+        changes = [] if note is None else self.work.changes(note)
+        if changes is None:
+            return "another config or other inputs"
+        changes = [c for c in changes if c.split(" ")[0] not in free]
+        return f"another config or other inputs ({', '.join(changes)})" if changes else None
+
+    def refuse_other(self, free: Collection[str] = ()) -> None:
+        """StaleFolder if the folder holds unfinished parts of other work."""
+        if changed := self.changed(free):
+            raise StaleFolder(f"{self.folder} holds unfinished work of {changed}: remove it or choose another --out")
+
+    def bind(self) -> None:
+        """Note in ``work.json`` whose parts come now. Only when nothing can refuse the config any more: one that was
+        refused must not leave a mark that the next one trips over. Finishing removes the note."""
+        if self._refuse:
+            self.refuse_other()  # of tasks that need not run together another may have been first
+        path = self.folder / WORK
+        if self._writes and not (self._refuse and path.exists()):
+            note = {"kind": self.work.kind, "config": self.work.config, "inputs": dict(self.work.inputs)}
+            write_json(path, {"fingerprint": self.work.fingerprint, **note})
+
+    def need(self, files: Sequence[str]) -> None:
+        """UserError naming the first of these parts that is not there."""
+        if missing := [n for n in files if not (self.folder / n).exists()]:
+            raise UserError(
+                f"{self.folder / missing[0]} is missing: another process of this run failed; start it again to go on"
+            )
+
+    def finish(self, files: Sequence[str], **fields: Any) -> None:
+        """Hash ``files`` (names in the folder) and write the manifest, with these further ``fields``: the folder is done."""
+        self.need(files)
+        for name in files:
+            sync(self.folder / name)  # what a library wrote: the manifest must not be on the disk before it
+        _write_manifest(self.folder, self.work, describe_files(self.folder, files), fields)
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def stage(folder: Path | str, work: Work, *, rank: int = 0, alone: bool = True, refuse: bool = True) -> Iterator[Stage]:
+    """Write ``folder`` as the work's::
+
+        with stage(out, work(config)) as s:
+            if s.done:
+                return out
+            ...                       # what can refuse the config
+            s.bind()
+            ...                       # files, by atomic_file; parts that are worth keeping with note_part
+            s.finish(files)
+
+    A folder that other work made or began is refused (StaleFolder), one that another process works in as well (UserError),
+    and a full disk is one sentence (UserError). ``rank``: of several processes the first one holds the lock and binds.
+    ``alone=False``: a task among others that write into the folder at any time: no lock, and every task binds.
+    ``refuse=False``: the verb looks itself at what is unfinished there (``changed``).
+    """
+    made = Stage(folder, work, writes=rank == 0 or not alone, refuse=refuse)
+    if made.done:
+        yield made
+        return
+    _make_folder(made.folder)
+    with locked(made.folder) if rank == 0 and alone else contextlib.nullcontext(), writing(made.folder):
+        made.done = made._is_done()  # by a process that held the lock until now
+        if refuse and not made.done:
+            made.refuse_other()
+        yield made
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{_mine()}.tmp"
@@ -361,57 +569,6 @@ def start_folder(folder: Path | str, kind: str, config: Any, inputs: Mapping[str
         probe.unlink()
     except OSError as e:
         raise UserError(f"cannot write into {folder}: {e.strerror or e}") from None
-    return True
-
-
-def bind_unfinished(
-    folder: Path | str, kind: str, config: Any, inputs: Any, *, write: bool = True, free: Collection[str] = ()
-) -> None:
-    """Note in ``folder/work.json`` whose parts an unfinished folder holds; refuse parts of other work (StaleFolder).
-
-    ``free`` names config fields, dotted, that may differ. Writing the manifest removes the note.
-    """
-    if changed := changed_since(folder, kind, config, inputs, free=free):
-        raise StaleFolder(f"{folder} holds unfinished work of {changed}: remove it or choose another --out")
-    if write and not (Path(folder) / WORK).exists():
-        note_work(folder, kind, config, inputs)
-
-
-def note_work(folder: Path | str, kind: str, config: Any, inputs: Any) -> None:
-    """Write ``folder/work.json``: what the unfinished parts in ``folder`` belong to."""
-    config = json.loads(json.dumps(config, default=str))
-    note = {"fingerprint": fingerprint(kind, config, inputs), "config": config, "inputs": dict(inputs)}
-    write_json(Path(folder) / WORK, note)
-
-
-def changed_since(folder: Path | str, kind: str, config: Any, inputs: Any, *, free: Collection[str] = ()) -> str | None:
-    """In what the work noted in ``folder/work.json`` differs from this work, in words; None if it is the same or not noted."""
-    path = Path(folder) / WORK
-    note = read_json(path) if path.exists() else None
-    if note is None or note.get("fingerprint") == fingerprint(kind, config, inputs):
-        return None
-    if "config" not in note:
-        return "another config or other inputs"
-    changes = _changes(note, json.loads(json.dumps(config, default=str)), inputs)
-    changes = [c for c in changes if c.split(" ")[0] not in free]
-    return f"another config or other inputs ({', '.join(changes)})" if changes else None
-
-
-def _changes(noted: Mapping[str, Any], config: Any, inputs: Mapping[str, Any]) -> list[str]:
-    """``seed 0 -> 1`` for each config field that differs, dotted; ``input corpus`` for each input."""
-    old, new = flat(noted["config"] or {}), flat(config or {})
-    fields = sorted(k for k in {*old, *new} - {"out"} if old.get(k) != new.get(k))
-    roles = sorted(k for k in {*noted["inputs"], *inputs} if noted["inputs"].get(k) != inputs.get(k))
-    return [f"{k} {_shown(old, k)} -> {_shown(new, k)}" for k in fields] + [f"input {r}" for r in roles]
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; an empty mapping is a value."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, Mapping) and value
-        found.update(flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
-    return found
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

@@ -19,7 +19,7 @@ started = 0
 
 def rename_or_die(source: str, target: str) -> None:
     global started
-    if any(Path(target).match(name) for name in ("rows-*.arrow", "nll-*")):
+    if any(Path(target).match(name) for name in ("rows-*.arrow", "nll-*.arrow")):
         started += 1
         if started == COUNT:
             os.kill(os.getpid(), signal.SIGKILL)

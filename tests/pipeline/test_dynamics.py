@@ -17,7 +17,7 @@ from datasets import Dataset
 from processes import environment
 
 from tokensieve.data.corpus import open_corpus
-from tokensieve.runs import is_done, read_manifest
+from tokensieve.runs import is_done, locked, read_manifest
 
 KILLED = Path(corpora.__file__).parent / "killed.py"
 CLASSES = ["H->H", "L->H", "H->L", "L->L"]
@@ -180,11 +180,34 @@ def test_a_kill_costs_only_the_checkpoint_in_work(tiny: Any, made: Path, tokensi
     assert sorted(p.name for p in out.glob("nll-*.arrow")) == [first.name]
     other = tokensieve(*arguments, "--seed", 1)
     assert "unfinished work of another config" in other.error
+    shutil.copytree(out, tmp_path / "damaged")
     assert tokensieve(*arguments).code == 0
     assert first.stat().st_mtime_ns == stamp
+    assert_same_files(out, made)
+    # A file damaged since was taken as it was: there was no more to it than that it was there.
+    damaged = tmp_path / "damaged" / first.name
+    damaged.write_bytes(damaged.read_bytes()[:-100] + bytes(100))
+    done = tokensieve(*command(tiny, tmp_path / "damaged"))
+    assert done.code == 0, done.err
+    assert f"{damaged} has other bytes than were written (hash differs): it is damaged or was replaced: it is made" in (
+        " ".join(done.err.split())
+    )
+    assert_same_files(tmp_path / "damaged", made)
+
+
+def assert_same_files(out: Path, made: Path) -> None:
+    assert not (out / "parts").exists()
     for path in made.iterdir():
         if path.name != "manifest.json":
             assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_another_process_in_the_folder(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """Two at once scored every checkpoint twice, and each wrote its tables over the other's."""
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"):
+        done = tokensieve(*command(tiny, tmp_path / "out"))
+    assert (done.code, "another process is at work in" in done.error) == (2, True)
 
 
 def test_what_another_run_keeps(tiny: Any, made: Path, tokensieve: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from tokensieve.analysis.ngram import NGram
 from tokensieve.data.corpus import Corpus, open_corpus
-from tokensieve.runs import is_done, read_manifest
+from tokensieve.runs import is_done, locked, read_manifest
 
 SETS = ("target", "maths", "isolated")
 
@@ -227,3 +227,11 @@ def test_manifest_names_its_inputs_by_content(tiny: Any, evaluated: Path) -> Non
         ("rho1", 4),
     ]
     assert str(tiny.root) not in json.dumps(manifest)
+
+
+def test_another_process_in_the_folder(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """Of two at once the later one wrote over the other's records, and its manifest over the other's hashes."""
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"):
+        done = tokensieve("evaluate", "--out", tmp_path / "out", "--models.b", tiny.base, "--sets.target", tiny.target)
+    assert (done.code, "another process is at work in" in done.error) == (2, True)

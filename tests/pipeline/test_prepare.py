@@ -43,10 +43,9 @@ def prepare(out: Path, tokenizer: str, *sources: SourceConfig, **settings: Any) 
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Everything in a folder; of the manifest, all but where it lies."""
+    """Everything in a folder."""
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     manifest = json.loads(files.pop("manifest.json"))
-    del manifest["config"]["out"]
     return {**files, "manifest": manifest}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tokensieve.pipeline.plan import costs_of, states_of
 from tokensieve.pipeline.recipe import RecipeConfig, load
 from tokensieve.runs import MANIFEST, UserError, read_manifest, write_json
 
@@ -118,7 +119,7 @@ def test_what_changed_and_what_follows_from_it_is_done_again(
     lines = (tiny.text / "target.jsonl").read_text().splitlines()
     (copied / "other.jsonl").write_text("\n".join(lines[:6]))
     before = times(copied / "run")
-    done = tokensieve("run", copied / "recipe.yaml", *(c.format(text=copied) for c in change))
+    done = tokensieve("run", copied / "recipe.yaml", "--redo", "all", *(c.format(text=copied) for c in change))
     assert done.code == 0, done.err
     assert redone(copied / "run", before) == again
     assert tokensieve("check", copied / "run").code == 0
@@ -126,7 +127,7 @@ def test_what_changed_and_what_follows_from_it_is_done_again(
 
 def test_only(copied: Path, tokensieve: Any) -> None:
     before = times(copied / "run")
-    done = tokensieve("run", copied / "recipe.yaml", "--set.rate", "2e-3", "--only", "rho1")
+    done = tokensieve("run", copied / "recipe.yaml", "--set.rate", "2e-3", "--only", "rho1", "--redo", "rho1")
     assert done.code == 0, done.err
     assert redone(copied / "run", before) == ["rho1"]
     assert not (copied / "run" / MANIFEST).exists()  # the run is no more what its manifest said
@@ -339,6 +340,102 @@ def test_dry_run_does_nothing(finished: Path, tokensieve: Any, tmp_path: Path, m
     assert [line.split()[:3] for line in done.out.splitlines() if line.startswith("base ")] == [
         ["base", "train", "done"]
     ]
+
+
+def states(done: Any) -> dict[str, str]:
+    """stage -> what the dry run says of it."""
+    assert done.code == 0, done.err
+    rows = [line for line in done.out.splitlines() if line.split(" ")[0] in (*STAGES, "disjoint")]
+    return {
+        row.split()[0]: next(s for s in ("to be redone", "to do", "done", "?") if f" {s} " in f"{row} ") for row in rows
+    }
+
+
+def test_dry_run_says_what_is_done_again(copied: Path, tokensieve: Any) -> None:
+    """It said done of every folder with a manifest, and then hours of training were removed and done again."""
+    told = states(tokensieve("run", "recipe.yaml", "--dry-run"))
+    assert [name for name, state in told.items() if state != "done"] == ["disjoint"]
+    done = tokensieve("run", "recipe.yaml", "--dry-run", "--set.rate", "2e-3")
+    again = ["base", "scores", "rho1", "evaluation", "table"]
+    assert [name for name, state in states(done).items() if state == "to be redone"] == again
+    assert "finished training is done again only if told to: --redo base rho1" in done.out
+    shutil.rmtree("run/corpus")  # what reads it is done again: nobody knows what it will be
+    told = states(tokensieve("run", "recipe.yaml", "--dry-run"))
+    assert (told["corpus"], told["target"], told["table"]) == ("to do", "to be redone", "to be redone")
+    assert "done" not in told.values()
+
+
+def test_a_plan_of_what_nobody_knows(tmp_path: Path, tokensieve: Any) -> None:
+    """An estimate that could not be made ended the dry run, and a run of which only other stages were asked for."""
+    (tmp_path / "code").mkdir()
+    auto = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (tmp_path / "code" / "config.json").write_text(json.dumps(auto))
+    (tmp_path / "code" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    models = {"b": str(tmp_path / "code"), "c": str(tmp_path / "gone")}
+    stages = yaml.safe_load(small(tmp_path).read_text())["stages"]
+    stages |= {name: {"verb": "score", "model": model, "corpus": "@corpus"} for name, model in models.items()}
+    stages["d"] = {"verb": "train", "model": str(tmp_path / "code"), "corpus": str(tmp_path / "gone")}
+    done = tokensieve("run", small(tmp_path, stages=stages), "--dry-run")
+    assert done.code == 0, done.err
+    rows = {line.split()[0]: line.split() for line in done.out.splitlines() if line.startswith(("b ", "c ", "d "))}
+    assert {name: row.count("?") for name, row in rows.items()} == {"b": 3, "c": 1, "d": 3}
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_checkpoints_that_training_will_leave(tmp_path: Path, tiny: Any, tokensieve: Any) -> None:
+    """The plan repeated a default of train, and took any save_steps above 1 for one checkpoint."""
+    train = {"verb": "train", "corpus": str(tiny.corpus), "model": yaml.safe_load(tiny.model)}
+    evaluate = {"verb": "evaluate", "sets": {"target": str(tiny.target)}, "checkpoints": True}
+    cases = {
+        "fifths": {},
+        "tens": {"save_steps": 10},
+        "two": {"save_steps": 10, "save_total_limit": 2},
+        "none": {"save_strategy": "no"},
+    }
+    stages = {}
+    for name, training in cases.items():
+        stages[name] = {**train, "training": {"max_steps": 35, **training}}
+        stages[f"e-{name}"] = {**evaluate, "models": {"m": f"@{name}"}}
+    recipe = load(RecipeConfig(str(small(tmp_path, stages=stages))))
+    costs = costs_of(recipe, states_of(recipe))
+    assert {name: costs[name].checkpoints for name in cases} == {"fifths": 5, "tens": 4, "two": 2, "none": 1}
+    tokens = costs["e-none"].tokens
+    assert [costs[f"e-{name}"].tokens / tokens for name in cases] == [5, 4, 2, 1]
+    assert costs["fifths"].flops == costs["tens"].flops > 0
+
+
+# --- what took long is not thrown away ----------------------------------------------------------------------------------
+
+
+def test_finished_training_is_done_again_only_if_told_to(copied: Path, tokensieve: Any) -> None:
+    """A changed line of a recipe removed finished models, with a line on stdout."""
+    before = times(copied / "run")
+    run = ("run", "recipe.yaml", "--set.rate", "2e-3")
+    done = tokensieve(*run)
+    assert done.code == 2
+    assert (
+        "stage base: run/base holds a finished run of other work (training.learning_rate 0.001 -> 0.002): --redo base "
+        in (done.error)
+    )
+    assert tokensieve(*run, "--redo", "rho1").error == done.error
+    assert "redo: unknown stage 'bas', did you mean 'base'?" in tokensieve(*run, "--redo", "bas").error
+    assert redone(copied / "run", before) == []
+    done = tokensieve(*run, "--redo", "base", "--only", "base")
+    assert done.code == 0, done.err
+    assert redone(copied / "run", before) == ["base"]
+    stamp = times(copied / "run")["base"]
+    done = tokensieve(*run, "--redo", "base")
+    assert "stage rho1: run/rho1 holds a finished run of other work" in done.error
+    assert times(copied / "run")["base"] == stamp  # what is the work asked for is done already, told to or not
+
+
+def test_a_trained_folder_is_no_place_for_another_verb(copied: Path, tokensieve: Any) -> None:
+    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
+    recipe["stages"]["base"] = {"verb": "score", "model": "run/rho1", "corpus": "@corpus"}
+    recipe["stages"] = {name: recipe["stages"][name] for name in ("corpus", "base")}
+    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert "stage base: run/base holds a finished run of other work ('model')" in tokensieve("run", "recipe.yaml").error
+    assert (copied / "run" / "base" / MANIFEST).is_file()
 
 
 def test_shipped_recipes_load() -> None:

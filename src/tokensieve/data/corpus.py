@@ -35,6 +35,10 @@ DOCUMENT_COLUMNS: dict[str, pa.DataType] = {
     "num_tokens": pa.int64(),
     "text_hash": pa.uint64(),
 }
+MANIFEST_KEYS = (
+    *("length", "isolate_documents", "vocab_size", "eos_id", "pad_id", "sources"),
+    *("content_hash", "tokenizer_hash", "shards", "stats"),
+)
 _BATCH_TOKENS = 1 << 20  # what a reader of one row at most has to map
 
 
@@ -225,7 +229,7 @@ def open_corpus(folder: Path | str, verify: Literal["size", "full"] | None = "si
     from datasets import Dataset, concatenate_datasets
 
     folder = Path(folder)
-    manifest = read_manifest(folder, KIND)
+    manifest = read_manifest(folder, KIND, MANIFEST_KEYS)
     if verify is not None:
         check_files(folder, manifest, hashes=verify == "full")
     try:

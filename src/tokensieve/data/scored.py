@@ -16,6 +16,11 @@ import numpy as np
 from ..runs import UserError, atomic_file, check_files, read_manifest
 from .corpus import Corpus, open_corpus
 
+KIND = "scores"
+MANIFEST_KEYS = (
+    *("columns", "dtype", "corpus_hash", "tokenizer_hash", "model_hash", "length", "isolate_documents"),
+    *("shards", "flops", "reference_flops"),
+)
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
@@ -54,7 +59,7 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify = "full") 
     from datasets import Dataset, concatenate_datasets
 
     folder = Path(folder)
-    manifest = read_manifest(folder, "scores")
+    manifest = read_manifest(folder, KIND, MANIFEST_KEYS)
     check_binding(folder, manifest, corpus)
     if verify is not None:
         check_files(folder, manifest, hashes=verify == "full")

@@ -63,6 +63,14 @@ def new_causal_lm(config: Mapping[str, Any], *, seed: int, dtype: str = "float32
     return model.train()
 
 
+def model_shapes(config: Any) -> Any:
+    """The causal LM of a transformers config without its weights (on torch's meta device), to count with."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
 def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
     """A transformers config. ``config`` holds ``model_type`` and any of that config class's fields.
 

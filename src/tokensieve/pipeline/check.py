@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -44,7 +44,8 @@ def run(config: CheckConfig) -> list[str]:
 
 def check_folder(folder: Path, corpus: str | None) -> list[str]:
     """What was found whole: a line for the folder, and one for each stage of a run."""
-    manifest = read_manifest(folder, read_manifest(folder)["kind"])
+    kind = read_manifest(folder)["kind"]
+    manifest = read_manifest(folder, kind, _keys(kind))
     check_files(folder, manifest)
     line = f"{folder}: {manifest['kind']}, whole, {len(manifest['files'])} files"
     if manifest["kind"] == "run":
@@ -60,6 +61,15 @@ def check_folder(folder: Path, corpus: str | None) -> list[str]:
         load_scored(corpus, folder)
         line += f", fit {corpus}"
     return [line]
+
+
+def _keys(kind: str) -> Collection[str]:
+    """What the manifest of a folder must say so that others can read it."""
+    from ..data import corpus, scored
+    from . import recipe, train
+
+    read: dict[str, Collection[str]] = {m.KIND: m.MANIFEST_KEYS for m in (corpus, scored, train, recipe)}
+    return read.get(kind, ())
 
 
 def _check_stages(run: Path, manifest: Mapping[str, Any]) -> Iterator[str]:

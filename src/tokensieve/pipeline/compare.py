@@ -8,17 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs import (
-    UserError,
-    atomic_file,
-    check_files,
-    describe_files,
-    read_json,
-    read_manifest,
-    start_folder,
-    write_json,
-    write_manifest,
-)
+from ..runs import UserError, Work, atomic_file, check_files, read_json, read_manifest, stage, write_json
+from .plan import Cost, Known
+
+KIND = "comparison"
+NOT_WORK = ("out", "evaluation", "runs")
+FILES = ("comparison.json", "table.txt", "table.md")
 
 
 @dataclass(frozen=True)
@@ -47,23 +42,33 @@ def run(config: CompareConfig) -> Path:
     out = Path(config.out)
     evaluated = read_manifest(config.evaluation, "evaluation")
     check_files(config.evaluation, evaluated)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluation", "runs")}
-    settings["arms"] = list(config.runs)
+    made_from = work(config)
+    _check_weights(config, evaluated)
+    with stage(out, made_from) as s:
+        if s.done:
+            return out
+        rows = compare(config, read_json(Path(config.evaluation) / "evaluation.json"))
+        s.bind()
+        write_json(out / "comparison.json", rows)
+        for name, markdown in (("table.txt", False), ("table.md", True)):
+            with atomic_file(out / name, "w") as f:
+                f.write(render(config, rows, markdown=markdown) + "\n")
+        s.finish(FILES)
+    return out
+
+
+def work(config: CompareConfig) -> Work:
+    """What says which comparison it is: the evaluation and the runs by their fingerprints, and what is shown of them."""
     inputs = {
-        "evaluation": evaluated["fingerprint"],
+        "evaluation": read_manifest(config.evaluation, "evaluation")["fingerprint"],
         "runs": {arm: read_manifest(folder, "model")["fingerprint"] for arm, folder in config.runs.items()},
     }
-    _check_weights(config, evaluated)
-    if not start_folder(out, "comparison", settings, inputs):
-        return out
-    rows = compare(config, read_json(Path(config.evaluation) / "evaluation.json"))
-    write_json(out / "comparison.json", rows)
-    for name, markdown in (("table.txt", False), ("table.md", True)):
-        with atomic_file(out / name, "w") as f:
-            f.write(render(config, rows, markdown=markdown) + "\n")
-    files = describe_files(out, ["comparison.json", "table.txt", "table.md"])
-    write_manifest(out, "comparison", config=settings, inputs=inputs, files=files)
-    return out
+    return Work.of(KIND, config, NOT_WORK, inputs, arms=list(config.runs))
+
+
+def estimate(config: CompareConfig, known: Known) -> Cost:
+    """Nothing to speak of."""
+    return Cost()
 
 
 def validate(config: CompareConfig) -> None:
@@ -104,7 +109,7 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
             row = {"arm": name, "nll": record["nll"], "bits_per_byte": record["bits_per_byte"]}
             row["others"] = {other: end(results, name, other, "all")["nll"] for other in config.others}
             if name in config.runs:
-                row |= read_manifest(config.runs[name], "model")["summary"]
+                row |= read_manifest(config.runs[name], "model", ("summary",))["summary"]
                 points, reached = curve(results, name, config.target, on), None
                 if name != config.baseline and None not in (goal["nll"], goal["tokens_seen"]):
                     reached = tokens_to_reach(points, goal["nll"])

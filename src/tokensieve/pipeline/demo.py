@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import recipe, show
@@ -16,13 +16,15 @@ class DemoConfig:
     """Folder of the run."""
     seed: int = 0
     """Seed of weights, row order and random masks."""
+    redo: list[str] = field(default_factory=list)
+    """Finished `train` stages, or all, that may be removed and done again: for another seed in the same folder."""
     color: bool | None = None
     """Colours at the end; if not given, where this is a terminal."""
 
 
 def run(config: DemoConfig) -> str:
     """Run recipes/demo.yaml; the table and some text with kept and dropped tokens."""
-    chosen = recipe.RecipeConfig("demo", out=config.out, set={"seed": config.seed})
+    chosen = recipe.RecipeConfig("demo", out=config.out, set={"seed": config.seed}, redo=config.redo)
     recipe.run(chosen)
     out = Path(config.out)
     text = show.run(show.ShowConfig(str(out / "corpus"), run=str(out / "rho1"), color=config.color))

@@ -6,16 +6,16 @@ rank r of W scores checkpoints r, r + W, ...   a file that is there is done; ran
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError, bind_unfinished, check_files, describe_files, read_manifest, start_folder, write_manifest
+from ..runs import Stage, UserError, Work, check_files, note_part, part_is_whole, read_manifest, stage
 from . import launch
 from .evaluate import Target, targets_of
+from .plan import Cost, Known
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
@@ -78,7 +78,7 @@ def validate(config: DynamicsConfig) -> None:
 def run(config: DynamicsConfig) -> Path:
     """Write the dynamics folder of docs/formats.md; nll files that an interrupted run finished are kept."""
     from ..data.corpus import open_corpus
-    from ..modeling.load import check_tokenizer
+    from ..modeling.load import check_length, check_tokenizer, read_config
 
     validate(config)
     launch.check_device(config.device)
@@ -86,17 +86,33 @@ def run(config: DynamicsConfig) -> Path:
     checkpoints, hashes = _checkpoints(config.models)
     for target in checkpoints:
         check_tokenizer(target.folder, corpus.tokenizer(), config.corpus)
-    settings, inputs = _identity(config, corpus, checkpoints, hashes)
-    if not start_folder(out, KIND, settings, inputs):
-        return out
+        check_length(read_config(target.folder), corpus.length, str(target.folder))
     ranks = launch.ranks()
-    bind_unfinished(out, KIND, settings, inputs, write=ranks.rank == 0)
-    flops = _write_nll(config, corpus, checkpoints, out, ranks)
-    launch.wait_for_all(ranks)
-    if ranks.rank == 0:
-        _finish(config, corpus, checkpoints, out, settings, inputs, flops)
-    launch.wait_for_all(ranks)
+    with stage(out, _work(config, corpus, checkpoints, hashes), rank=ranks.rank) as s:
+        if s.done:
+            return out
+        flops = _write_nll(config, corpus, checkpoints, s, ranks)
+        launch.wait_for_all(ranks)
+        if ranks.rank == 0:
+            _finish(s, config, corpus, checkpoints, flops)
+        launch.wait_for_all(ranks)
     return out
+
+
+def work(config: DynamicsConfig) -> Work:
+    """What says which dynamics they are: the rows, the weights of every checkpoint, what else is read, and the settings."""
+    from ..data.corpus import open_corpus
+
+    return _work(config, open_corpus(config.corpus), *_checkpoints(config.models))
+
+
+def estimate(config: DynamicsConfig, known: Known) -> Cost:
+    """One forward of the corpus for every checkpoint; two bytes a token of each on the disk, and the classes."""
+    each, length = known.tokens(config.corpus)[0], known.length(config.corpus)
+    copies = [known.checkpoints(folder) for folder in config.models]
+    flops = [known.forward_flops(folder, each, length) for folder in config.models]
+    total = sum(n * f for n, f in zip(copies, flops, strict=True))
+    return Cost(each * sum(copies), total, each * (2 * sum(copies) + 5), False)
 
 
 def nll_file(out: Path, index: int) -> Path:
@@ -131,10 +147,8 @@ def _name(folder: str) -> str:
     return path.parent.name if path.name == "model" else path.name
 
 
-def _identity(
-    config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], hashes: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings, inputs) without paths; every input that is named is opened and fits, or is refused here."""
+def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], hashes: list[str]) -> Work:
+    """:func:`work`; every input that is named is opened and fits, or is refused here."""
     from ..data.corpus import open_corpus
     from ..data.scored import open_scores
 
@@ -151,43 +165,47 @@ def _identity(
         inputs["counts"] = counted.content_hash
     for role, kind in (("selector", KIND), ("log", "model")):
         if folder := getattr(config, role):
-            manifest = read_manifest(folder, kind)
+            manifest = read_manifest(folder, kind, ("corpus_hash",))
             if manifest["corpus_hash"] != corpus.content_hash:
                 raise UserError(f"{role}: {folder} belongs to another corpus than {config.corpus}")
             check_files(folder, manifest)
             inputs[role] = manifest["fingerprint"]
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WORK}
-    return settings, inputs
+    return Work.of(KIND, config, NOT_WORK, inputs)
 
 
 def _write_nll(
-    config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], out: Path, ranks: launch.Ranks
+    config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], s: Stage, ranks: launch.Ranks
 ) -> float:
-    """Score this rank's checkpoints that have no file yet; the FLOPs that all of them take."""
+    """Score this rank's checkpoints that have no whole file yet; the FLOPs that all of them take."""
     from tqdm.auto import tqdm
 
     from ..data.rows import Rows
     from ..data.scored import join_scores, write_columns
     from ..modeling.flops import token_flops
-    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
+    from ..modeling.load import check_vocabulary, load_causal_lm, quiet_loading
     from ..scoring.engine import Scorer
 
     quiet_loading()
     rows, flops = Rows(join_scores(corpus, verify=None)), 0.0
     tokens = corpus.num_rows * corpus.length
     total = len(checkpoints) * tokens
-    with tqdm(total=total, desc=f"dynamics {out.name}", unit="tok", unit_scale=True, disable=ranks.rank > 0) as bar:
+    with tqdm(
+        total=total, desc=f"dynamics {s.folder.name}", unit="tok", unit_scale=True, disable=ranks.rank > 0
+    ) as bar:
         for index, target in enumerate(checkpoints):
-            mine, path = index % ranks.size == ranks.rank, nll_file(out, index)
-            if (mine and not path.exists()) or index == 0:  # the first one tells the FLOPs of all
+            path = nll_file(s.folder, index)
+            todo = index % ranks.size == ranks.rank and not part_is_whole(path)
+            if todo or index == 0:  # the first one tells the FLOPs of all
                 model = load_causal_lm(target.folder, dtype=config.model_dtype)
                 check_vocabulary(model, corpus.vocab_size, str(target.folder))
-                check_length(model.config, corpus.length, str(target.folder))
                 flops = flops or token_flops(model, corpus.length).forward(tokens)
-            if mine and not path.exists():
+            if index == 0:
+                s.bind()
+            if todo:
                 device = config.device or launch.device(ranks)
                 scorer = Scorer(model, device=device, batch_rows=config.batch_rows)
                 write_columns(path, _nll_blocks(scorer, rows, bar))
+                note_part(path)
             else:
                 bar.update(tokens)
     return flops * len(checkpoints)
@@ -199,27 +217,14 @@ def _nll_blocks(scorer: Any, rows: Any, bar: Any) -> Iterator[dict[str, Any]]:
         bar.update(batch.nll.size)
 
 
-def _finish(
-    config: DynamicsConfig,
-    corpus: Corpus,
-    checkpoints: list[Target],
-    out: Path,
-    settings: dict[str, Any],
-    inputs: dict[str, Any],
-    flops: float,
-) -> None:
+def _finish(s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], flops: float) -> None:
     from .dynamics_tables import write_tables
 
-    paths = [nll_file(out, i) for i in range(len(checkpoints))]
-    if missing := [p for p in paths if not p.exists()]:
-        raise UserError(f"{missing[0]} is missing: another process of this run failed; start it again to go on")
-    names, tokens = write_tables(config, corpus, checkpoints, paths, out)
-    write_manifest(
-        out,
-        KIND,
-        config=settings,
-        inputs=inputs,
-        files=describe_files(out, [*(p.name for p in paths), *names]),
+    paths = [nll_file(s.folder, i) for i in range(len(checkpoints))]
+    s.need([p.name for p in paths])
+    names, tokens = write_tables(config, corpus, checkpoints, paths, s.folder)
+    s.finish(
+        [*(p.name for p in paths), *names],
         corpus_hash=corpus.content_hash,
         tokenizer_hash=corpus.tokenizer_hash,
         length=corpus.length,

@@ -9,21 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import (
-    UserError,
-    atomic_file,
-    describe_files,
-    start_folder,
-    write_json,
-    write_manifest,
-)
+from ..runs import UserError, Work, atomic_file, stage, write_json
 from . import launch
+from .plan import Cost, Known
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..data.corpus import Corpus
 
+KIND = "evaluation"
+NOT_WORK = ("out", "baselines", "batch_rows", "device")
 NGRAMS = {"unigram": 1, "trigram": 3}
 
 
@@ -65,23 +61,46 @@ def run(config: EvaluateConfig) -> Path:
             check_length(read_config(folder), corpus.length, folder)
             check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
     targets = [t for name, folder in config.models.items() for t in targets_of(name, folder, config.checkpoints)]
-    settings, inputs = _identity(config, sets, targets)
-    if not start_folder(out, "evaluation", settings, inputs):
-        return out
-    results = list(_baseline_results(config, sets))
-    results += [record for target in targets for record in _results(config, target, sets)]
-    write_json(out / "evaluation.json", results)
-    with atomic_file(out / "table.txt", "w") as f:
-        f.write(render(results) + "\n")
-    write_manifest(
-        out,
-        "evaluation",
-        config=settings,
-        inputs=inputs,
-        files=describe_files(out, ["evaluation.json", "table.txt"]),
-        results=len(results),
-    )
+    with stage(out, _work(config, sets, targets)) as s:
+        if s.done:
+            return out
+        results = list(_baseline_results(config, sets))
+        results += [record for target in targets for record in _results(config, target, sets)]
+        s.bind()
+        write_json(out / "evaluation.json", results)
+        with atomic_file(out / "table.txt", "w") as f:
+            f.write(render(results) + "\n")
+        s.finish(["evaluation.json", "table.txt"], results=len(results))
     return out
+
+
+def work(config: EvaluateConfig) -> Work:
+    """What says which evaluation it is: the models' names and weights, the rows of the sets, and what baselines count."""
+    from ..data.corpus import open_corpus
+
+    targets = [t for name, folder in config.models.items() for t in targets_of(name, folder, config.checkpoints)]
+    return _work(config, {name: open_corpus(folder) for name, folder in config.sets.items()}, targets)
+
+
+def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Target]) -> Work:
+    from ..data.corpus import open_corpus
+    from ..modeling.load import model_hash
+
+    inputs = {
+        "models": [(t.name, t.step, model_hash(t.folder)) for t in targets],
+        "sets": {name: corpus.content_hash for name, corpus in sets.items()},
+        "baselines": [open_corpus(b, verify="size").content_hash for b in config.baselines],
+    }
+    return Work.of(KIND, config, NOT_WORK, inputs, models=sorted(config.models), sets=sorted(config.sets))
+
+
+def estimate(config: EvaluateConfig, known: Known) -> Cost:
+    """One forward of every set for every model and, if asked for, each of its checkpoints. n-grams are not counted."""
+    each = sum(known.tokens(folder)[0] for folder in config.sets.values())
+    length = known.length(next(iter(config.sets.values())))
+    copies = [known.checkpoints(folder) if config.checkpoints else 1 for folder in config.models.values()]
+    flops = [known.forward_flops(folder, each, length) for folder in config.models.values()]
+    return Cost(each * sum(copies), sum(n * f for n, f in zip(copies, flops, strict=True)), None, False)
 
 
 def validate(config: EvaluateConfig) -> None:
@@ -163,21 +182,6 @@ def _token_lines(folder: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     except ValueError as e:
         raise UserError(f"{path} is damaged: {e}") from None
-
-
-def _identity(
-    config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Target]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    from ..data.corpus import open_corpus
-    from ..modeling.load import model_hash
-
-    settings = {"models": sorted(config.models), "sets": sorted(config.sets), "checkpoints": config.checkpoints}
-    inputs = {
-        "models": [(t.name, t.step, model_hash(t.folder)) for t in targets],
-        "sets": {name: corpus.content_hash for name, corpus in sets.items()},
-        "baselines": [open_corpus(b, verify="size").content_hash for b in config.baselines],
-    }
-    return settings, json.loads(json.dumps(inputs))
 
 
 def _results(config: EvaluateConfig, target: Target, sets: dict[str, Corpus]) -> Iterator[dict[str, Any]]:

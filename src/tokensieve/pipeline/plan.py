@@ -1,195 +1,197 @@
-"""What a recipe would do, before it does it: tokens, FLOPs and disk of each stage. Estimates are marked with ~."""
+"""What a recipe would do, before it does it: the state of each stage, its tokens, FLOPs and disk. Estimates are marked with ~.
+
+A verb's module says what a stage of it takes (``estimate``) and what work it is (``work``); here is what they share.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..runs import is_done, read_manifest
-from .recipe import Recipe, Stage
-from .verbs import make_config
 
-BYTES_PER_TOKEN = 3.5  # of text, before a tokenizer has been seen: between small and large vocabularies
-ADAM_BYTES = 12  # float32 weights and two moments, of a checkpoint that can be resumed from
+if TYPE_CHECKING:
+    from .recipe import Recipe, Stage
+
+DONE, TO_DO, AGAIN, UNKNOWN = "done", "to do", "to be redone", "?"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes. ``None``: does not apply; ``exact`` is False where a number is an estimate."""
+    """What a stage takes. ``None``: does not apply; NaN: unknown; ``exact`` is False where a number is an estimate."""
 
     tokens: float | None = None
     flops: float | None = None
     disk: float | None = None
     exact: bool = True
+    checkpoints: float = 1
+    """Models in the folder it leaves: those that it saves on its way, the last one among them."""
+
+
+class Known:
+    """What is known of the folders that a stage names: what is there, and what earlier stages will make of them."""
+
+    def __init__(self) -> None:
+        self.costs: dict[Path, Cost] = {}
+        """folder -> what the stage that writes it takes."""
+        self._configs: dict[Path, Any] = {}
+        self._done: dict[Path, bool] = {}
+
+    def add(self, folder: Path, config: Any, done: bool) -> None:
+        """A stage's folder and its config. ``done``: it is there, and stays."""
+        self._configs[folder], self._done[folder] = config, done
+
+    def manifest(self, folder: str, kind: str) -> dict[str, Any] | None:
+        """Of a finished folder that no stage will do again; None if there is none."""
+        there = self._done.get(Path(folder), is_done(folder))
+        return read_manifest(folder, kind) if there else None
+
+    def tokens(self, corpus: str) -> tuple[float, bool]:
+        """(tokens of a corpus, whether they were counted); NaN where nobody knows."""
+        if (manifest := self.manifest(corpus, "corpus")) is not None:
+            return float(manifest["stats"]["tokens"]), True
+        cost = self.costs.get(Path(corpus), Cost())
+        return (math.nan, False) if cost.tokens is None else (cost.tokens, cost.exact)
+
+    def length(self, corpus: str) -> float:
+        """Tokens of a row of a corpus."""
+        if (manifest := self.manifest(corpus, "corpus")) is not None:
+            return int(manifest["length"])
+        return float(getattr(self._configs.get(Path(corpus)), "length", math.nan))
+
+    def vocab_size(self, corpus: str) -> int | None:
+        """Of a corpus, or of the corpus that it takes its tokenizer from."""
+        if (manifest := self.manifest(corpus, "corpus")) is not None:
+            return int(manifest["vocab_size"])
+        config = self._configs.get(Path(corpus))
+        tokenizer = getattr(config, "tokenizer", None)
+        return self.vocab_size(tokenizer) if tokenizer else getattr(config, "vocab_size", None)
+
+    def checkpoints(self, folder: str) -> float:
+        """Models in a folder that `train` wrote or will write; 1 for a model from elsewhere."""
+        from ..training.checkpoints import numbered
+
+        if (cost := self.costs.get(Path(folder))) is not None:
+            return cost.checkpoints
+        return max(1, len(numbered(Path(folder))))
+
+    def model(self, model: str | Mapping[str, Any], corpus: str = "") -> Any:
+        """A model's shapes, without weights: of a folder, of a config for a corpus, or of what a stage will begin with.
+        None if it is not here yet."""
+        from ..modeling.load import model_config, model_shapes, read_config
+
+        if not isinstance(model, str):
+            size = self.vocab_size(corpus)
+            return model_shapes(model_config(model, **({} if size is None else {"vocab_size": size})))
+        path = Path(model).parent if Path(model).name == "model" else Path(model)
+        if path in self._configs and not self._done[path]:
+            begun = self._configs[path]
+            return self.model(begun.model, begun.corpus)
+        return model_shapes(read_config(model)) if Path(model).is_dir() else None
+
+    def forward_flops(self, model: str, tokens: float, length: float) -> float:
+        """One forward of so many tokens through a model; NaN where its shapes are not known."""
+        from ..modeling.flops import token_flops
+
+        shapes = self.model(model)
+        return math.nan if shapes is None else token_flops(shapes, length).forward(tokens)  # type: ignore[arg-type]
 
 
 def describe(recipe: Recipe) -> str:
     """The plan as a table: a line a stage, and the sum of what is still to do."""
     from ..analysis.table import table
 
-    costs = costs_of(recipe)
-    rows = [_line(stage.name, stage.verb, is_done(stage.folder), costs[stage.name]) for stage in recipe.stages]
-    todo = [costs[s.name] for s in recipe.stages if not is_done(s.folder)]
-    total = Cost(None, sum(c.flops or 0 for c in todo), sum(c.disk or 0 for c in todo), False)
-    rows.append(_line("to do", "", False, total))
-    return f"{recipe.name}: {len(recipe.stages)} stages into {recipe.out}\n\n{table(rows, list(rows[0]))}"
+    states = states_of(recipe)
+    costs = costs_of(recipe, states)
+    rows = [_line(stage.name, stage.verb, states[stage.name], costs[stage.name]) for stage in recipe.stages]
+    rows.append(_line("to do", "", "", _total([costs[name] for name, state in states.items() if state != DONE])))
+    text = f"{recipe.name}: {len(recipe.stages)} stages into {recipe.out}\n\n{table(rows, list(rows[0]))}"
+    if dear := [s.name for s in recipe.stages if states[s.name] == AGAIN and is_dear(s)]:
+        text += f"\n\nfinished training is done again only if told to: --redo {' '.join(dear)}"
+    return text
 
 
-def costs_of(recipe: Recipe) -> dict[str, Cost]:
-    """name -> cost of every stage, in order: later stages build on what earlier ones would give."""
-    costs: dict[str, Cost] = {}
-    by_folder = {str(stage.folder): stage for stage in recipe.stages}
-    estimate = {"prepare": _prepare, "train": _train, "score": _score, "evaluate": _evaluate, "dynamics": _dynamics}
+def states_of(recipe: Recipe) -> dict[str, str]:
+    """stage -> done, to do, to be redone (its work is another than what stands there, or it reads a stage that is not done),
+    or ? where that cannot be said."""
+    states: dict[str, str] = {}
     for stage in recipe.stages:
-        cost = estimate[stage.verb](stage, costs, by_folder) if stage.verb in estimate else Cost()
-        costs[stage.name] = cost
-    return costs
+        reads = [s for s in recipe.stages if s.name in states and s.folder in set(_paths(stage.fields))]
+        states[stage.name] = _state(stage, all(states[s.name] == DONE for s in reads))
+    return states
 
 
-def _prepare(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stage]) -> Cost:
-    if is_done(stage.folder):
-        manifest = read_manifest(stage.folder, "corpus")
-        return Cost(manifest["stats"]["tokens"], None, sum(f["bytes"] for f in manifest["files"]))
-    config = make_config("prepare", stage.fields, stage.name)
-    tokens = sum(_source_bytes(source) for source in config.sources) / BYTES_PER_TOKEN
-    if config.max_rows is not None:
-        tokens = min(tokens, config.max_rows * config.length)
-    return Cost(tokens, None, tokens * 5, False)
+def _state(stage: Stage, ready: bool) -> str:
+    if not is_done(stage.folder):
+        return TO_DO
+    if not ready:
+        return AGAIN
+    try:
+        work, manifest = stage.module().work(stage.config()), read_manifest(stage.folder)
+        return DONE if manifest["kind"] == work.kind and work.changes(manifest) == [] else AGAIN
+    except Exception:  # an input that is gone, damaged, or on a server that is not reached: doing it will say so
+        return UNKNOWN
 
 
-def _source_bytes(source: Any) -> float:
-    """Bytes of text that a source can give: its files, gzip counted threefold, at most its cap."""
-    from ..data.sources import resolve
-
-    files = resolve(source).files
-    size = sum(f.size * (3 if f.name.endswith(".gz") else 1) for f in files)
-    low, high = source.split
-    size *= high - low
-    return float(min(size, source.max_bytes) if source.max_bytes is not None else size)
+def _paths(value: Any) -> Iterator[Path]:
+    """Every text in a stage's fields as a path, and the folder it lies in: ``runs/x/base/model`` reads ``runs/x/base``."""
+    if isinstance(value, str):
+        yield from (Path(value), Path(value).parent)
+    elif isinstance(value, Mapping | list):
+        for inside in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths(inside)
 
 
-def _train(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stage]) -> Cost:
-    from .train import training_arguments
+def is_dear(stage: Stage) -> bool:
+    """Whether in its folder stands work of a kind that a recipe does again only if it is told to."""
+    from .verbs import VERBS
 
-    config = make_config("train", stage.fields, stage.name)
-    args, length = training_arguments(config), _length(config.corpus, by_folder)
-    corpus_tokens, exact = _corpus_tokens(config.corpus, costs, by_folder)
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size) * length
-    tokens = args.max_steps * step if args.max_steps > 0 else corpus_tokens * args.num_train_epochs
-    model, ratio = _meta_model(config.model, by_folder), _ratio(config.objective)
-    if model is None:
-        return Cost(tokens, None, None, False)
-    from ..modeling.flops import token_flops
-
-    parameters = sum(p.numel() for p in model.parameters())
-    flops = token_flops(model, length).train(tokens, tokens * ratio)
-    each = 4 if args.save_only_model else ADAM_BYTES
-    copies = 0 if args.save_strategy == "no" else max(1, round(1 / args.save_steps)) if args.save_steps < 1 else 5
-    return Cost(tokens, flops, parameters * (4 + each * copies), exact and is_done(stage.folder))
+    kind = read_manifest(stage.folder)["kind"]
+    return any(
+        getattr(verb.module(), "DEAR", False) and kind == verb.module().KIND for verb in VERBS.values() if verb.stage
+    )
 
 
-def _ratio(objective: Mapping[str, Any]) -> float:
-    """The share of tokens an objective keeps, its own default included; 1 where it does not say."""
-    from ..core.objective import objective as make_objective
-
-    options = dict(objective)
-    return float(make_objective(options.pop("name", "clm"), **options).options.get("ratio", 1.0))
-
-
-def _score(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stage]) -> Cost:
-    config = make_config("score", stage.fields, stage.name)
-    tokens, exact = _corpus_tokens(config.corpus, costs, by_folder)
-    bytes_each = (2 if config.dtype == "float16" else 4) * len(config.columns)
-    flops = _forward_flops(config.model, tokens, _length(config.corpus, by_folder), by_folder)
-    return Cost(tokens, flops, tokens * bytes_each, exact)
+def costs_of(recipe: Recipe, states: Mapping[str, str]) -> dict[str, Cost]:
+    """name -> cost of every stage, in order: later stages build on what earlier ones would give."""
+    known = Known()
+    for stage in recipe.stages:
+        config = stage.config()
+        known.add(stage.folder, config, states[stage.name] == DONE)
+        known.costs[stage.folder] = _estimated(stage, config, known)
+    return {stage.name: known.costs[stage.folder] for stage in recipe.stages}
 
 
-def _evaluate(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stage]) -> Cost:
-    config = make_config("evaluate", stage.fields, stage.name)
-    per_model = sum(_corpus_tokens(folder, costs, by_folder)[0] for folder in config.sets.values())
-    total_flops = total = 0.0
-    for folder in config.models.values():
-        copies = _checkpoints(folder, by_folder) if config.checkpoints else 1
-        length = _length(next(iter(config.sets.values())), by_folder)
-        total += per_model * copies
-        total_flops += copies * (_forward_flops(folder, per_model, length, by_folder) or 0)
-    return Cost(total, total_flops, None, False)
+def _estimated(stage: Stage, config: Any, known: Known) -> Cost:
+    estimate = getattr(stage.module(), "estimate", None)
+    try:
+        return Cost() if estimate is None else estimate(config, known)
+    except (
+        Exception
+    ):  # of whatever a library says to a folder, a config or a source: a plan without this number is one still
+        return Cost(math.nan, math.nan, math.nan, False, math.nan)
 
 
-def _dynamics(stage: Stage, costs: Mapping[str, Cost], by_folder: Mapping[str, Stage]) -> Cost:
-    config = make_config("dynamics", stage.fields, stage.name)
-    each, length = _corpus_tokens(config.corpus, costs, by_folder)[0], _length(config.corpus, by_folder)
-    copies = [_checkpoints(folder, by_folder) for folder in config.models]
-    runs = [folder.removesuffix("/model") for folder in config.models]
-    flops = [n * (_forward_flops(run, each, length, by_folder) or 0) for n, run in zip(copies, runs, strict=True)]
-    return Cost(each * sum(copies), sum(flops), each * (2 * sum(copies) + 5), False)
+def _total(costs: list[Cost]) -> Cost:
+    flops, disk = ([getattr(c, name) or 0 for c in costs] for name in ("flops", "disk"))
+    return Cost(None, sum(flops), sum(disk), False)
 
 
-def _checkpoints(folder: str, by_folder: Mapping[str, Stage]) -> int:
-    save_steps = by_folder[folder].fields.get("training", {}).get("save_steps", 0.2) if folder in by_folder else 1
-    strategy = by_folder[folder].fields.get("training", {}).get("save_strategy") if folder in by_folder else None
-    return 1 if strategy in ("no", False) or not save_steps < 1 else max(1, round(1 / save_steps))
-
-
-def _corpus_tokens(folder: str, costs: Mapping[str, Cost], by_folder: Mapping[str, Stage]) -> tuple[float, bool]:
-    if folder in by_folder and (cost := costs[by_folder[folder].name]).tokens is not None:
-        return cost.tokens, cost.exact
-    return float(read_manifest(folder, "corpus")["stats"]["tokens"]), True
-
-
-def _length(folder: str, by_folder: Mapping[str, Stage]) -> int:
-    if folder in by_folder:
-        return int(make_config("prepare", by_folder[folder].fields, folder).length)
-    return int(read_manifest(folder, "corpus")["length"])
-
-
-def _forward_flops(model: str, tokens: float, length: int, by_folder: Mapping[str, Stage]) -> float | None:
-    from ..modeling.flops import token_flops
-
-    meta = _meta_model(model, by_folder)
-    return None if meta is None else token_flops(meta, length).forward(tokens)
-
-
-def _meta_model(model: Any, by_folder: Mapping[str, Stage]) -> Any:
-    """The model's shapes without its weights: from a config, or by following stages back to one. None if not here yet."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from ..modeling.load import model_folder
-
-    while isinstance(model, str) and model in by_folder:
-        model = by_folder[model].fields["model"]
-    with torch.device("meta"):
-        if not isinstance(model, str):
-            fields = dict(model)
-            config = AutoConfig.for_model(
-                fields.pop("model_type"), **{"vocab_size": 32000, **_vocabulary(by_folder), **fields}
-            )
-        elif Path(model).is_dir():
-            config = AutoConfig.from_pretrained(model_folder(model), local_files_only=True)
-        else:
-            return None
-        return AutoModelForCausalLM.from_config(config)
-
-
-def _vocabulary(by_folder: Mapping[str, Stage]) -> dict[str, int]:
-    """The vocabulary size that the recipe's first corpus sets."""
-    sizes = [s.fields["vocab_size"] for s in by_folder.values() if "vocab_size" in s.fields]
-    return {"vocab_size": int(sizes[0])} if sizes else {}
-
-
-def _line(name: str, verb: str, done: bool, cost: Cost) -> dict[str, str]:
+def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
     mark = "" if cost.exact else "~"
 
     def number(value: float | None, unit: str) -> str:
-        return "" if value is None else mark + _si(value) + unit
+        if value is None:
+            return ""
+        return UNKNOWN if math.isnan(value) else mark + _si(value) + unit
 
     return {
         "stage": name,
         "verb": verb,
-        "state": "done" if done else "to do" if verb else "",
+        "state": state,
         "tokens": number(cost.tokens, ""),
         "FLOP": number(cost.flops, ""),
         "disk": number(cost.disk, "B"),

@@ -17,32 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, resolve
-from tokensieve.runs import (
-    UserError,
-    atomic_file,
-    describe_files,
-    fingerprint,
-    locked,
-    read_json,
-    start_folder,
-    write_json,
-    write_manifest,
-    writing,
-)
+from tokensieve.runs import Stage, UserError, Work, atomic_file, read_json, stage, write_json
 
 from .config import check_seed
+from .plan import Cost, Known
 
 if TYPE_CHECKING:
     from tokensieve.data.assemble import Part
     from tokensieve.data.units import Setup, Unit
 
 KIND = "corpus"
+# Text and tokenizer count by what is in them: moved elsewhere, they are the same.
+NOT_WORK = ("out", "workers", "tokenizer", "sources.path")
 PARTS = "parts.tmp"
 MAX_WORKERS = 8
 MAX_LENGTH = 1 << 24
 MAX_VOCAB_SIZE = 1 << 24
 _TOKENIZER_SAMPLE_BYTES = 20 << 20
 _ONE_PROCESS_BYTES = 32 << 20  # below this, starting processes costs more than they bring
+_BYTES_PER_TOKEN = 3.5  # of text, before a tokenizer has been seen: between small and large vocabularies
+_GZIP = 3  # how much larger text is than its gzip
 
 
 @dataclass(frozen=True)
@@ -80,18 +74,48 @@ def run(config: PrepareConfig, progress: bool = True) -> Path:
     validate(config)
     out = Path(config.out)
     sources = [resolve(s, config.seed) for s in config.sources]
+    with stage(out, _work(config, sources), refuse=False) as s:  # parts of other work are thrown away: they cost little
+        if not s.done:
+            _start_parts(config, s)
+            _make(config, s, sources, progress)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    return out
+
+
+def work(config: PrepareConfig) -> Work:
+    """What says which corpus it is: settings, what identifies each source's text (``identity``), and the tokenizer.
+
+    No path counts. A source without a ``name`` is called after its folder as it was then; to call it otherwise, name it.
+    """
+    return _work(config, [resolve(s, config.seed) for s in config.sources])
+
+
+def _work(config: PrepareConfig, sources: list[Source]) -> Work:
     inputs = {f"source {i}": identity(s) for i, s in enumerate(sources)}
     if config.tokenizer is not None:
         from tokensieve.data.tokenizer import tokenizer_identity
 
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
-    resolved = _resolved(config)
-    if start_folder(out, KIND, resolved, inputs):
-        with locked(out), writing(out):
-            _start_parts(out, fingerprint(KIND, resolved, inputs))
-            _make(config, out, sources, resolved, inputs, progress)
-    shutil.rmtree(out / PARTS, ignore_errors=True)
-    return out
+    return Work.of(KIND, config, NOT_WORK, inputs, tokenizer=config.tokenizer)
+
+
+def estimate(config: PrepareConfig, known: Known) -> Cost:
+    """Tokens from bytes of text; five bytes a token on the disk."""
+    if (done := known.manifest(config.out, KIND)) is not None:
+        return Cost(done["stats"]["tokens"], None, sum(f["bytes"] for f in done["files"]))
+    tokens = sum(_text_bytes(resolve(s, config.seed)) for s in config.sources) / _BYTES_PER_TOKEN
+    if config.max_rows is not None:
+        tokens = min(tokens, config.max_rows * config.length)
+    return Cost(tokens, None, tokens * 5, False)
+
+
+def _text_bytes(source: Source) -> float:
+    """Bytes of text that a source can give, at most its cap."""
+    if source.format == "hub":
+        raise UserError(f"{source.label} is not on this machine: nobody knows how large it is")
+    low, high = source.config.split
+    size = sum(f.size * (_GZIP if f.name.endswith(".gz") else 1) for f in source.files) * (high - low)
+    return size if source.config.max_bytes is None else min(size, source.config.max_bytes)
 
 
 def validate(config: PrepareConfig) -> None:
@@ -124,18 +148,13 @@ def validate(config: PrepareConfig) -> None:
             raise UserError("at least one source needs a weight above 0")
 
 
-def _resolved(config: PrepareConfig) -> dict[str, Any]:
-    """The configuration as JSON has it, without what cannot change the corpus."""
-    resolved: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    del resolved["workers"]
-    return resolved
-
-
-def _start_parts(out: Path, work: str) -> None:
+def _start_parts(config: PrepareConfig, s: Stage) -> None:
     """Keep the parts of an earlier run only if they are parts of this very work. Refuse a folder that holds something else."""
-    parts = out / PARTS
+    out, parts = s.folder, s.folder / PARTS
     plan = parts / "plan.json"
-    if plan.is_file() and read_json(plan) == {"fingerprint": work}:
+    everything = {k: v for k, v in asdict(config).items() if k != "workers"}
+    earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
+    if plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier)):
         return
     strangers = [p.name for p in out.iterdir() if p.name == "tokenizer" or p.suffix in (".arrow", ".json", ".parquet")]
     if strangers and not plan.is_file():
@@ -144,34 +163,29 @@ def _start_parts(out: Path, work: str) -> None:
         )
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     shutil.rmtree(parts, ignore_errors=True)
-    write_json(plan, {"fingerprint": work})
+    write_json(plan, {"fingerprint": s.work.fingerprint})
 
 
-def _make(
-    config: PrepareConfig, out: Path, sources: list[Source], resolved: Any, inputs: dict[str, str], progress: bool
-) -> None:
+def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool) -> None:
     from tokensieve.data import assemble
     from tokensieve.data.corpus import write_dataset_files
     from tokensieve.data.readers import sample
     from tokensieve.data.tokenizer import tokenizer_hash, vocab_size
 
-    sources = [sample(s, config.unit_bytes) for s in sources]
+    out = s.folder
+    sources = [sample(source, config.unit_bytes) for source in sources]
     tokenizer, setup = _setup(config, out, sources)
     parts = _run_units(config, sources, setup, progress)
     rows = _allot(config, sources, parts)
     shard_rows = max(1, config.shard_tokens // config.length)
     writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed)
     content_hash = writer.content.hexdigest()
-    names = [s["file"] for s in writer.shards] + ["documents.parquet"]
+    names = [shard["file"] for shard in writer.shards] + ["documents.parquet"]
     names += write_dataset_files(out, writer.shards, content_hash) + _write_bad_rows(out, parts)
     names += sorted(f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir() if p.is_file())
     _remove_strangers(out, names)
-    write_manifest(
-        out,
-        KIND,
-        config=resolved,
-        inputs=inputs,
-        files=describe_files(out, names),
+    s.finish(
+        names,
         length=config.length,
         isolate_documents=config.isolate_documents,
         vocab_size=vocab_size(tokenizer),

@@ -9,8 +9,8 @@
       model: {verb: train, corpus: "@text", ...}          @stage is that stage's folder
     report: true                        report.html and figures/ at the end
 
-A stage that is done is skipped; one whose config or inputs changed is removed and done again, unless it is unfinished and has
-checkpoints: then that is refused. A recipe is data: nothing in it is executed.
+A stage that is done is skipped; one whose config or inputs changed is removed and done again. Training is not: a finished one
+only with ``--redo``, one with checkpoints not at all. A recipe is data: nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..runs import MANIFEST, StaleFolder, UserError, atomic_file, describe_files, is_done, read_manifest, write_manifest
 from .config import read_yaml, unknown
+from .plan import is_dear
 from .verbs import VERBS, make_config, validate
 
-STAGE_VERBS = ("prepare", "train", "score", "evaluate", "compare", "dynamics", "check")
+KIND = "run"
+MANIFEST_KEYS = ("stages",)
 KEYS = ("name", "out", "settings", "requires", "templates", "stages", "report")
 RESOLVED = "recipe.yaml"
 
@@ -46,6 +48,8 @@ class RecipeConfig:
     """Only these stages; their inputs must be there."""
     allow_changed: bool = False
     """Of unfinished `train` stages: go on from their checkpoints although the recipe or its data changed since."""
+    redo: list[str] = field(default_factory=list)
+    """These finished `train` stages, or all, may be removed and done again where the recipe or its data changed since."""
     allow_code: bool = False
     """Let objectives be code (package.module:factory). A recipe cannot say this for itself."""
     dry_run: bool = False
@@ -60,6 +64,18 @@ class Stage:
     verb: str
     folder: Path
     fields: Mapping[str, Any]
+
+    def module(self) -> Any:
+        return VERBS[self.verb].module()
+
+    def config(self, **instead: Any) -> Any:
+        """The config of its verb."""
+        return make_config(self.verb, {**self.fields, **instead}, f"stage {self.name}")
+
+    @property
+    def writes(self) -> bool:
+        """Whether it leaves a folder."""
+        return VERBS[self.verb].takes("out")
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,7 @@ def run(config: RecipeConfig) -> Path | str:
     chosen = [s for s in recipe.stages if not config.only or s.name in config.only]
     for number, stage in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {stage.name} ({stage.verb})", flush=True)
-        run_stage(recipe, stage, allow_changed=config.allow_changed)
+        run_stage(recipe, stage, allow_changed=config.allow_changed, redo=config.redo)
     if not config.only:
         _finish(recipe)
         _report(recipe)
@@ -123,9 +139,10 @@ def load(config: RecipeConfig) -> Recipe:
     made: list[Stage] = []
     for name, fields in stages.items():
         made.append(_stage(path, name, fields, settings, out, made, config.allow_code))
-    for name in config.only:
-        if name not in stages:
-            raise UserError(f"only: {unknown(name, stages, 'stage')}")
+    for asked, names in (("only", config.only), ("redo", [name for name in config.redo if name != "all"])):
+        for name in names:
+            if name not in stages:
+                raise UserError(f"{asked}: {unknown(name, stages, 'stage')}")
     return Recipe(source.get("name") or path.stem, out, tuple(made), {**source, "settings": settings})
 
 
@@ -146,6 +163,11 @@ def _check_requirements(path: Path, needs: Any, settings: Mapping[str, Any]) -> 
             raise UserError(f"{path}: requires: a list of {{path: ..., message: ...}} is needed")
         if not Path(str(_filled(need["path"], settings, path))).exists():
             raise UserError(f"{path.name}: {_filled(need['path'], settings, path)} is not here: {need['message']}")
+
+
+def stage_verbs() -> list[str]:
+    """The verbs that may be a stage."""
+    return [name for name, verb in VERBS.items() if verb.stage]
 
 
 def find(recipe: str) -> Path:
@@ -169,19 +191,19 @@ def _stage(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in (MANIFEST, RESOLVED):
         raise UserError(f"{where}: a stage's name is its folder's: letters, digits, '_', '-' and '.' only")
     if not isinstance(fields, dict) or "verb" not in fields:
-        raise UserError(f"{where}: verb is missing: one of {', '.join(STAGE_VERBS)}")
+        raise UserError(f"{where}: verb is missing: one of {', '.join(stage_verbs())}")
     verb = fields["verb"]
-    if verb not in STAGE_VERBS:
-        raise UserError(f"{where}: {unknown(str(verb), STAGE_VERBS, 'verb')}")
+    if verb not in stage_verbs():
+        raise UserError(f"{where}: {unknown(str(verb), stage_verbs(), 'verb')}")
     if "out" in fields:
         raise UserError(f"{where}: out: a stage's folder is named after it, leave it out")
     if "allow_code" in fields:
         raise UserError(f"{where}: allow_code: a recipe cannot allow this to itself, give it on the command line")
-    folders = {s.name: s.folder for s in before if s.verb != "check"}
+    folders = {s.name: s.folder for s in before if s.writes}
     resolved = _resolve({k: v for k, v in fields.items() if k != "verb"}, settings, folders, where)
-    if verb != "check":
+    if VERBS[verb].takes("out"):
         resolved["out"] = str(out / name)
-    if verb == "train" and allow_code:
+    if allow_code and VERBS[verb].takes("allow_code"):
         resolved["allow_code"] = True
     validate(verb, make_config(verb, resolved, where), where)  # typos are found before the first stage runs
     return Stage(name, verb, out / name, resolved)
@@ -219,7 +241,7 @@ def _start(recipe: Recipe) -> None:
     """Note in the run folder whose it is. Another recipe's is refused: stages of the same name would be done over."""
     path = recipe.out / RESOLVED
     if is_done(recipe.out):
-        read_manifest(recipe.out, "run")
+        read_manifest(recipe.out, KIND)
     if path.is_file():
         source = read_yaml(path)
         if source == _source(recipe):
@@ -243,15 +265,16 @@ def _unfinish(recipe: Recipe) -> None:
     (recipe.out / MANIFEST).unlink(missing_ok=True)
 
 
-def run_stage(recipe: Recipe, stage: Stage, *, allow_changed: bool = False) -> None:
+def run_stage(recipe: Recipe, stage: Stage, *, allow_changed: bool = False, redo: Collection[str] = ()) -> None:
     """Do one stage, or skip it if it is done; a folder that other work left there is removed first.
 
-    Checkpoints of other work are not removed: unless ``allow_changed``, they are a UserError that says what changed.
+    Training is not removed: checkpoints of other work, unless ``allow_changed``, and a finished run, unless ``redo`` names
+    the stage or ``all``, are a UserError that says what changed.
     """
-    insist = {"allow_changed": True} if allow_changed and stage.verb == "train" else {}
-    config = make_config(stage.verb, {**stage.fields, **insist}, f"stage {stage.name}")
-    work = VERBS[stage.verb].runner()
-    if stage.verb == "check":
+    verb = VERBS[stage.verb]
+    config = stage.config(**({"allow_changed": True} if allow_changed and verb.takes("allow_changed") else {}))
+    work = verb.runner()
+    if not stage.writes:
         _say(work(config))
         return
     was_done = is_done(stage.folder)
@@ -263,6 +286,11 @@ def run_stage(recipe: Recipe, stage: Stage, *, allow_changed: bool = False) -> N
     except StaleFolder as e:
         if not stage.folder.resolve().is_relative_to(recipe.out.resolve()):
             raise
+        if was_done and not {stage.name, "all"} & set(redo) and is_dear(stage):
+            raise UserError(
+                f"stage {stage.name}: {stage.folder} holds a finished run of other work ({e.changed}): --redo {stage.name} "
+                "removes it and trains again; change the recipe back, or choose another --out, to keep it"
+            ) from None
         _say([f"done again: {str(e).split(': ')[0]}"])
         _unfinish(recipe)
         shutil.rmtree(stage.folder)
@@ -279,12 +307,12 @@ def _finish(recipe: Recipe) -> None:
     stages = {
         s.name: {"verb": s.verb, "folder": s.name, "fingerprint": read_manifest(s.folder)["fingerprint"]}
         for s in recipe.stages
-        if s.verb != "check"
+        if s.writes
     }
     _unfinish(recipe)
     write_manifest(
         recipe.out,
-        "run",
+        KIND,
         config={"name": recipe.name, "settings": recipe.source["settings"]},
         inputs={name: s["fingerprint"] for name, s in stages.items()},
         files=describe_files(recipe.out, [RESOLVED]),

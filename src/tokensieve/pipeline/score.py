@@ -5,32 +5,21 @@ rank r of W writes shards r, r + W, ...   a shard that is there is done; the las
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import (
-    UserError,
-    bind_unfinished,
-    describe_files,
-    is_done,
-    locked,
-    note_part,
-    part_is_whole,
-    read_manifest,
-    start_folder,
-    write_manifest,
-    writing,
-)
+from ..runs import Stage, UserError, Work, is_done, note_part, part_is_whole, read_manifest, stage
 from . import launch
+from .plan import Cost, Known
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
     from ..scoring.engine import Scorer
 
+KIND = "scores"
+NOT_WORK = ("out", "model", "corpus", "device")
 COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy"}
 
 
@@ -62,34 +51,48 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
     ``part``: only the shards of this one of many processes that need not run at the same time, see cluster.py.
     """
     from ..data.corpus import open_corpus
-    from ..modeling.load import check_tokenizer, model_hash
+    from ..modeling.load import check_tokenizer
 
     validate(config)
     launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
     check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "model", "corpus", "device")}
-    inputs = {
-        "corpus": corpus.content_hash,
-        "tokenizer": corpus.tokenizer_hash,
-        "model": model_hash(config.model),
-    }
-    if not start_folder(out, "scores", settings, inputs):
-        return out
     ranks = part or launch.ranks()
-    bind_unfinished(out, "scores", settings, inputs, write=False)
-    scorer = _scorer(config, corpus, ranks)
-    # Only now: a config that is refused above must not leave a mark that the next one trips over.
-    bind_unfinished(out, "scores", settings, inputs, write=bool(part) or ranks.rank == 0)
-    with locked(out) if ranks.rank == 0 and not part else contextlib.nullcontext(), writing(out):
+    with stage(out, _work(config, corpus), rank=ranks.rank, alone=part is None) as s:
+        if s.done:
+            return out
+        scorer = _scorer(config, corpus, ranks)
+        s.bind()
         flops = write_shards(config, scorer, corpus, out, ranks)
         if part:
             return out  # others may still be at work: a run without a part finishes the folder
         launch.wait_for_all(ranks)
         if ranks.rank == 0:
-            _finish(out, config, corpus, settings, inputs, flops)
+            _finish(s, config, corpus, flops)
         launch.wait_for_all(ranks)
     return out
+
+
+def work(config: ScoreConfig) -> Work:
+    """What says which scores they are: the rows, their tokenizer, the model's weights, and how scores are made and stored."""
+    from ..data.corpus import open_corpus
+
+    return _work(config, open_corpus(config.corpus))
+
+
+def _work(config: ScoreConfig, corpus: Corpus) -> Work:
+    from ..modeling.load import model_hash
+
+    made_from = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash, "model": model_hash(config.model)}
+    return Work.of(KIND, config, NOT_WORK, made_from)
+
+
+def estimate(config: ScoreConfig, known: Known) -> Cost:
+    """One forward of every token; a number of each column on the disk."""
+    tokens, exact = known.tokens(config.corpus)
+    bytes_each = (2 if config.dtype == "float16" else 4) * len(config.columns)
+    flops = known.forward_flops(config.model, tokens, known.length(config.corpus))
+    return Cost(tokens, flops, tokens * bytes_each, exact)
 
 
 def validate(config: ScoreConfig) -> None:
@@ -186,33 +189,26 @@ def _score_shard(config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: 
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _finish(out: Path, config: ScoreConfig, corpus: Corpus, settings: Any, inputs: Any, flops: float) -> None:
-    shards = [{"file": s["file"], "rows": s["rows"]} for s in corpus.manifest["shards"]]
-    if missing := [s["file"] for s in shards if not (out / s["file"]).exists()]:
-        raise UserError(f"{out / missing[0]} is missing: another process of this run failed; start it again to go on")
-    write_manifest(
-        out,
-        "scores",
-        config=settings,
-        inputs=inputs,
-        files=describe_files(out, [s["file"] for s in shards]),
+def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float) -> None:
+    shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
+    s.finish(
+        [shard["file"] for shard in shards],
         columns=config.columns,
         dtype=config.dtype,
         corpus_hash=corpus.content_hash,
         tokenizer_hash=corpus.tokenizer_hash,
-        model_hash=inputs["model"],
+        model_hash=s.work.inputs["model"],
         length=corpus.length,
         isolate_documents=corpus.isolate_documents,
         shards=shards,
         flops=flops,
         reference_flops=training_flops(config.model),
     )
-    shutil.rmtree(out / "parts", ignore_errors=True)
 
 
 def training_flops(model: str) -> float:
     """FLOPs that trained a model, if `train` wrote its folder; 0 for a model from elsewhere."""
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder) and (manifest := read_manifest(folder))["kind"] == "model":
-            return float(manifest["summary"]["flops_student"])
+        if is_done(folder) and read_manifest(folder)["kind"] == "model":
+            return float(read_manifest(folder, "model", ("summary",))["summary"]["flops_student"])
     return 0.0

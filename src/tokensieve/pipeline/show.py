@@ -211,7 +211,7 @@ class _Dynamics:
         from datasets import Dataset
 
         folder = Path(config.dynamics or "")
-        manifest = read_manifest(folder, "dynamics")
+        manifest = read_manifest(folder, "dynamics", ("corpus_hash",))
         if manifest["corpus_hash"] != corpus.content_hash:
             raise UserError(f"{folder} belongs to another corpus than {corpus.folder}")
         described = read_json(folder / "dynamics.json")
@@ -246,7 +246,7 @@ def _logged(config: ShowConfig, corpus: Corpus) -> tuple[dict[str, Any], int]:
     import pyarrow.parquet as pq
 
     run = Path(config.run or "")
-    if read_manifest(run, "model")["corpus_hash"] != corpus.content_hash:
+    if read_manifest(run, "model", ("corpus_hash",))["corpus_hash"] != corpus.content_hash:
         raise UserError(f"{run} was trained on another corpus than {config.corpus}")
     files = {int(p.stem.split("-")[1]): p for p in (run / "tokens").glob("step-*.parquet")}
     if not files:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -11,29 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..runs import (
-    WORK,
-    StaleFolder,
-    UserError,
-    bind_unfinished,
-    changed_since,
-    describe_files,
-    locked,
-    note_work,
-    read_manifest,
-    start_folder,
-    sync,
-    write_json,
-    write_manifest,
-    writing,
-)
+from ..runs import WORK, Stage, StaleFolder, UserError, Work, read_manifest, stage, write_json
 from . import launch
 from .arguments import check_arguments, check_code, lora_config, refuse_fields
 from .config import check_seed, class_parser, explain, from_fields, one_line
+from .plan import Cost, Known
 
 if TYPE_CHECKING:
     from ..core import Objective
     from ..data.corpus import Corpus
+
+KIND = "model"
+DEAR = True
+# What others read in the manifest of a run.
+MANIFEST_KEYS = ("corpus_hash", "tokenizer_hash", "summary")
+_ADAM_BYTES = 12  # float32 weights and two moments, of a checkpoint that can be resumed from
 
 # What we recommend over TrainingArguments' own defaults. A NaN loss must be seen, not filtered out of the log.
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -52,7 +44,7 @@ SPLIT = ("training.per_device_train_batch_size", "training.gradient_accumulation
 
 
 # Fields that do not say what work it is: folders count by what is in them, and the rest says how to react to a fault.
-NO_WORK = (
+NOT_WORK = (
     "out",
     "corpus",
     "scores",
@@ -121,25 +113,69 @@ def run(config: TrainConfig) -> Path:
     objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
     sets = {name: open_corpus(folder, verify="full") for name, folder in config.eval_sets.items()}
-    settings, inputs = _identity(config, corpus, sets)
-    if not start_folder(out, "model", settings, inputs):
-        return out
     ranks = launch.ranks()
-    with locked(out) if ranks.rank == 0 else contextlib.nullcontext(), writing(out):
-        going_on = _check_unfinished(config, out, settings, inputs)
+    with stage(out, _work(config, corpus, sets), rank=ranks.rank, refuse=False) as s:  # checkpoints are looked at below
+        if s.done:
+            return out
+        going_on = _check_unfinished(config, s)
         trainer = _trainer(config, corpus, sets, objective)
-        if (
-            ranks.rank == 0
-        ):  # only now: a config that is refused above must not leave a mark that the next one trips over
-            note_work(out, "model", settings, inputs)
-            _write_config(config, trainer.args, out)
+        s.bind()
+        _write_config(config, trainer.args, out)
         _train(trainer, going_on)
         _save(trainer, config, out)
         if ranks.rank == 0:
             _write_metrics(out, trainer.state.log_history)
-            _finish(out, config, corpus, objective, settings, inputs)
+            _finish(s, corpus, objective)
         launch.wait_for_all(ranks)
     return out
+
+
+def work(config: TrainConfig) -> Work:
+    """What says which run it is: corpora by their rows, scores by their fingerprints, a model by its weights, the settings."""
+    from ..data.corpus import open_corpus
+
+    sets = {name: open_corpus(folder) for name, folder in config.eval_sets.items()}
+    return _work(config, open_corpus(config.corpus), sets)
+
+
+def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Work:
+    from ..modeling.load import model_hash
+
+    inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
+    inputs["scores"] = [read_manifest(s, "scores")["fingerprint"] for s in config.scores]
+    if sets:
+        inputs["eval_sets"] = {name: found.content_hash for name, found in sets.items()}
+    if not isinstance(config.model, str):
+        return Work.of(KIND, config, NOT_WORK, inputs)
+    return Work.of(KIND, config, NOT_WORK, {**inputs, "model": model_hash(config.model)}, model=None)
+
+
+def estimate(config: TrainConfig, known: Known) -> Cost:
+    """Steps times their tokens, forward and backward; the last model and the checkpoints on the disk."""
+    from ..modeling.flops import token_flops
+
+    args, length = training_arguments(config), known.length(config.corpus)
+    (corpus_tokens, exact), done = known.tokens(config.corpus), known.manifest(config.out, KIND) is not None
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size) * length
+    steps = args.max_steps if args.max_steps > 0 else corpus_tokens * args.num_train_epochs / step
+    tokens, copies = steps * step, _num_checkpoints(args, steps)
+    if (model := known.model(config.model, config.corpus)) is None:
+        return Cost(tokens, math.nan, math.nan, False, max(1, copies))
+    trained = tokens * float(_objective(config).options.get("ratio", 1.0))
+    flops = token_flops(model, length).train(tokens, trained)  # type: ignore[arg-type]
+    each = 4 if args.save_only_model else _ADAM_BYTES
+    disk = sum(p.numel() for p in model.parameters()) * (4 + each * copies)
+    return Cost(tokens, flops, disk, exact and done, max(1, copies))
+
+
+def _num_checkpoints(args: Any, steps: float) -> float:
+    """Checkpoints that a run of so many steps leaves, the one after its last step among them."""
+    if args.save_strategy in ("no", "best"):
+        return 0
+    each = args.save_steps if args.save_steps >= 1 else steps * args.save_steps
+    made = args.num_train_epochs if args.save_strategy == "epoch" else steps / max(1, each)
+    whole = made if math.isnan(made) else float(math.ceil(made - 1e-9))
+    return min(whole, float(args.save_total_limit or math.inf))
 
 
 def _train(trainer: Any, going_on: bool) -> None:
@@ -199,35 +235,22 @@ def _head(options: Mapping[str, Any]) -> Any:
     return from_fields(HeadOptions, options)
 
 
-def _identity(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings, inputs) without paths: folders count by what is in them."""
-    from ..modeling.load import model_hash
-
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_WORK}
-    inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
-    inputs["scores"] = [read_manifest(s, "scores")["fingerprint"] for s in config.scores]
-    if sets:
-        inputs["eval_sets"] = {name: found.content_hash for name, found in sets.items()}
-    if isinstance(config.model, str):
-        settings["model"], inputs["model"] = None, model_hash(config.model)
-    return settings, inputs
-
-
-def _check_unfinished(config: TrainConfig, out: Path, settings: Any, inputs: Any) -> bool:
+def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
     """Whether there are checkpoints to go on from. Those of other work are refused, and so is a folder without a note of it.
 
     Which of them is good is for the trainer to find, and whether the step is split in the same way.
     """
     from ..training.checkpoints import numbered
 
+    out = s.folder
     found = numbered(out)
     if found and not (out / WORK).exists():
         raise StaleFolder(f"{found[-1]} does not say what work it belongs to: remove {out} or choose another --out")
     if found and config.resume != "auto":
         raise UserError(f"{out} has checkpoints of an unfinished run: set resume: auto to go on, or remove it")
     if not found:
-        bind_unfinished(out, "model", settings, inputs, write=False, free=SPLIT)
-    elif changed := changed_since(out, "model", settings, inputs, free=SPLIT):
+        s.refuse_other(free=SPLIT)
+    elif changed := s.changed(free=SPLIT):
         if not config.allow_changed:
             raise ChangedWork(
                 f"{out} has checkpoints of {changed}: change it back, or set allow_changed to go on from them all the same, "
@@ -359,7 +382,7 @@ def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
 
 def _flops_spent(config: TrainConfig) -> tuple[float, float]:
     """(scoring, reference training) of the scores used."""
-    manifests = [read_manifest(s, "scores") for s in config.scores]
+    manifests = [read_manifest(s, "scores", ("flops", "reference_flops")) for s in config.scores]
     return sum(m["flops"] for m in manifests), sum(m["reference_flops"] for m in manifests)
 
 
@@ -419,21 +442,11 @@ def _seconds(out: Path) -> float:
     return round(total, 3)
 
 
-def _finish(out: Path, config: TrainConfig, corpus: Corpus, objective: Objective, settings: Any, inputs: Any) -> None:
+def _finish(s: Stage, corpus: Corpus, objective: Objective) -> None:
+    out = s.folder
     summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
     write_json(out / "summary.json", summary)
     names = ["train_config.json", "summary.json", "tokens.jsonl", "metrics.jsonl"]
     for folder in ("model", "adapter", "tokens"):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
-    for name in names:
-        sync(out / name)  # what the Trainer wrote: the manifest must not be on the disk before it
-    write_manifest(
-        out,
-        "model",
-        config=settings,
-        inputs=inputs,
-        files=describe_files(out, names),
-        corpus_hash=corpus.content_hash,
-        tokenizer_hash=corpus.tokenizer_hash,
-        summary=summary,
-    )
+    s.finish(names, corpus_hash=corpus.content_hash, tokenizer_hash=corpus.tokenizer_hash, summary=summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ from .config import check_filled, from_fields
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: where its config and its ``run`` are, and what the command line says of it."""
+    """A verb: where its config and its ``run`` are, and what the command line says of it.
+
+    Its module has the config class and ``run(config)``; ``validate(config)`` for what is wrong with a config by itself. One
+    that writes a folder has ``KIND``, ``work(config)`` and ``run`` as a stage of it (see ``runs.stage``), and
+    ``estimate(config, known)`` for the plan; ``DEAR = True``: a recipe does a finished one again only if it is told to.
+    """
 
     config: str
     """module:class, below tokensieve.pipeline."""
@@ -25,12 +31,18 @@ class Verb:
     """Started as several processes: all work; the first does and the others leave; or that is refused."""
     positional: str | None = None
     """The field that words without a ``--field`` before them belong to."""
+    stage: bool = False
+    """It may be a stage of a recipe."""
 
     def module(self) -> Any:
         return importlib.import_module(f"tokensieve.pipeline.{self.config.split(':')[0]}")
 
     def config_class(self) -> Any:
         return getattr(self.module(), self.config.split(":")[1])
+
+    def takes(self, field: str) -> bool:
+        """Whether its config has this field; one with ``out`` writes a folder."""
+        return any(f.name == field for f in dataclasses.fields(self.config_class()))
 
     def runner(self) -> Callable[[Any], Any]:
         return self.module().run  # type: ignore[no-any-return]
@@ -41,6 +53,7 @@ VERBS: dict[str, Verb] = {
         "prepare:PrepareConfig",
         "text -> packed token rows",
         "tokensieve prepare --out runs/x/corpus --sources '[{path: data/*.jsonl.gz}]' --vocab_size 4096 --length 256",
+        stage=True,
     ),
     "train": Verb(
         "train:TrainConfig",
@@ -48,30 +61,35 @@ VERBS: dict[str, Verb] = {
         "tokensieve train --out runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --model runs/x/base "
         "--objective.name rho1 --objective.ratio 0.6 --training.max_steps 200 --training.learning_rate 1e-3",
         ranks="all",
+        stage=True,
     ),
     "score": Verb(
         "score:ScoreConfig",
         "score every token of a corpus with a reference model",
         "tokensieve score --out runs/x/scores --model runs/x/reference --corpus runs/x/corpus",
         ranks="all",
+        stage=True,
     ),
     "evaluate": Verb(
         "evaluate:EvaluateConfig",
         "nll and bits per byte of models on evaluation sets",
         "tokensieve evaluate --out runs/x/eval --models.clm runs/x/clm --models.rho1 runs/x/rho1 "
         "--sets.target runs/x/target --checkpoints",
+        stage=True,
     ),
     "compare": Verb(
         "compare:CompareConfig",
         "the arms of an experiment in one table",
         "tokensieve compare --out runs/x/table --evaluation runs/x/eval --runs.clm runs/x/clm --runs.rho1 runs/x/rho1 "
         "--target target",
+        stage=True,
     ),
     "dynamics": Verb(
         "dynamics:DynamicsConfig",
         "every token's nll over the checkpoints, and the paper's four classes",
         "tokensieve dynamics --out runs/x/dynamics --models runs/x/base/model runs/x/clm --corpus runs/x/validation",
         ranks="all",
+        stage=True,
     ),
     "show": Verb(
         "show:ShowConfig",
@@ -90,6 +108,7 @@ VERBS: dict[str, Verb] = {
         "verify folders: hashes, scores against corpus, corpora against each other",
         "tokensieve check runs/x/corpus runs/x/scores --corpus runs/x/corpus",
         positional="folders",
+        stage=True,
     ),
     "run": Verb(
         "recipe:RecipeConfig",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..layout import nll_file
 from ..runs import UserError, bind_unfinished, check_files, describe_files, read_manifest, start_folder, write_manifest
 from . import launch
 from .evaluate import Target, targets_of
@@ -97,11 +98,6 @@ def run(config: DynamicsConfig) -> Path:
         _finish(config, corpus, checkpoints, out, settings, inputs, flops)
     launch.wait_for_all(ranks)
     return out
-
-
-def nll_file(out: Path, index: int) -> Path:
-    """Where the nll of checkpoint ``index`` is."""
-    return out / f"nll-{index:05d}.arrow"
 
 
 def _checkpoints(models: list[str]) -> tuple[list[Target], list[str]]:

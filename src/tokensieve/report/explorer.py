@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..layout import nll_file
 from .folders import Arm, Dynamics, Run
 from .pieces import PieceTable, shown_text
 
@@ -119,7 +120,7 @@ def _dynamics_view(dynamics: Dynamics, pieces: PieceTable, max_tokens: int, max_
     ref = None if dynamics.scores is None else _scores(dynamics.scores, corpus, range(corpus.num_rows))
     nll, keep = {}, {}
     for frame in range(num_frames):
-        values = _column(dynamics.path / f"nll-{frame:05d}.arrow", "nll", corpus, range(corpus.num_rows))
+        values = _column(nll_file(dynamics.path, frame), "nll", corpus, range(corpus.num_rows))
         nll[frame] = values[rows]
         if ref is not None and dynamics.tables["ratio"] is not None:
             keep[frame] = top_fraction(values - ref, dynamics.tables["ratio"])[rows]

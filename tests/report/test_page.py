@@ -24,7 +24,7 @@ from tokensieve.report.explorer import NONE, packed, quantised, top_fraction, vi
 from tokensieve.report.folders import read_run
 from tokensieve.report.page import embedded, text
 from tokensieve.report.pieces import PieceTable
-from tokensieve.report.verdict import mean_and_error, verdict
+from tokensieve.report.verdict import verdict
 from tokensieve.runs import UserError
 
 ALLOWED = {
@@ -257,29 +257,32 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_verdict_of_one_seed(made: Path) -> None:
     said = verdict([read_run(made)])
     assert said == (
-        "Selection paid here: rho1 ends 0.200 nats below clm and 0.300 nats below random on target, at equal tokens seen and "
-        "1.60 times clm's total compute, scoring and reference included (one seed: no uncertainty)."
+        "One seed decides nothing: rho1 ends 0.200 nats below clm and 0.300 nats below random on target, at equal tokens seen "
+        "and 1.60 times clm's total compute, scoring and reference included."
     )
 
 
 def test_verdict_of_seeds(seeds: Path) -> None:
-    """Mean and standard error of paired differences: sd .1 over sqrt(3)."""
+    """Mean of paired differences and half of its 95 % interval: sd .1 over sqrt(3), times Student's 4.303."""
     page = Path(run(ReportConfig([str(seeds)])))
     assert page == seeds / "report.html"
     said = re.search(r'id="verdict">([^<]*)<', page.read_text("utf-8"))
     assert said is not None
-    assert "rho1 ends 0.200 ± 0.058 nats below clm and 0.300 ± 0.058 nats below random" in said[1]
-    assert "(3 seeds, ± standard error)" in said[1]
-    assert mean_and_error([0.3, 0.2, 0.1])[1] == pytest.approx(0.1 / 3**0.5)
+    assert said[1].startswith(
+        "Cannot tell with these seeds: rho1 ends 0.200 ± 0.248 nats below clm and 0.300 ± 0.248 nats"
+    )
+    assert "(± is half of the 95 % t interval over 3 seeds, paired)" in said[1]
+    assert "Means over 3 seeds; ± is half of the 95 % t interval over seeds." in page.read_text("utf-8")
+    assert "<td>4.8000 ± 0.2484</td>" in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
     ("gains", "opening"),
     [
-        ((-0.2,), "Selection did not pay here:"),
-        ((0.0,), "Undecided:"),
-        ((0.3, -0.2), "Undecided:"),
-        ((0.2, 0.19), "Selection paid here:"),
+        ((-0.2,), "One seed decides nothing:"),
+        ((-0.2, -0.19), "Worse:"),
+        ((0.3, -0.2), "Cannot tell with these seeds:"),
+        ((0.2, 0.19), "Better, but dearer:"),
     ],
 )
 def test_verdict_is_honest(gains: tuple[float, ...], opening: str, tmp_path: Path) -> None:

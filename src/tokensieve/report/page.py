@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..analysis.comparison import PLUS_MINUS
 from . import svg
 from .explorer import views
 from .figures import Figure, figures
@@ -120,7 +121,7 @@ def _summary(runs: Sequence[Run]) -> str:
     parts += [f'<p class="verdict" id="verdict">{text(verdict(runs))}</p>', _facts(runs)]
     if run.rows:
         heads, rows = arms_table(runs)
-        spread = f" Means over {len(runs)} seeds ± standard error." if len(runs) > 1 else " One seed."
+        spread = f" Means over {len(runs)} seeds; {PLUS_MINUS}." if len(runs) > 1 else " One seed."
         note = "nll in nats a token on the target; FLOPs are those that an ideal implementation needs."
         parts.append(f"<section><h2>Arms</h2>{_table(heads, rows)}<p class='note'>{text(note + spread)}</p></section>")
     return "\n".join(parts)

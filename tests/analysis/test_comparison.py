@@ -282,6 +282,8 @@ def test_a_control_of_fewer_seeds_says_so() -> None:
     seeds = [[arm("clm", 5.0), arm("random", r), arm("rho1", 4.8)] for r in (5.1, None, 5.3)]
     (said,) = verdicts(seeds, "clm", "target")
     assert "below clm and 0.400 ± 1.271 nats below random (2 seeds) on target (± is" in said
+    (said,) = verdicts(seeds[1:2], "clm", "target")
+    assert "ends 0.200 nats below clm and without a value to set against random on target, at" in said
 
 
 def test_names_are_text() -> None:

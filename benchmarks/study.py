@@ -1,4 +1,4 @@
-"""Run a recipe with several seeds and say what came out: mean, spread, paired differences.
+"""Run a recipe with several seeds and say what came out: means, paired differences, verdict.
 
     python benchmarks/study.py demo --seeds 0 1 2 --out runs/study-demo
     python benchmarks/study.py math-tiny --seeds 0 --out runs/study-math --set '{data: data/math}'
@@ -13,15 +13,25 @@ import argparse
 import datetime
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tokensieve.analysis.comparison import kept_by_source, mean_and_spread
+from tokensieve.analysis.comparison import (
+    PLUS_MINUS,
+    difference,
+    kept_by_source,
+    over_seeds,
+    plus_minus,
+    rivals,
+    trained,
+    verdicts,
+)
 from tokensieve.analysis.table import table
 from tokensieve.pipeline import recipe
-from tokensieve.runs import read_json, versions, write_json
+from tokensieve.runs import read_json, read_manifest, versions, write_json
 
 
 def main() -> None:
@@ -38,21 +48,27 @@ def main() -> None:
         print(f"== seed {seed}", flush=True)
         recipe.run(recipe.RecipeConfig(args.recipe, out=str(folder), set={**args.set, "seed": seed}))
         runs[seed] = read_json(folder / "table" / "comparison.json")
+        compared = read_manifest(folder / "table", "comparison")["config"]
     write_json(args.out / "study.json", {"environment": environment(), "recipe": args.recipe, "seeds": runs})
-    text = render(args.recipe, runs, args.baseline)
+    text = render(args.recipe, runs, args.baseline, compared["target"], "solution" if compared["solution"] else "all")
     (args.out / "study.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def render(name: str, runs: dict[int, list[dict[str, Any]]], baseline: str) -> str:
-    """The study as Markdown: arms, paired differences, what was kept of each source, environment."""
+def render(name: str, runs: dict[int, list[dict[str, Any]]], baseline: str, target: str, on: str = "all") -> str:
+    """The study as Markdown: arms, paired differences, verdict, what was kept of each source, environment."""
     arms = [row["arm"] for row in next(iter(runs.values()))]
     by_arm = {arm: [next(r for r in rows if r["arm"] == arm) for rows in runs.values()] for arm in arms}
     parts = [
-        f"Recipe `{name}`, seeds {', '.join(map(str, runs))}; mean ± sample standard deviation over seeds.",
+        f"Recipe `{name}`, seeds {', '.join(map(str, runs))}; means; {PLUS_MINUS}.",
         table([_arm(by_arm[arm]) for arm in arms], list(_arm(by_arm[arms[0]])), markdown=True),
         "Paired differences in target nll (same seed, same base, same batches; negative: the first is better):",
-        table(_differences(by_arm, baseline), ["difference", "by seed", "mean ± sd"], markdown=True),
+        table(
+            _differences(list(runs.values()), baseline),
+            ["difference", "by seed", "sd", "mean ± half of the 95 % interval"],
+            markdown=True,
+        ),
+        *verdicts(list(runs.values()), baseline, target, on),
     ]
     if shares := _shares(runs):
         parts += [
@@ -80,29 +96,28 @@ def _arm(rows: list[dict[str, Any]]) -> dict[str, str]:
         cells[heading] = _spread([r[key] / scale for r in rows], form) if key in rows[0] else ""
     speedups = [r.get("speedup") for r in rows]
     bound = "<= " if any(r.get("speedup_is_bound") for r in rows) else ""
-    cells["tokens to the baseline's end"] = "" if None in speedups else f"{bound}1/{mean_and_spread(speedups)[0]:.2f}"
+    cells["tokens to the baseline's end"] = "" if None in speedups else f"{bound}1/{over_seeds(speedups).mean:.2f}"
     return cells
 
 
-def _spread(values: list[float], form: str) -> str:
-    mean, spread = mean_and_spread(values)
-    text = f"{mean:{form}}"
-    size = form.removeprefix("+")  # a spread has no sign
-    return text if len(values) == 1 or f"{spread:{size}}" == f"{0:{size}}" else f"{text} ± {spread:{size}}"
+def _spread(values: Iterable[float | None], form: str) -> str:
+    return plus_minus(over_seeds(values), form)
 
 
-def _differences(by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, str]]:
-    trained = [arm for arm, rows in by_arm.items() if "tokens_seen" in rows[0]]
-    pairs = (
-        [(arm, baseline) for arm in trained if arm != baseline]
-        + ([("rho1", "random")] if {"rho1", "random"} <= set(trained) else [])
-        + [("rho1_mixed", "clm_mixed")] * ({"rho1_mixed", "clm_mixed"} <= set(trained))
-    )
-    lines = []
-    for first, second in pairs:
-        gaps = [a["nll"] - b["nll"] for a, b in zip(by_arm[first], by_arm[second], strict=True)]
-        by_seed = ", ".join(f"{gap:+.4f}" for gap in gaps)
-        lines.append({"difference": f"{first} - {second}", "by seed": by_seed, "mean ± sd": _spread(gaps, "+.4f")})
+def _differences(seeds: list[list[dict[str, Any]]], baseline: str) -> list[dict[str, str | None]]:
+    """Every trained arm against what it is held against: baseline, random control, the controls that share its suffix."""
+    rows, lines = seeds[0], []
+    for arm in (a for a in trained(rows) if a != baseline):
+        for other in rivals(rows, arm, baseline):
+            gap = difference(seeds, arm, other)
+            lines.append(
+                {
+                    "difference": f"{arm} - {other}",
+                    "by seed": ", ".join(f"{v:+.4f}" for v in gap.values),
+                    "sd": None if gap.sd is None else f"{gap.sd:.4f}",
+                    "mean ± half of the 95 % interval": plus_minus(gap, "+.4f"),
+                }
+            )
     return lines
 
 
@@ -114,8 +129,8 @@ def _shares(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, str]]:
         arms = [k for k in same_source[0] if k != "source"]
         means = {}
         for arm in arms:
-            given = [row[arm] for row in same_source if row[arm] is not None]
-            means[arm] = f"{mean_and_spread(given)[0]:.1%}" if given else ""
+            mean = over_seeds(row[arm] for row in same_source).mean
+            means[arm] = "" if mean is None else f"{mean:.1%}"
         lines.append({"source": same_source[0]["source"], **means})
     return lines
 

@@ -11,9 +11,9 @@ HEAD = """# Objectives and statistics
 
 *Written by `docs/make_objectives.py` from the code; change it there.*
 
-`objective: {name: NAME, option: value}` in a config, `tokensieve.objective("NAME", option=value)` in Python; an objective of your
-own is `package.module:factory`. Every objective also takes `denominator`: what `sum(weight * nll)` is divided by, once a step, over all
-micro-batches and ranks.
+`objective: {name: NAME, option: value}` in a config, `tokensieve.objective("NAME", option=value)` in Python; an objective of
+your own is `package.module:factory`. Every objective also takes `denominator`: what `sum(weight * nll)` is divided by, once a
+step, over all micro-batches and ranks.
 
 | denominator | divides by |
 |---|---|

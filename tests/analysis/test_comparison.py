@@ -1,15 +1,32 @@
-"""Who reached whose end with how many tokens, and what is said of several seeds."""
+"""Who reached whose end with how many tokens, what is said of several seeds, and whether it paid."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokensieve.analysis.comparison import curve, end, kept_by_source, mean_and_spread, tokens_to_reach
+from tokensieve.analysis.comparison import (
+    OverSeeds,
+    curve,
+    difference,
+    end,
+    kept_by_source,
+    over_seeds,
+    paired,
+    plus_minus,
+    rivals,
+    sentence,
+    tokens_to_reach,
+    trained,
+    verdicts,
+    word,
+)
 
 CURVE = [(100, 6.0), (200, 5.0), (400, 4.0)]
 
@@ -93,8 +110,205 @@ def test_shares_of_sources_are_those_of_selective_arms() -> None:
     assert kept_by_source(rows[:2]) == []
 
 
+# --- over seeds ------------------------------------------------------------------------------------------------------------
+
+
 def test_spread_is_that_of_a_sample() -> None:
     values = [1.0, 2.0, 4.0]
-    assert mean_and_spread(values) == pytest.approx((statistics.mean(values), statistics.stdev(values)))
-    mean, spread = mean_and_spread([3.0])
-    assert (mean, math.isnan(spread)) == (3.0, True)  # 0 would say: certain
+    found = over_seeds(values)
+    assert (found.mean, found.sd) == pytest.approx((statistics.mean(values), statistics.stdev(values)))
+    assert found.standard_error == pytest.approx(statistics.stdev(values) / 3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("n", "quantile"), [(2, 12.7062047362), (3, 4.3026527297), (5, 2.7764451052), (30, 2.0452296421)]
+)
+def test_interval_is_students(n: int, quantile: float) -> None:
+    """Two standard errors, which decided before, are 70 % of the interval of five seeds and 16 % of that of two."""
+    found = over_seeds(range(n))
+    assert found.half_width == pytest.approx(quantile * statistics.stdev(range(n)) / n**0.5, rel=1e-9)
+    assert found.interval == pytest.approx((found.mean - found.half_width, found.mean + found.half_width))
+
+
+def test_what_seeds_do_not_give_is_none() -> None:
+    """A spread of one value that is 0 would say: certain; NaN is no JSON."""
+    assert over_seeds([]) == over_seeds([None, math.nan, math.inf]) == OverSeeds(())
+    one = over_seeds([None, 3.0])
+    assert (one.n, one.mean, one.sd, one.standard_error, one.interval, one.half_width) == (
+        1,
+        3.0,
+        None,
+        None,
+        None,
+        None,
+    )
+    assert not one.is_decided
+    same = over_seeds([0.5, 0.5, 0.5])
+    assert (same.sd, same.interval, same.is_decided) == (0.0, (0.5, 0.5), True)
+    assert not over_seeds([0.0, 0.0]).is_decided
+
+
+def test_pairs_are_those_of_a_seed() -> None:
+    """Taken over the seeds that each arm has, means of different seeds would be subtracted."""
+    assert paired([5.0, None, 6.0, 7.0], [4.0, 4.0, None, 6.5]).values == (1.0, 0.5)
+    with pytest.raises(ValueError, match="shorter"):
+        paired([1.0, 2.0], [1.0])
+
+
+def test_plus_minus() -> None:
+    assert plus_minus(over_seeds([1.0, 2.0, 3.0]), "+.2f") == "+2.00 ± 2.48"
+    assert plus_minus(over_seeds([1.0]), ".2f") == "1.00"
+    assert plus_minus(over_seeds([1.0, 1.0]), ".2f") == "1.00"
+    assert plus_minus(over_seeds([]), ".2f") == ""
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------------
+
+COSTS = {"cheap": (7.0, 0.5, 0.5), "equal": (10.0, 0.0, 0.0), "dear": (7.0, 4.0, 8.0)}
+
+
+def arm(name: str, nll: float | None, cost: str = "equal", tokens: int = 1000) -> dict[str, Any]:
+    keys = ("flops_student", "flops_scoring", "flops_reference")
+    objective = name.partition("_")[0]
+    return {"arm": name, "objective": objective, "nll": nll, "tokens_seen": tokens,
+            **dict(zip(keys, COSTS[cost], strict=True))}  # fmt: skip
+
+
+def seeds_of(ends: Sequence[float | None], cost: str = "equal", tokens: int = 1000) -> list[list[dict[str, Any]]]:
+    """A run for each end of rho1; clm ends at 5."""
+    return [[{"arm": "base", "nll": 9.0}, arm("clm", 5.0), arm("rho1", e, cost, tokens)] for e in ends]
+
+
+THREE = " on target (± is half of the 95 % t interval over 3 seeds, paired), at equal tokens seen and "
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (
+            seeds_of([4.8, 4.7, 4.75], "cheap"),
+            f"Pays: rho1 ends 0.250 ± 0.124 nats below clm{THREE}0.80 times clm's total compute, scoring and reference "
+            "included.",
+        ),
+        (
+            seeds_of([4.8, 4.7, 4.75], "equal"),
+            f"Pays: rho1 ends 0.250 ± 0.124 nats below clm{THREE}clm's total compute, scoring and reference included.",
+        ),
+        (
+            seeds_of([4.8, 4.7, 4.75], "dear"),
+            f"Better, but dearer: rho1 ends 0.250 ± 0.124 nats below clm{THREE}1.90 times clm's total compute, scoring and "
+            "reference included.",
+        ),
+        (
+            seeds_of([5.2, 5.3, 5.25], "cheap"),
+            f"Worse: rho1 ends 0.250 ± 0.124 nats above clm{THREE}0.80 times clm's total compute, scoring and reference "
+            "included.",
+        ),
+        (
+            # Two standard errors are .19: the old rule would have called this a win.
+            seeds_of([4.9, 4.8, 4.6], "cheap"),
+            f"Cannot tell with these seeds: rho1 ends 0.233 ± 0.379 nats below clm{THREE}0.80 times clm's total compute, "
+            "scoring and reference included.",
+        ),
+        (
+            seeds_of([4.8], "dear"),
+            "One seed decides nothing: rho1 ends 0.200 nats below clm on target, at equal tokens seen and 1.90 times clm's "
+            "total compute, scoring and reference included.",
+        ),
+        (
+            seeds_of([5.0], "cheap"),
+            "One seed decides nothing: rho1 ends 0.000 nats from clm on target, at equal tokens seen and 0.80 times clm's "
+            "total compute, scoring and reference included.",
+        ),
+        (
+            seeds_of([5.0, 5.0], "cheap"),
+            "Cannot tell with these seeds: rho1 ends 0.000 ± 0.000 nats from clm on target (± is half of the 95 % t interval "
+            "over 2 seeds, paired), at equal tokens seen and 0.80 times clm's total compute, scoring and reference included.",
+        ),
+        (
+            seeds_of([4.8, None, 4.7], "cheap", 2000),
+            "Cannot tell with these seeds: rho1 ends 0.250 ± 0.635 nats below clm on target (± is half of the 95 % t interval "
+            "over 2 of 3 seeds, paired), at 2.00 times clm's tokens seen and 0.80 times clm's total compute, scoring and "
+            "reference included.",
+        ),
+        (
+            seeds_of([None, 4.7], "cheap"),
+            "One seed decides nothing: rho1 ends 0.300 nats below clm on target (1 of 2 seeds has both values), at equal "
+            "tokens seen and 0.80 times clm's total compute, scoring and reference included.",
+        ),
+        (seeds_of([None, None]), "No verdict: no seed has a value of both rho1 and clm on target."),
+        ([[arm("rho1", 4.8)]], "No verdict: no seed has a value of both rho1 and clm on target."),
+    ],
+)
+def test_verdict(seeds: list[list[dict[str, Any]]], said: str) -> None:
+    """Two writers said "paid" and "ends below" at 1.9 times the compute, one with sd, one with standard errors."""
+    assert verdicts(seeds, "clm", "target") == [said]
+
+
+def test_a_price_that_is_not_known_is_not_paid() -> None:
+    seeds = seeds_of([4.8, 4.7, 4.75], "cheap")
+    for rows in seeds:
+        del rows[-1]["flops_scoring"]
+    assert verdicts(seeds, "clm", "target") == [
+        "Better, at a price that is not known: rho1 ends 0.250 ± 0.124 nats below clm on target (± is half of the 95 % t "
+        "interval over 3 seeds, paired), at equal tokens seen and a total compute that is not known."
+    ]
+
+
+def test_what_decides_does_not_read_as_nothing() -> None:
+    """0.0002 nats in every seed is decided, and .1 % more compute is more: neither may be rounded away."""
+    seeds = seeds_of([4.9998, 4.99981, 4.99979], "equal")
+    for rows in seeds:
+        rows[-1]["flops_scoring"] = 0.01
+    (said,) = verdicts(seeds, "clm", "target")
+    assert said.startswith("Better, but dearer: rho1 ends 2e-04 ± 2e-05 nats below clm on target")
+    assert "and just over 1.00 times clm's total compute" in said
+
+
+def test_controls_stand_beside_the_baseline() -> None:
+    """What is mixed in wins by the mix: an arm is held against the control of the same name as well."""
+    rows = [arm("clm", 5.0), arm("random", 5.1), arm("rho1", 4.8), arm("clm_mixed", 4.0), arm("rho1_mixed", 3.9)]
+    assert trained([{"arm": "base", "nll": 9.0}, *rows]) == [r["arm"] for r in rows]
+    assert rivals(rows, "random", "clm") == ["clm"]
+    assert rivals(rows, "clm_mixed", "clm") == ["clm", "random"]
+    assert rivals(rows, "rho1", "clm") == ["clm", "random"]
+    assert rivals(rows, "rho1_mixed", "clm") == ["clm", "random", "clm_mixed"]
+    one, mixed = verdicts([rows], "clm", "gsm8k", "solution")
+    assert "rho1 ends 0.200 nats below clm and 0.300 nats below random on gsm8k (solutions)" in one
+    assert "rho1_mixed ends 1.100 nats below clm, 1.200 nats below random and 0.100 nats below clm_mixed on" in mixed
+
+
+def test_a_control_of_fewer_seeds_says_so() -> None:
+    seeds = [[arm("clm", 5.0), arm("random", r), arm("rho1", 4.8)] for r in (5.1, None, 5.3)]
+    (said,) = verdicts(seeds, "clm", "target")
+    assert "below clm and 0.400 ± 1.271 nats below random (2 seeds) on target (± is" in said
+    (said,) = verdicts(seeds[1:2], "clm", "target")
+    assert "ends 0.200 nats below clm and without a value to set against random on target, at" in said
+
+
+def test_names_are_text() -> None:
+    """A folder's name with an escape sequence would write to the terminal that the sentence is printed on."""
+    rows = [arm("clm", 5.0), {**arm("rho1", 4.8), "arm": "rho1\x1b[31m"}]
+    (said,) = verdicts([rows], "clm", "tar\u202eget")
+    assert said.isprintable()
+
+
+ENDS = st.lists(st.tuples(st.floats(0, 12), st.floats(0, 12)), min_size=1, max_size=6)
+
+
+@given(ENDS)
+def test_swapped_arms_flip_the_direction(ends: list[tuple[float, float]]) -> None:
+    seeds = [[arm("clm", c), arm("rho1", r)] for c, r in ends]
+    there, back = difference(seeds, "rho1", "clm"), difference(seeds, "clm", "rho1")
+    assert there.values == tuple(-v for v in back.values)
+    assert (there.mean, there.sd) == (-(back.mean or 0.0), back.sd)
+    said, swapped = sentence(seeds, "rho1", ["clm"], "target"), sentence(seeds, "clm", ["rho1"], "target")
+    assert (" below " in said, " above " in said) == (" above " in swapped, " below " in swapped)
+    flipped = {"Pays": "Worse", "Worse": "Pays"}
+    assert word(there, 1.0) == flipped.get(word(back, 1.0), word(back, 1.0))
+    assert word(there, 1.1) in (
+        "Better, but dearer",
+        "Worse",
+        "Cannot tell with these seeds",
+        "One seed decides nothing",
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tokensieve.pipeline.compare import CompareConfig, compare, render
+from tokensieve.pipeline.demo import recipe_verdict
 from tokensieve.runs import UserError, read_manifest
 
 
@@ -106,7 +108,7 @@ def test_what_was_not_evaluated(fields: dict[str, Any], said: str, tiny: Any) ->
 def test_text_table_is_aligned(tiny: Any) -> None:
     """Numbers written as text stood left-aligned, so that 10.0000 and 9.0000 could not be compared at a glance."""
     results = [*RESULTS, record("base", None, None, 12.5)]
-    lines = render(config(tiny), compare(config(tiny), results)).splitlines()
+    lines = render(config(tiny), compare(config(tiny), results)).split("\n\n")[0].splitlines()
     assert len(lines) == 2 + 4
     ends = [i for i, c in enumerate(lines[1] + " ") if c == " " and lines[1][i - 1] == "-"]
     for line in lines[2:]:
@@ -119,7 +121,9 @@ def test_text_table_is_aligned(tiny: Any) -> None:
 
 
 def test_markdown_table(tiny: Any) -> None:
-    lines = render(config(tiny), compare(config(tiny), RESULTS), markdown=True).splitlines()
+    table, said = render(config(tiny), compare(config(tiny), RESULTS), markdown=True).split("\n\n")
+    assert said.startswith("One seed decides nothing: rho1 ends 0.500 nats below clm on target, ")
+    lines = table.splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     assert len({len(row) for row in cells}) == 1
     assert cells[0][:3] == ["arm", "target nll", "bits/byte"]
@@ -146,11 +150,28 @@ def test_folder(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) ->
     assert [f["file"] for f in manifest["files"]] == ["comparison.json", "table.txt", "table.md"]
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["arm"] for row in rows] == ["base", "clm", "rho1"]
-    assert done.out == f"{tmp_path}/out\n\n{(tmp_path / 'out' / 'table.txt').read_text()}"
+    text = (tmp_path / "out" / "table.txt").read_text()
+    assert done.out == f"{tmp_path}/out\n\n{text}"
+    said = text.splitlines()[-1]
+    assert re.fullmatch(
+        r"One seed decides nothing: rho1 ends \d\.\d{3} nats (below|above) clm on target, at equal tokens seen and \d\.\d\d "
+        r"times clm's total compute, scoring and reference included\.",
+        said,
+    )
+    assert (tmp_path / "out" / "table.md").read_text().endswith(f"\n\n{said}\n")
     results = json.loads((evaluation / "evaluation.json").read_text())
     for row in rows:
         found = [r for r in results if (r["model"], r["step"], r["set"], r["on"]) == (row["arm"], 4, "target", "all")]
         assert row["nll"] == found[0]["nll"]
+
+
+def test_the_demo_says_what_its_table_says(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
+    """The demo had a sentence of its own: "below clm, at equal tokens seen", at 1.9 times clm's compute."""
+    command = ("compare", "--out", tmp_path / "table", "--evaluation", evaluation, "--target", "target")
+    assert tokensieve(*command, "--runs.clm", tiny.clm, "--runs.rho1", tiny.rho1).code == 0
+    said = recipe_verdict(tmp_path)
+    assert said == (tmp_path / "table" / "table.txt").read_text().splitlines()[-1]
+    assert "total compute" in said
 
 
 def test_a_run_that_was_done_again_since_is_refused(

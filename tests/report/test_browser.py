@@ -16,7 +16,7 @@ import pytest
 from made_run import logged_keep, logged_rows_of, planted, planted_classes
 
 from tokensieve.data.corpus import open_corpus
-from tokensieve.report.explorer import top_fraction
+from tokensieve.report.explorer import kept
 
 # What each token of the pane says: its index in the view, its text, its class, and what is really painted.
 TOKENS = """
@@ -68,7 +68,7 @@ def values_of(made: Path, frame: int) -> dict[str, np.ndarray]:
     """Planted columns of the dynamics view at a frame, a value a token of the corpus, padding left out."""
     corpus = open_corpus(made / "corpus")
     nll, ref = (v.astype(np.float64) for v in planted(corpus, 5))
-    keep = np.stack([top_fraction(n.astype(np.float32) - ref.astype(np.float32), 0.6) for n in nll])
+    keep = np.stack([kept(n.astype(np.float32) - ref.astype(np.float32), 0.6) for n in nll])
     real = np.arange(corpus.length) < np.asarray(corpus.rows["num_tokens"])[:, None]
     columns = {
         "nll": nll[frame],

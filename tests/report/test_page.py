@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from made_run import make_run, planted
 
 from tokensieve.data.corpus import open_corpus
 from tokensieve.pipeline.report import ReportConfig, run
-from tokensieve.report.explorer import NONE, packed, quantised, top_fraction, views
+from tokensieve.report.explorer import NONE, kept, packed, quantised, views
 from tokensieve.report.folders import read_run
-from tokensieve.report.page import embedded, text
+from tokensieve.report.page import HERE, TEMPLATES, embedded
 from tokensieve.report.pieces import PieceTable
-from tokensieve.report.verdict import mean_and_error, verdict
+from tokensieve.report.verdict import verdict
 from tokensieve.runs import UserError
 
 ALLOWED = {
@@ -157,10 +158,27 @@ def test_embedded_json_is_the_data(value: Any) -> None:
 
 @given(st.text())
 def test_text_is_text(value: str) -> None:
+    """Whatever a template is handed, in an element or in an attribute: one forgotten call of an escape let a name in."""
+    made = TEMPLATES.from_string("<p title='{{ value }}'>{{ value }}</p>").render(value=value)
     parser = Elements()
-    parser.feed(f"<p>{text(value)}</p>")
-    assert [tag for tag, _ in parser.found] == ["p"]
-    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08]", text(value))
+    parser.feed(made)
+    assert [(tag, list(attributes)) for tag, attributes in parser.found] == [("p", ["title"])]
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08]", made)
+
+
+def test_templates_escape_everything() -> None:
+    """`|safe`, or a block with escaping off, would undo that for one place of the page and for no test."""
+    templates = sorted(HERE.glob("*.html"))
+    assert [t.name for t in templates] == ["explorer.html", "page.html", "parts.html"]
+    for template in templates:
+        assert not re.search(r"\|\s*safe|autoescape", template.read_text("utf-8"))
+    assert TEMPLATES.autoescape is True
+
+
+def test_a_name_that_nobody_hands_over_is_an_error() -> None:
+    """A misspelt name left an empty place on the page, or KeyError where it was filled in by hand."""
+    with pytest.raises(UndefinedError, match="'verdcit' is undefined"):
+        TEMPLATES.from_string("<p>{{ verdcit }}</p>").render(verdict="x")
 
 
 def test_the_same_run_gives_the_same_page(made: Path, page: Path, tmp_path: Path) -> None:
@@ -219,13 +237,13 @@ def test_numbers_survive_packing() -> None:
         )
 
 
-def test_top_fraction_is_the_methods() -> None:
+def test_kept_is_the_methods() -> None:
     """floor(ratio * n + 0.5) of the valid ones, ties to the earlier: as core selects, and as dynamics counts."""
     score = np.array([[1.0, np.nan, 3.0], [3.0, 2.0, 3.0]])
-    assert top_fraction(score, 0.5).tolist() == [[0, 0, 1], [1, 0, 1]]
-    assert top_fraction(score, 0.3).tolist() == [[0, 0, 1], [1, 0, 0]]
-    assert top_fraction(score, 0.01).sum() == 1
-    assert top_fraction(np.full(3, np.nan), 0.5).sum() == 0
+    assert kept(score, 0.5).tolist() == [[0, 0, 1], [1, 0, 1]]
+    assert kept(score, 0.3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert kept(score, 0.01).sum() == 1
+    assert kept(np.full(3, np.nan), 0.5).sum() == 0
 
 
 def test_what_is_left_out_is_said(made: Path) -> None:
@@ -257,29 +275,32 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_verdict_of_one_seed(made: Path) -> None:
     said = verdict([read_run(made)])
     assert said == (
-        "Selection paid here: rho1 ends 0.200 nats below clm and 0.300 nats below random on target, at equal tokens seen and "
-        "1.60 times clm's total compute, scoring and reference included (one seed: no uncertainty)."
+        "One seed decides nothing: rho1 ends 0.200 nats below clm and 0.300 nats below random on target, at equal tokens seen "
+        "and 1.60 times clm's total compute, scoring and reference included."
     )
 
 
 def test_verdict_of_seeds(seeds: Path) -> None:
-    """Mean and standard error of paired differences: sd .1 over sqrt(3)."""
+    """Mean of paired differences and half of its 95 % interval: sd .1 over sqrt(3), times Student's 4.303."""
     page = Path(run(ReportConfig([str(seeds)])))
     assert page == seeds / "report.html"
     said = re.search(r'id="verdict">([^<]*)<', page.read_text("utf-8"))
     assert said is not None
-    assert "rho1 ends 0.200 ± 0.058 nats below clm and 0.300 ± 0.058 nats below random" in said[1]
-    assert "(3 seeds, ± standard error)" in said[1]
-    assert mean_and_error([0.3, 0.2, 0.1])[1] == pytest.approx(0.1 / 3**0.5)
+    assert said[1].startswith(
+        "Cannot tell with these seeds: rho1 ends 0.200 ± 0.248 nats below clm and 0.300 ± 0.248 nats"
+    )
+    assert "(± is half of the 95 % t interval over 3 seeds, paired)" in said[1]
+    assert "Means over 3 seeds; ± is half of the 95 % t interval over seeds." in page.read_text("utf-8")
+    assert "<td>4.8000 ± 0.2484</td>" in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
     ("gains", "opening"),
     [
-        ((-0.2,), "Selection did not pay here:"),
-        ((0.0,), "Undecided:"),
-        ((0.3, -0.2), "Undecided:"),
-        ((0.2, 0.19), "Selection paid here:"),
+        ((-0.2,), "One seed decides nothing:"),
+        ((-0.2, -0.19), "Worse:"),
+        ((0.3, -0.2), "Cannot tell with these seeds:"),
+        ((0.2, 0.19), "Better, but dearer:"),
     ],
 )
 def test_verdict_is_honest(gains: tuple[float, ...], opening: str, tmp_path: Path) -> None:

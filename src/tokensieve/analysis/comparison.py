@@ -1,12 +1,26 @@
-"""Arms of one experiment side by side: end values, and who reached whose end with how many tokens."""
+"""Arms of one experiment side by side: end values, who reached whose end with how many tokens, and what it all came to.
+
+One paired difference and one sentence, for every place that says how a run went. A *row* is a row of ``comparison.json``;
+``seeds`` are such rows, a list for each run of the same recipe.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
+from ..data.text import visible
+
+Row = Mapping[str, Any]
+TOTAL = ("flops_student", "flops_scoring", "flops_reference")
+"""What total compute adds up."""
+CONTROLS = ("clm", "random")
+"""Objectives that choose by no score: arms with these are what the others are held against."""
+PLUS_MINUS = "± is half of the 95 % t interval over seeds"
+"""What every ± over seeds means, in tables and sentences. It is also what decides."""
 
 
 def tokens_to_reach(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
@@ -52,7 +66,200 @@ def kept_by_source(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"source": name, **{arm: by.get(name) for arm, by in shares.items()}} for name in sources]
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, sample standard deviation: n - 1); the spread of a single value is NaN, not 0."""
-    array = np.asarray(values, dtype=np.float64)
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")
+# --- over seeds ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """A figure, or a paired difference, over seeds. What seeds do not give is None: all of it for n = 0, spread for n = 1."""
+
+    values: tuple[float, ...]
+    """By seed; seeds without a value are left out."""
+    mean: float | None = None
+    sd: float | None = None
+    """Of the sample: sqrt(sum (v - mean)^2 / (n - 1))."""
+    standard_error: float | None = None
+    """Of the mean: sd / sqrt(n)."""
+    interval: tuple[float, float] | None = None
+    """95 % t interval of the mean, n - 1 degrees of freedom."""
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval: what stands after the ±."""
+        return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the interval leaves 0 out. One value decides nothing."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def over_seeds(values: Iterable[float | None]) -> OverSeeds:
+    """Mean, sd, standard error and 95 % t interval of ``values``; None and what is not finite are left out."""
+    given = tuple(float(v) for v in values if v is not None and math.isfinite(v))
+    if not given:
+        return OverSeeds(given)
+    n, mean = len(given), math.fsum(given) / len(given)
+    if n == 1:
+        return OverSeeds(given, mean)
+    from scipy.stats import t  # .4 s
+
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in given) / (n - 1))
+    error = sd / math.sqrt(n)
+    half = float(t.ppf(0.975, n - 1)) * error
+    return OverSeeds(given, mean, sd, error, (mean - half, mean + half))
+
+
+def paired(first: Sequence[float | None], second: Sequence[float | None]) -> OverSeeds:
+    """``first - second``, paired by seed; a seed that lacks either is left out. Raises ValueError for other lengths."""
+    pairs = zip(first, second, strict=True)
+    return over_seeds(None if a is None or b is None else a - b for a, b in pairs)
+
+
+def difference(seeds: Sequence[Sequence[Row]], first: str, second: str) -> OverSeeds:
+    """nll of arm ``first`` minus nll of arm ``second`` at the end, nats, paired by seed; negative: the first is better."""
+    return paired(_values(seeds, first, "nll"), _values(seeds, second, "nll"))
+
+
+def plus_minus(figure: OverSeeds, form: str) -> str:
+    """``mean ± half_width`` in the format ``form``; the mean alone where the ± is unknown or shows as 0, "" without a value."""
+    if figure.mean is None:
+        return ""
+    size = form.removeprefix("+")  # a spread has no sign
+    half = "" if figure.half_width is None else f"{figure.half_width:{size}}"
+    return f"{figure.mean:{form}}" + (f" ± {half}" if half not in ("", f"{0:{size}}") else "")
+
+
+def _values(seeds: Sequence[Sequence[Row]], arm: str, *keys: str) -> list[float | None]:
+    """The sum of an arm's ``keys`` in each seed; None where there is no such arm, or one of them is missing."""
+    made: list[float | None] = []
+    for rows in seeds:
+        row: Row = next((r for r in rows if r["arm"] == arm), {})
+        parts: list[Any] = [row.get(key) for key in keys]
+        made.append(None if None in parts else math.fsum(parts))
+    return made
+
+
+# --- who is held against whom ----------------------------------------------------------------------------------------------
+
+
+def trained(rows: Sequence[Row]) -> list[str]:
+    """The arms that were trained: not the base, the reference or n-grams."""
+    return [r["arm"] for r in rows if "tokens_seen" in r]
+
+
+def choosers(rows: Sequence[Row], baseline: str) -> list[str]:
+    """The arms that a verdict is about: those whose objective goes by more than chance."""
+    return [r["arm"] for r in rows if r.get("objective", "clm") not in CONTROLS and r["arm"] != baseline]
+
+
+def rivals(rows: Sequence[Row], arm: str, baseline: str) -> list[str]:
+    """What ``arm`` is held against: the baseline, the random control, and the controls that share what follows the objective
+    in its name (rho1_mixed: clm_mixed, random_mixed)."""
+    objectives = {r["arm"]: str(r.get("objective")) for r in rows if "tokens_seen" in r}
+    own = objectives.get(arm, "")
+    suffix = arm.removeprefix(own) if own and arm.startswith(own) else ""
+    found = [baseline, *[name for name, objective in objectives.items() if objective == "random"][:1]]
+    if suffix and own not in CONTROLS:
+        found += [
+            name for name, objective in objectives.items() if objective in CONTROLS and name == objective + suffix
+        ]
+    return [name for name in dict.fromkeys(found) if name != arm]
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------------
+
+
+def verdicts(seeds: Sequence[Sequence[Row]], baseline: str, target: str, on: str = "all") -> list[str]:
+    """A sentence for each arm that chooses by a score, in the order of the rows; ``target`` and ``on`` are the set's."""
+    rows = seeds[0]
+    where = target if on == "all" else f"{target} ({on}s)"
+    return [sentence(seeds, arm, rivals(rows, arm, baseline), where) for arm in choosers(rows, baseline)]
+
+
+def sentence(seeds: Sequence[Sequence[Row]], arm: str, others: Sequence[str], where: str) -> str:
+    """The word, how far ``arm`` ends from each of ``others`` with its ±, on which set, and at what price.
+
+    The first of ``others`` is the baseline: word and price are against it, over the seeds that have both.
+    """
+    gaps = {other: difference(seeds, arm, other) for other in others}
+    baseline, gap = next(iter(gaps.items()))
+    if gap.mean is None:
+        return f"No verdict: no seed has a value of both {_shown(arm)} and {_shown(baseline)} on {_shown(where)}."
+    compute = _times(seeds, arm, baseline, *TOTAL)
+    sides = [_side(each, other, gap.n) for other, each in gaps.items()]
+    ends = ", ".join(sides[:-1]) + (" and " if sides[1:] else "") + sides[-1]
+    price = f"{_seen(_times(seeds, arm, baseline, 'tokens_seen'), baseline)} and {_compute(compute, baseline)}"
+    return f"{word(gap, compute)}: {_shown(arm)} ends {ends} on {_shown(where)}{_over(gap.n, len(seeds))}, {price}."
+
+
+def word(gap: OverSeeds, compute: float | None) -> str:
+    """What a difference from the baseline came to. It *pays* only where it is better for no more total compute.
+
+    ``compute`` is total compute over the baseline's: student, scoring and reference.
+    """
+    if gap.interval is None:
+        return "One seed decides nothing" if gap.n else "No verdict"
+    if not gap.is_decided:
+        return "Cannot tell with these seeds"
+    if gap.interval[0] > 0:
+        return "Worse"
+    if compute is None:
+        return "Better, at a price that is not known"
+    return "Pays" if compute <= 1 else "Better, but dearer"
+
+
+def _times(seeds: Sequence[Sequence[Row]], arm: str, baseline: str, *keys: str) -> float | None:
+    """The sum of ``keys`` over the baseline's, over the seeds whose nll are compared; None if one of them does not say."""
+    both = [s for s in seeds if difference([s], arm, baseline).n]
+    mine, base = _values(both, arm, *keys), _values(both, baseline, *keys)
+    sums = [math.fsum(v for v in values if v is not None) for values in (mine, base)]
+    return None if None in (*mine, *base) or not sums[1] else sums[0] / sums[1]
+
+
+def _side(gap: OverSeeds, other: str, seeds: int) -> str:
+    """``0.183 ± 0.048 nats below clm``; with the number of its seeds where these are not ``seeds``."""
+    if gap.mean is None:
+        return f"without a value to set against {_shown(other)}"
+    size, way = _size(abs(gap.mean)), "below" if gap.mean < 0 else "above" if gap.mean > 0 else "from"
+    half = "" if gap.half_width is None else f" ± {_size(gap.half_width)}"
+    return f"{size}{half} nats {way} {_shown(other)}" + ("" if gap.n == seeds else f" ({gap.n} seeds)")
+
+
+def _size(nats: float) -> str:
+    """Three decimals, or the first digit that is not 0: a difference that decides must not read as none."""
+    return f"{nats:.3f}" if nats >= 0.0005 or not nats else f"{nats:.0e}"
+
+
+def _over(n: int, given: int) -> str:
+    of = "" if n == given else f" of {given}"
+    if n > 1:
+        return f" ({PLUS_MINUS.removesuffix(' seeds')} {n}{of} seeds, paired)"
+    return of and f" ({n}{of} seeds has both values)"
+
+
+def _seen(times: float | None, baseline: str) -> str:
+    if times is None:
+        return "at tokens seen that are not known"
+    return "at equal tokens seen" if times == 1 else f"at {_factor(times)} times {_shown(baseline)}'s tokens seen"
+
+
+def _compute(times: float | None, baseline: str) -> str:
+    if times is None:
+        return "a total compute that is not known"
+    factor = "" if times == 1 else f"{_factor(times)} times "
+    return f"{factor}{_shown(baseline)}'s total compute, scoring and reference included"
+
+
+def _factor(times: float) -> str:
+    """Two decimals; what is not 1 does not read as 1.00."""
+    text = f"{times:.2f}"
+    return f"just {'over' if times > 1 else 'under'} {text}" if text == "1.00" and times != 1 else text
+
+
+def _shown(name: str) -> str:
+    return "".join(map(visible, name))

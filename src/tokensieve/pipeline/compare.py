@@ -99,7 +99,7 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
     """
     from ..analysis.comparison import curve, end, tokens_to_reach
 
-    on = "solution" if config.solution else "all"
+    on = _on(config)
     try:
         goal = end(results, config.baseline, config.target, on)
         names = list(dict.fromkeys(r["model"] for r in results))
@@ -122,8 +122,8 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
 
 
 def render(config: CompareConfig, rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
-    """The tables for people: the arms, and what share of each source the selective ones kept."""
-    from ..analysis.comparison import kept_by_source
+    """For people: the table of arms, what share of each source the selective ones kept, and last the verdict in words."""
+    from ..analysis.comparison import kept_by_source, verdicts
     from ..analysis.table import table
 
     cells = [_cells(config, row) for row in rows]
@@ -131,7 +131,12 @@ def render(config: CompareConfig, rows: list[dict[str, Any]], *, markdown: bool 
     if shares := kept_by_source(rows):
         percent = [{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in shares]
         text += "\n\nshare of valid tokens kept, by source\n\n" + table(percent, list(percent[0]), markdown=markdown)
-    return text
+    said = verdicts([rows], config.baseline, config.target, _on(config))
+    return "\n\n".join([text, *said])
+
+
+def _on(config: CompareConfig) -> str:
+    return "solution" if config.solution else "all"
 
 
 def _cells(config: CompareConfig, row: dict[str, Any]) -> dict[str, str | None]:

@@ -29,17 +29,16 @@ def run(config: DemoConfig) -> str:
     out = Path(config.out)
     text = show.run(show.ShowConfig(str(out / "corpus"), run=str(out / "rho1"), color=config.color))
     table = (out / "table" / "table.txt").read_text(encoding="utf-8")
-    return f"\n{text}\n\n{table}\n{recipe_verdict(out)}"
+    said = recipe_verdict(out)
+    return f"\n{text}\n\n{table}" + ("" if said in table else f"\n{said}")  # tables written before end without it
 
 
 def recipe_verdict(out: Path) -> str:
-    """One sentence on what the numbers say, whichever way they fell."""
-    from ..runs import read_json
+    """What the numbers say, whichever way they fell: the sentence that ends the table."""
+    from ..analysis.comparison import verdicts
+    from ..runs import read_json, read_manifest
 
-    rows = {row["arm"]: row for row in read_json(out / "table" / "comparison.json")}
-    clm, random, rho1 = (rows[arm]["nll"] for arm in ("clm", "random", "rho1"))
-    sides = [
-        f"{abs(rho1 - other):.3f} nats {'below' if rho1 < other else 'above'} {name}"
-        for name, other in (("clm", clm), ("random", random))
-    ]
-    return f"On held-out docstrings rho1 ends {sides[0]} and {sides[1]}, at equal tokens seen (one seed)."
+    settings = read_manifest(out / "table", "comparison")["config"]
+    rows = read_json(out / "table" / "comparison.json")
+    on = "solution" if settings["solution"] else "all"
+    return "\n".join(verdicts([rows], settings["baseline"], settings["target"], on))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..layout import nll_file
 from ..runs import Stage, UserError, Work, check_files, note_part, part_is_whole, read_manifest, stage
 from . import launch
 from .evaluate import Target, targets_of
@@ -113,11 +114,6 @@ def estimate(config: DynamicsConfig, known: Known) -> Cost:
     flops = [known.forward_flops(folder, each, length) for folder in config.models]
     total = sum(n * f for n, f in zip(copies, flops, strict=True))
     return Cost(each * sum(copies), total, each * (2 * sum(copies) + 5), False)
-
-
-def nll_file(out: Path, index: int) -> Path:
-    """Where the nll of checkpoint ``index`` is."""
-    return out / f"nll-{index:05d}.arrow"
 
 
 def _checkpoints(models: list[str]) -> tuple[list[Target], list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..layout import nll_files, token_files
 from ..runs import UserError, atomic_file, write_json
 from .dynamics_rows import BLOCK_TOKENS, Block, Reader
 from .dynamics_text import render
@@ -130,7 +131,9 @@ class _Kept:
 
         from ..analysis import dynamics as d
 
-        self.selector = Reader(reader.corpus, _nll_files(config.selector), config.scores) if config.selector else reader
+        self.selector = (
+            Reader(reader.corpus, nll_files(Path(config.selector)), config.scores) if config.selector else reader
+        )
         selections = range(len(self.selector.files))
         self.bits_S, thresholds = [], []
         for s in selections:
@@ -170,10 +173,6 @@ class _Kept:
         self.selection.add(block.nll_CN, keep_SN, class_N)
         self.breakdown.add(keep_SN.sum(0), class_N)
         self.first = stop
-
-
-def _nll_files(folder: str) -> list[Path]:
-    return sorted(Path(folder).glob("nll-*.arrow"))
 
 
 def _token_counts(config: DynamicsConfig, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
@@ -251,7 +250,7 @@ def _logged(run: str | None, out: Path) -> list[tuple[int | None, float | None]]
         return [(None, None)] * (len(CLASSES) + 1)
     classes = Dataset.from_file(str(out / "tokens.arrow")).with_format("numpy")
     valid_K, kept_K = np.zeros(len(CLASSES) + 1, np.int64), np.zeros(len(CLASSES) + 1, np.int64)
-    for path in sorted((Path(run) / "tokens").glob("step-*.parquet")):
+    for path in token_files(Path(run)).values():
         columns = pq.read_table(path, columns=["row", "position", "keep"])
         row, position, keep = (columns[name].to_numpy() for name in ("row", "position", "keep"))
         rows, inverse = np.unique(row, return_inverse=True)

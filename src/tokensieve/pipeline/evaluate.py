@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError, Work, atomic_file, stage, write_json
+from ..layout import checkpoints, token_lines
+from ..runs import MANIFEST, UserError, Work, atomic_file, stage, write_json
 from . import launch
 from .plan import Cost, Known
 
@@ -164,11 +164,11 @@ def targets_of(name: str, folder: str, checkpoints: bool) -> Iterator[Target]:
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of a run's checkpoints that hold a whole model. A LoRA run's hold only the adapter: said, left out."""
-    found = {int(p.name[11:]): p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()}
+    found = checkpoints(folder)
     whole = {step: p for step, p in found.items() if (p / "config.json").is_file()}
     if len(whole) < len(found):
         print(f"{folder}: {len(found) - len(whole)} checkpoints hold no whole model and are left out", file=sys.stderr)
-    return sorted(whole.items())
+    return list(whole.items())
 
 
 def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None, int | None]:
@@ -177,11 +177,9 @@ def _seen(log: dict[int, dict[str, Any]], step: int | None) -> tuple[int | None,
 
 
 def _token_lines(folder: Path) -> list[dict[str, Any]]:
-    path = (folder.parent if folder.name == "model" else folder) / "tokens.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    except ValueError as e:
-        raise UserError(f"{path} is damaged: {e}") from None
+    """The token log of the run that a model folder belongs to; a run at work may be writing its last line just now."""
+    run = folder.parent if folder.name == "model" else folder
+    return token_lines(run, live=not (run / MANIFEST).exists())
 
 
 def _results(config: EvaluateConfig, target: Target, sets: dict[str, Corpus]) -> Iterator[dict[str, Any]]:

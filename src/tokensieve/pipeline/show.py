@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..layout import nll_file, token_files
 from ..runs import UserError, read_json, read_manifest
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ class _Dynamics:
         thresholds = {r["selected_at"]: r["threshold"] for r in described["selection"]} if same else {}
         self.threshold = thresholds.get(self.at)
         self.tokens = Dataset.from_file(str(folder / "tokens.arrow"))
-        self.nll = [Dataset.from_file(str(folder / f"nll-{i:05d}.arrow")) for i in range(len(checkpoints))]
+        self.nll = [Dataset.from_file(str(nll_file(folder, i))) for i in range(len(checkpoints))]
 
     def columns(self, row: int) -> dict[str, np.ndarray]:
         import numpy as np
@@ -248,12 +249,12 @@ def _logged(config: ShowConfig, corpus: Corpus) -> tuple[dict[str, Any], int]:
     run = Path(config.run or "")
     if read_manifest(run, "model", ("corpus_hash",))["corpus_hash"] != corpus.content_hash:
         raise UserError(f"{run} was trained on another corpus than {config.corpus}")
-    files = {int(p.stem.split("-")[1]): p for p in (run / "tokens").glob("step-*.parquet")}
+    files = token_files(run)
     if not files:
         raise UserError(f"{run} logged no rows token by token: train with token_log_every")
     step = max(files) if config.step is None else config.step
     if step not in files:
-        raise UserError(f"step {step} was not logged; logged steps: {', '.join(map(str, sorted(files)))}")
+        raise UserError(f"step {step} was not logged; logged steps: {', '.join(map(str, files))}")
     try:
         columns = pq.read_table(files[step], columns=["row", "position", "nll", "keep"]).to_pydict()
     except (pa.ArrowException, OSError) as e:

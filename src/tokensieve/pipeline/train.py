@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .. import layout
 from ..runs import WORK, Stage, StaleFolder, UserError, Work, read_manifest, stage, write_json
 from . import launch
 from .arguments import check_arguments, check_code, lora_config, refuse_fields
@@ -403,7 +404,7 @@ def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
     # saved (ours is in tokens.jsonl); sorted, because a resumed history is.
     left_out = ("total_flos", "_runtime", "_samples_per_second", "_steps_per_second", "train_loss")
     lines = [{k: v for k, v in line.items() if not k.endswith(left_out)} for line in history]
-    with atomic_file(out / "metrics.jsonl", "w") as f:
+    with atomic_file(out / layout.METRICS, "w") as f:
         f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
 
 
@@ -413,9 +414,9 @@ def summarize(out: Path) -> dict[str, Any]:
     ``steps``, ``tokens_seen``, ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``, ``seconds``,
     ``kept_share`` (tokens_trained / tokens_seen), ``kept_share_by_source``.
     """
-    import json
-
-    lines = [json.loads(line) for line in (out / "tokens.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = layout.token_lines(out)
+    if not lines:
+        raise UserError(f"{out / layout.TOKEN_LOG} holds no step: it was removed or emptied")
     last = lines[-1]
     valid: dict[str, int] = {}
     kept: dict[str, int] = {}
@@ -427,26 +428,17 @@ def summarize(out: Path) -> dict[str, Any]:
     return {
         "steps": last["step"],
         **{key: last[key] for key in keys},
-        "seconds": _seconds(out),
+        "seconds": layout.seconds(out),
         "kept_share": last["tokens_trained"] / max(1, last["tokens_seen"]),
         "kept_share_by_source": {name: kept[name] / valid[name] for name in sorted(valid)},
     }
-
-
-def _seconds(out: Path) -> float:
-    """Training time over all processes that worked on the run: each one's clock starts at 0."""
-    import json
-
-    lines = [json.loads(line) for line in (out / "times.jsonl").read_text(encoding="utf-8").splitlines()]
-    total: float = sum({line["process"]: line["seconds"] for line in lines}.values())
-    return round(total, 3)
 
 
 def _finish(s: Stage, corpus: Corpus, objective: Objective) -> None:
     out = s.folder
     summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
     write_json(out / "summary.json", summary)
-    names = ["train_config.json", "summary.json", "tokens.jsonl", "metrics.jsonl"]
-    for folder in ("model", "adapter", "tokens"):
+    names = ["train_config.json", "summary.json", layout.TOKEN_LOG, layout.METRICS]
+    for folder in ("model", "adapter", layout.TOKENS):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
     s.finish(names, corpus_hash=corpus.content_hash, tokenizer_hash=corpus.tokenizer_hash, summary=summary)

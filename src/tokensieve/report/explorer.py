@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..layout import nll_file
 from .folders import Arm, Dynamics, Run
 from .pieces import PieceTable, shown_text
 
@@ -119,18 +120,18 @@ def _dynamics_view(dynamics: Dynamics, pieces: PieceTable, max_tokens: int, max_
     ref = None if dynamics.scores is None else _scores(dynamics.scores, corpus, range(corpus.num_rows))
     nll, keep = {}, {}
     for frame in range(num_frames):
-        values = _column(dynamics.path / f"nll-{frame:05d}.arrow", "nll", corpus, range(corpus.num_rows))
+        values = _column(nll_file(dynamics.path, frame), "nll", corpus, range(corpus.num_rows))
         nll[frame] = values[rows]
         if ref is not None and dynamics.tables["ratio"] is not None:
-            keep[frame] = top_fraction(values - ref, dynamics.tables["ratio"])[rows]
+            keep[frame] = kept(values - ref, dynamics.tables["ratio"])[rows]
     classes = _column(dynamics.path / "tokens.arrow", "class", corpus, rows)
     seen: Sequence[int | None] = dynamics.tokens_seen or [None] * num_frames
     frames = [{"label": _mark(c), "seen": s} for c, s in zip(marks, seen, strict=True)]
     view = _view(
         f"{dynamics.model} at its checkpoints ({corpus.folder.name})", "dynamics", corpus, documents, pieces, frames
     )
-    kept = "" if not keep else f" Kept: the top {dynamics.tables['ratio']:.0%} by excess at each checkpoint."
-    view |= {"classes": list(CLASS_NAMES), "note": f"The same text at every checkpoint. {note}{kept}"}
+    rule = "" if not keep else f" Kept: the top {dynamics.tables['ratio']:.0%} by excess at each checkpoint."
+    view |= {"classes": list(CLASS_NAMES), "note": f"The same text at every checkpoint. {note}{rule}"}
     columns = _columns(documents, place, nll, keep or None)
     columns["cls"] = _of_tokens(documents, place, classes, lambda c: np.where(c < 0, 255, c).astype(np.uint8))
     if ref is not None:
@@ -143,14 +144,14 @@ def _mark(checkpoint: dict[str, Any]) -> str:
     return str(checkpoint["model"]) if step is None else f"{checkpoint['model']}, step {step:,}"
 
 
-def top_fraction(score: Array, ratio: float) -> Array:
-    """uint8, 1 for the floor(ratio * n + 0.5) largest of the n scores that are not NaN; ties go to the earlier token."""
-    flat = score.reshape(-1).astype(np.float32)
-    valid = np.flatnonzero(~np.isnan(flat))
-    count = max(1, int(ratio * len(valid) + 0.5)) if len(valid) else 0
-    keep = np.zeros(len(flat), np.uint8)
-    keep[valid[np.argsort(-flat[valid], kind="stable")[:count]]] = 1
-    return keep.reshape(score.shape)
+def kept(score: Array, ratio: float) -> Array:
+    """uint8 in the shape of ``score``: 1 for the top ``ratio`` of the scores that are not NaN, as the method ranks them."""
+    import torch
+
+    from ..core import top_fraction
+
+    found = torch.from_numpy(np.asarray(score, np.float32))
+    return top_fraction(found, ~found.isnan(), ratio).numpy().astype(np.uint8)
 
 
 # --- documents -------------------------------------------------------------------------------------------------------------

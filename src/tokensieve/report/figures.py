@@ -179,15 +179,15 @@ def selection_by_position(run: Run, logged: dict[str, Columns]) -> Iterator[Figu
         kept, _ = np.histogram(columns["position"][columns["keep"]], edges)
         middle, share = (edges[:-1] + edges[1:]) / 2, kept / np.maximum(count, 1)
         middle, share, count = middle[count > 0], share[count > 0], count[count > 0]
-        error = np.sqrt(share * (1 - share) / count)
-        axes.fill_between(middle, share - error, share + error, color=colours[name], alpha=0.18, linewidth=0)
+        half = 1.96 * np.sqrt(share * (1 - share) / count)
+        axes.fill_between(middle, share - half, share + half, color=colours[name], alpha=0.18, linewidth=0)
         axes.plot(middle, share, color=colours[name])
         ends.append((float(middle[-1]), float(share[-1]), name, colours[name]))
     axes.yaxis.set_major_formatter(percent)
     axes.yaxis.get_major_locator().set_params(steps=[1, 2, 5, 10], nbins=6)
     label_ends(axes, ends)
     tokens = max(len(c["step"]) for c in logged.values())
-    caption = f"Up to {tokens:,} logged tokens an arm; bands are ± one standard error of a share."
+    caption = f"Up to {tokens:,} logged tokens an arm; bands are 95 % intervals of a share, over tokens."
     yield Figure("kept-by-position", "selection", "What was kept, by position", caption, figure)
 
 

@@ -5,13 +5,13 @@ Folders are matched by the hashes in their manifests, never by the paths a run w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..layout import TOKEN_LOG, token_files, token_lines
 from ..runs import UserError, check_files, read_json, read_manifest
 
 
@@ -45,8 +45,7 @@ class Arm:
 
     def logged(self) -> dict[int, Path]:
         """step -> the file with its tokens, in order of steps."""
-        found = {int(p.stem.split("-")[1]): p for p in (self.path / "tokens").glob("step-*.parquet")}
-        return dict(sorted(found.items()))
+        return token_files(self.path)
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _read_stages(path: Path, manifest: Mapping[str, Any], stages: list[Folder], 
     evaluated = _of_kind(stages, "evaluation")
     if compared:
         evaluated = [e for e in evaluated if e.manifest["fingerprint"] == compared[0].manifest["inputs"]["evaluation"]]
-    trained = [s for s in _of_kind(stages, "model") if (s.path / "tokens.jsonl").is_file()]
+    trained = [s for s in _of_kind(stages, "model") if (s.path / TOKEN_LOG).is_file()]
     if compared:
         wanted = compared[0].manifest["inputs"]["runs"]
         by_print = {s.manifest["fingerprint"]: s for s in trained}
@@ -163,9 +162,8 @@ def _of_kind(folders: Iterable[Folder], kind: str) -> list[Folder]:
 
 
 def _arm(folder: Folder, around: list[Folder]) -> Arm:
-    lines = (folder.path / "tokens.jsonl").read_text(encoding="utf-8").splitlines()
     corpus, scores = _inputs(folder.manifest, folder.manifest["inputs"]["scores"][:1], around)
-    return Arm(folder.name, folder.path, folder.manifest, [json.loads(line) for line in lines], corpus, scores)
+    return Arm(folder.name, folder.path, folder.manifest, token_lines(folder.path), corpus, scores)
 
 
 def _dynamics(folder: Folder, around: list[Folder]) -> Dynamics:

@@ -1,20 +1,24 @@
 """One self-contained HTML file: opens from disk, asks for nothing, and runs no script but its own.
 
-Names and texts that come from folders are escaped; corpus text is only in a JSON block that the page's script reads, and
-enters the page as text. The Content-Security-Policy names script and style sheet by hash, so nothing else can run.
+The HTML is in page/*.html. Whatever a template puts in is escaped, unless it is Markup, which only this module makes. Corpus
+text is in a JSON block alone, which the page's script reads and shows as text. The Content-Security-Policy names script and
+style sheet by hash, so nothing else can run.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
-import html
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..analysis.comparison import PLUS_MINUS
 from . import svg
 from .explorer import views
 from .figures import Figure, figures
@@ -34,6 +38,21 @@ SECTIONS = {
 }
 
 
+def shown(value: object) -> str:
+    """What a template shows of a value: text whose controls are made visible, to be escaped after that; Markup as it is."""
+    return value if isinstance(value, Markup) else shown_text(str(value))
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(HERE),
+    autoescape=True,
+    undefined=StrictUndefined,  # a name that nobody hands over is an error, not an empty place on the page
+    finalize=shown,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
 def write(
     runs: Sequence[Run], out: Path, figure_folder: Path, *, max_tokens: int = 1_000_000, max_bytes: int = 20_000_000
 ) -> None:
@@ -42,50 +61,41 @@ def write(
 
     from ..runs import atomic_file
 
-    sections: dict[str, list[str]] = {}
+    sections: dict[str, list[Figure]] = {}
     with mpl.rc_context(RC):
         for figure in figures(runs):
             svg.save(figure.drawing, figure_folder, figure.name)
-            sections.setdefault(figure.section, []).append(_figure(figure))
+            sections.setdefault(figure.section, []).append(_inlined(figure))
     pieces = PieceTable()
-    shown = views(runs[0], pieces, max_tokens, max_bytes)
+    seen = views(runs[0], pieces, max_tokens, max_bytes)
     with atomic_file(out, "w") as f:
-        f.write(page(runs, sections, {"pieces": pieces.strings, "views": shown}))
+        f.write(page(runs, sections, {"pieces": pieces.strings, "views": seen}))
 
 
-def page(runs: Sequence[Run], sections: Mapping[str, Sequence[str]], data: Any) -> str:
-    """The HTML: ``sections`` are figures by section, ``data`` is what the explorer reads."""
+def page(runs: Sequence[Run], sections: Mapping[str, Sequence[Figure]], data: Any) -> str:
+    """The HTML: ``sections`` are figures by section, their drawings as Markup; ``data`` is what the explorer reads."""
     run = runs[0]
     script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("explorer.js", "page.css"))
     there = [key for key in SECTIONS if sections.get(key)]
-    links = [(key, SECTIONS[key][0]) for key in there] + [("explorer", "Tokens"), ("details", "What ran")]
-    if not data["views"]:
-        links = [link for link in links if link[0] != "explorer"]
-    body = [_summary(runs)]
-    body += [_section(key, *SECTIONS[key], f'<div class="figures">{"".join(sections[key])}</div>') for key in there]
-    body.append(_explorer(run) if data["views"] else _no_tokens())
-    body.append(_section("details", "What ran", "", _details(runs)))
-    return filled(
-        (HERE / "page.html").read_text(encoding="utf-8"),
+    tokens = [("explorer", "Tokens")] if data["views"] else []
+    return TEMPLATES.get_template("page.html").render(
         policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'",
-        title=text(f"{run.name}: tokensieve report"),
-        style=style,
-        nav="".join(f'<a href="#{key}">{text(name)}</a>' for key, name in links),
-        body="\n".join(body),
-        data=embedded(data),
-        script=script,
+        title=f"{run.name}: tokensieve report",
+        style=Markup(style),  # ours; escaped, its hash in the policy would not be that of what the browser reads
+        nav=[*((key, SECTIONS[key][0]) for key in there), *tokens, ("details", "What ran")],
+        headline=_headline(run),
+        verdict=verdict(runs),
+        run_facts=_facts(runs),
+        arms=_arms(runs) if run.rows else None,
+        sections=[(key, *SECTIONS[key], sections[key]) for key in there],
+        has_tokens=bool(data["views"]),
+        stages=_stages(run),
+        trainings=_trainings(run),
+        versions=list(run.manifest["versions"].items()),
+        data=Markup(embedded(data)),  # a script element is read raw, and nothing in this can end it
+        script=Markup(script),  # ours, by hash as the style sheet
     )
-
-
-def filled(template: str, **parts: str) -> str:
-    """``{{name}}`` replaced by its part, once and in one pass, so that a part may hold what looks like a placeholder."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], template)
-
-
-def text(value: object) -> str:
-    """Any value as HTML text: escaped, and what a page would obey or hide made visible."""
-    return html.escape(shown_text(str(value)))
 
 
 def embedded(data: Any) -> str:
@@ -100,30 +110,22 @@ def _hash(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------------
+# --- what the templates are given ------------------------------------------------------------------------------------------
 
 
-def _section(key: str, title: str, lead: str, content: str) -> str:
-    said = f'<p class="lead">{text(lead)}</p>' if lead else ""
-    return f'<section id="{key}"><h2>{text(title)}</h2>{said}{content}</section>'
-
-
-def _figure(figure: Figure) -> str:
+def _inlined(figure: Figure) -> Figure:
+    """The figure, its drawing as an ``<svg>`` element."""
     drawing = svg.inline(figure.drawing, figure.name, f"{figure.title}. {figure.caption}")
-    caption = f"<figcaption>{text(figure.caption)}</figcaption>"
-    return f'<figure id="figure-{text(figure.name)}"><h3>{text(figure.title)}</h3>{drawing}{caption}</figure>'
+    return dataclasses.replace(
+        figure, drawing=Markup(drawing)
+    )  # serialised from known elements, its text escaped by that
 
 
-def _summary(runs: Sequence[Run]) -> str:
-    run = runs[0]
-    parts = [f"<h1>{text(_headline(run))}</h1>"]
-    parts += [f'<p class="verdict" id="verdict">{text(verdict(runs))}</p>', _facts(runs)]
-    if run.rows:
-        heads, rows = arms_table(runs)
-        spread = f" Means over {len(runs)} seeds ± standard error." if len(runs) > 1 else " One seed."
-        note = "nll in nats a token on the target; FLOPs are those that an ideal implementation needs."
-        parts.append(f"<section><h2>Arms</h2>{_table(heads, rows)}<p class='note'>{text(note + spread)}</p></section>")
-    return "\n".join(parts)
+def _arms(runs: Sequence[Run]) -> dict[str, Any]:
+    heads, rows = arms_table(runs)
+    spread = f"Means over {len(runs)} seeds; {PLUS_MINUS}." if len(runs) > 1 else "One seed."
+    note = f"nll in nats a token on the target; FLOPs are those that an ideal implementation needs. {spread}"
+    return {"heads": heads, "rows": rows, "note": note}
 
 
 def _headline(run: Run) -> str:
@@ -131,7 +133,7 @@ def _headline(run: Run) -> str:
     return f"{run.name}: {', '.join(names)}" if len(names) < 6 else run.name
 
 
-def _facts(runs: Sequence[Run]) -> str:
+def _facts(runs: Sequence[Run]) -> list[tuple[str, object]]:
     run = runs[0]
     facts: list[tuple[str, object]] = [("run", run.name), ("seed" if len(runs) == 1 else "seeds", _seeds(runs))]
     if run.arms:
@@ -144,9 +146,8 @@ def _facts(runs: Sequence[Run]) -> str:
     if run.target:
         tokens = next((r["tokens"] for r in run.results if r["set"] == run.target and r["on"] == run.on), 0)
         facts.append(("target set", f"{run.target}, {tokens:,} tokens"))
-    versions = run.manifest["versions"]
-    facts.append(("tokensieve", _version(versions)))
-    return _list(facts)
+    facts.append(("tokensieve", _version(run.manifest["versions"])))
+    return facts
 
 
 def _seeds(runs: Sequence[Run]) -> str:
@@ -159,73 +160,18 @@ def _version(versions: Mapping[str, str]) -> str:
     return ", ".join(filter(None, [versions.get("tokensieve"), revision and f"revision {revision[:10]}{changed}"]))
 
 
-def _list(facts: Iterable[tuple[str, object]]) -> str:
-    items = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts)
-    return f'<dl class="facts">{items}</dl>'
+def _stages(run: Run) -> list[tuple[str, str, str]]:
+    """name, verb and fingerprint of each stage; none of a training run alone."""
+    stages = run.manifest.get("stages", {})
+    return [(name, s["verb"], s["fingerprint"].removeprefix("sha256:")[:16]) for name, s in stages.items()]
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> str:
-    head = "".join(f"<th scope='col'>{text(h)}</th>" for h in heads)
-    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table class="{kind}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _details(runs: Sequence[Run]) -> str:
-    run = runs[0]
-    parts = []
-    if stages := run.manifest.get("stages"):
-        rows = [(name, s["verb"], s["fingerprint"].removeprefix("sha256:")[:16]) for name, s in stages.items()]
-        parts.append("<h3>Stages</h3>" + _table(["stage", "verb", "fingerprint"], rows, "words"))
-    arms = [(a.name, _told(a.manifest["config"]["objective"]), a.summary["scope"],
+def _trainings(run: Run) -> list[tuple[object, ...]]:
+    return [(a.name, _told(a.manifest["config"]["objective"]), a.summary["scope"],
              a.summary["steps"], f"{a.summary['seconds']:,.0f}") for a in run.arms]  # fmt: skip
-    parts.append("<h3>Training</h3>" + _table(["arm", "objective", "scope", "steps", "seconds"], arms, "words"))
-    parts.append("<h3>Versions</h3>" + _list(run.manifest["versions"].items()))
-    return "".join(f'<div class="detail">{p}</div>' for p in parts)
 
 
 def _told(objective: Mapping[str, Any]) -> str:
     """An objective in words: its name, and the fields that it was given."""
     given = (f"{k} {v}" for k, v in objective.items() if k != "name" and v not in (None, [], {}))
     return ", ".join([str(objective["name"]), *given])
-
-
-def _no_tokens() -> str:
-    said = (
-        "No tokens to show: train with token_log_every, or add a dynamics stage. A training run that stands alone also needs "
-        "its corpus."
-    )
-    return _section("explorer", "Tokens", said, "")
-
-
-def _explorer(run: Run) -> str:
-    def select(name: str, label: str) -> str:
-        return f'<label>{label}<select id="{name}"></select></label>'
-
-    controls = (
-        select("view", "what")
-        + select("mode", "colour by")
-        + '<label class="steps"><span>step: <output id="frame"></output></span><input id="step" type="range" min="0" value="0">'
-        + '</label><label class="check"><input id="every" type="checkbox">every step</label>'
-        + select("source", "source")
-        + select("kept", "kept")
-        + select("class", "class")
-        + '<label>search<input id="search" type="search" autocomplete="off" spellcheck="false"></label>'
-        + select("sort", "sort by")
-    )
-    keys = (
-        "Point at a token, or focus the text and use ← and →; with shift they jump from hit to hit. [ and ] move through the "
-        "steps."
-    )
-    return _section(
-        "explorer",
-        "Tokens",
-        "The text itself, a colour for every token.",
-        f'<div class="controls">{controls}</div><div class="legend" id="legend"></div>'
-        '<div class="stage"><div class="pane" id="pane" tabindex="0" role="group" aria-label="Documents, token by token">'
-        '<p class="empty" id="empty" hidden>No passage fits these filters.</p><div class="sheet" id="sheet"></div></div>'
-        f'<aside class="card" id="card" aria-live="polite"><p class="note">{text(keys)}</p></aside></div>'
-        '<p class="note"><span id="count" role="status"></span>. <span id="note"></span></p>',
-    )

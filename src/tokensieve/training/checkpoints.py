@@ -19,6 +19,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from ..layout import TOKEN_LOG, checkpoints, step_of
 from ..runs import (
     MANIFEST,
     UserError,
@@ -31,8 +32,7 @@ from ..runs import (
     write_manifest,
 )
 
-KIND, PREFIX, DAMAGED = "checkpoint", "checkpoint-", "damaged-"
-TOKEN_LOG = "tokens.jsonl"
+KIND, DAMAGED = "checkpoint", "damaged-"
 # Without these a run would go on with a new optimizer, or with the learning rate schedule from its start.
 NEEDED = ("trainer_state.json", "scheduler.pt")
 
@@ -56,12 +56,7 @@ class Split:
 
 def numbered(run: Path) -> list[Path]:
     """The run's ``checkpoint-N`` folders, by N."""
-    found = [p for p in run.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit()]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    return list(checkpoints(run).values())
 
 
 def unseal(checkpoint: Path) -> None:

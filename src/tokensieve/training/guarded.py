@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
+from ..layout import checkpoint as checkpoint_folder
+from ..layout import step_of
 from ..runs import MANIFEST, Stopped, UserError, read_json, writing
-from .checkpoints import PREFIX, Split, check_split, last_good, log_bytes, numbered, seal, step_of, unseal, verify
+from .checkpoints import Split, check_split, last_good, log_bytes, numbered, seal, unseal, verify
 from .dry_step import dry_step, out_of_memory
 from .guards import GuardConfig, NonFinite, all_finite, broken_names, describe, write_record
 from .step import StepState, packed
@@ -120,7 +122,7 @@ class Guarded(Trainer):
         self.finish_seal()
         self.flush_token_log()
         self._check_model()
-        checkpoint = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
+        checkpoint = checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
         sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()
         limit, only_model = self.args.save_total_limit, self.args.save_only_model
         self.args.save_total_limit = None

@@ -5,6 +5,7 @@ Neither carries a clock, so that two equal runs write equal files; times go to `
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..core import random_uniform
+from ..layout import TIMES, TOKEN_LOG, log_lines, token_file, token_files
 from ..modeling.flops import TokenFlops
-from ..runs import atomic_file
+from ..runs import UserError, atomic_file
 from .step import Totals, unpacked
 
 
@@ -136,16 +138,16 @@ class TokenLog:
         if not lines:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        _append(self.folder / "tokens.jsonl", lines)
+        _append(self.folder / TOKEN_LOG, lines)
         seconds = round(time.monotonic() - self.started, 3)
-        _append(self.folder / "times.jsonl", [{"process": self.process, "step": lines[-1]["step"], "seconds": seconds}])
+        _append(self.folder / TIMES, [{"process": self.process, "step": lines[-1]["step"], "seconds": seconds}])
 
     def rewind(self, step: int, *, write: bool) -> None:
         """Go back to a checkpoint's step: later lines were written by a run that did not get to save. Restores the sums."""
         self.pending.clear()  # of a training that was interrupted in this process
-        self.process = 1 + max((line["process"] for line in _read_lines(self.folder / "times.jsonl")), default=0)
+        self.process = 1 + max((line["process"] for line in _read_lines(self.folder / TIMES)), default=0)
         self.started = time.monotonic()
-        path = self.folder / "tokens.jsonl"
+        path = self.folder / TOKEN_LOG
         lines = _read_lines(path, step)
         last: dict[str, Any] = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}
         self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
@@ -155,9 +157,8 @@ class TokenLog:
         if write and path.exists():
             with atomic_file(path, "w") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines)
-            for late in (self.folder / "tokens").glob("step-*.parquet"):
-                if int(late.stem.split("-")[1]) > step:
-                    late.unlink()
+            for late in (file for at, file in token_files(self.folder).items() if at > step):
+                late.unlink()
 
     def samples(self, step: int) -> bool:
         """Whether this step's rows are logged token by token."""
@@ -187,7 +188,7 @@ def write_sample(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> 
         "nll": np.concatenate([r["nll"] for r in rows] or [np.empty(0, np.float32)]).astype(np.float32),
         "keep": np.concatenate([r["keep"] for r in rows] or [np.empty(0, bool)]).astype(bool),
     }
-    with atomic_file(folder / "tokens" / f"step-{step:08d}.parquet") as f:
+    with atomic_file(token_file(folder, step)) as f:
         pq.write_table(pa.table(columns), f)
 
 
@@ -201,17 +202,11 @@ def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def _read_lines(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
     """The lines of a log up to a step. What a kill cut short or damaged ends it: a good checkpoint vouches for its own part."""
     lines: list[dict[str, Any]] = []
-    if not path.exists():
-        return lines
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    for text in whole.splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if line["step"] > last_step:
-            break
-        lines.append(line)
+    with contextlib.suppress(UserError):
+        for line in log_lines(path, live=True):
+            if line["step"] > last_step:
+                break
+            lines.append(line)
     return lines
 
 

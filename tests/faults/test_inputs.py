@@ -159,9 +159,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "number: rows of a forward": (f"{SCORE} --batch_rows -1", "batch_rows must be at least 0"),
     "number: a column twice": (f"{SCORE} --columns ref_nll ref_nll", "columns: one is named twice"),
     "number: token log below 0": (f"{TRAIN} --token_log_every -1", "must be at least 0"),
-    "number: lora.r of abc": (f"{TRAIN} --lora.r abc", "lora: r: a whole number is needed, not abc"),
+    "number: lora.r of abc": (f"{TRAIN} --lora.r abc", "lora.r: a whole number is needed, not abc"),
     "number: lora.r of 0": (f"{TRAIN} --lora.r 0", "`r` should be a positive integer"),
-    "number: lora's bias": (f"{TRAIN} --lora.bias nope", "lora: bias: one of none, all, lora_only is needed, not nope"),
+    "number: lora's bias": (f"{TRAIN} --lora.bias nope", "lora.bias: one of none, all, lora_only is needed, not nope"),
     # what does something else here, or nothing
     "not supported: DeepSpeed": (f"{TRAIN} --training.deepspeed x.json", "DeepSpeed owns the gradients"),
     "not supported: uploads": (f"{TRAIN} --training.push_to_hub true", "nothing is uploaded by a run"),

@@ -220,7 +220,7 @@ WRONG = {
     "prepare --out {tmp}/out --sources '[{{pth: x}}]'": "sources.0: unknown field 'pth', did you mean 'path'?",
     "prepare --out {tmp}/out --sources [x]": "sources.0: a mapping, as {name: value}, is needed, not x",
     "prepare --out {tmp}/out --sources '[{{name: x}}]'": "sources.0: missing: path",
-    "prepare --out {tmp}/out --sources '[{{path: x, split: [a, b]}}]'": "sources.0.split.0: a number is needed, not a; sources.0",
+    "prepare --out {tmp}/out --sources '[{{path: x, split: [a, b]}}]'": "sources.0.split.0: a number is needed, not a; sources",
     "show {rho1} --corpus {corpus} --row x": "row: a whole number or null is needed, not x",
     "run": "missing: recipe",
     # the objective

@@ -150,7 +150,8 @@ def fits(value: Any, hint: Any) -> bool:
 
 def needed(hint: Any) -> str:
     """A type in words: ``a whole number or null``."""
-    return " or ".join(dict.fromkeys(_words(member) for member in members(hint)))
+    kinds = [m for m in members(hint) if not (_is_enum(m) and str in members(hint))]  # any text is: its owner will say
+    return " or ".join(dict.fromkeys(map(_words, kinds)))
 
 
 def _member(value: Any, hint: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from ..runs import UserError
 
 MAX_YAML_VALUES = 100_000  # with every alias written out: a few lines of aliases of aliases can stand for billions
-FLOATS, DATES = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
+INTS, FLOATS, DATES = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 Place = tuple[str | int, ...]
 
 
@@ -111,9 +111,12 @@ def _loader() -> Any:
         pass
 
     Loader.yaml_implicit_resolvers = {
-        first: [(tag, form) for tag, form in resolvers if tag not in (FLOATS, DATES)]
+        first: [(tag, form) for tag, form in resolvers if tag not in (INTS, FLOATS, DATES)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    # Without YAML 1.1's 0123 for 83 and 12:30 for 750, which nobody means.
+    whole = r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"
+    Loader.add_implicit_resolver(INTS, re.compile(whole), list("-+0123456789"))
     number = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)"
     plain, special = r"[-+]?[0-9][0-9_]*\.[0-9_]*|[-+]?\.[0-9]+", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
     form = rf"^(?:{number}[eE][-+]?[0-9]+|{plain}|{special})$"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runs import UserError
-from .fields import WrongFields, all_of, from_fields, hints_of, item_class, unknown
+from .fields import WrongFields, all_of, from_fields, unknown
+from .hints import hints_of, item_class
 from .yaml_text import read_yaml
 
 __all__ = [

@@ -11,26 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import enum
-import inspect
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ..runs import UserError
+from .hints import fits, hints_of, is_dataclass, is_enum, member_for, needed, parameters
 from .yaml_text import Place, read_value
 
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list, as [a, b],",
-    dict: "a mapping, as {name: value},",
-    type(None): "null",
-}
 MAX_SHOWN = 200
 
 
@@ -107,98 +96,6 @@ def unknown(name: str, names: Iterable[str], what: str = "field") -> str:
     return f"unknown {what} {name!r}" + (f"; there are {', '.join(names)}" if 0 < len(names) <= 16 else "")
 
 
-# --- types ---------------------------------------------------------------------------------------------------------------
-
-
-def hints_of(make: Any) -> dict[str, Any]:
-    """Name -> type of each field of a dataclass or parameter of a function, in order."""
-    hints = typing.get_type_hints(make)
-    return {name: hints.get(name, Any) for name in _parameters(make)}
-
-
-def _parameters(make: Any) -> dict[str, inspect.Parameter]:
-    found = inspect.signature(make).parameters
-    return {name: p for name, p in found.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union; one that is none, alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def item_class(hint: Any) -> Any:
-    """The dataclass in a type, as SourceConfig in ``list[SourceConfig]``; None if there is none."""
-    inner = (t for member in members(hint) for t in (member, *typing.get_args(member)))
-    return next((t for t in inner if _is_dataclass(t)), None)
-
-
-def item_hint(hint: Any, key: str | int) -> Any:
-    """The type of what stands at ``key`` in a value of this type; Any where it does not say."""
-    for member in members(hint):
-        args = typing.get_args(member)
-        if _is_dataclass(member) and key in (hints := hints_of(member)):
-            return hints[key]
-        if typing.get_origin(member) in (list, dict):
-            return args[-1]
-    return Any
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of this type by its outside; what a list, mapping or dataclass holds is another question."""
-    return _member(value, hint) is not None
-
-
-def needed(hint: Any) -> str:
-    """A type in words: ``a whole number or null``."""
-    kinds = [m for m in members(hint) if not (_is_enum(m) and str in members(hint))]  # any text is: its owner will say
-    return " or ".join(dict.fromkeys(map(_words, kinds)))
-
-
-def _member(value: Any, hint: Any) -> Any:
-    return next((member for member in members(hint) if _is_a(value, member)), None)
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    origin, args = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin is Any:
-        return True
-    if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in args)
-    if origin is float:
-        return type(value) is float or (type(value) is int and value.bit_length() < 1024)
-    if origin in (int, bool, str):
-        return type(value) is origin  # true is no 1
-    if origin is list:
-        return isinstance(value, (list, tuple))
-    if origin is tuple:
-        return isinstance(value, (list, tuple)) and (len(value) == len(args) or Ellipsis in args or not args)
-    if _is_enum(origin):
-        return isinstance(value, origin) or value in [choice.value for choice in origin]
-    if _is_dataclass(origin):
-        return isinstance(value, (origin, Mapping))
-    return inspect.isclass(origin) and isinstance(value, origin)
-
-
-def _words(kind: Any) -> str:
-    origin, args = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin is Literal or _is_enum(origin):
-        choices = [str(c) for c in args] if origin is Literal else [str(c.value) for c in origin]
-        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
-    if origin is tuple and args and Ellipsis not in args:
-        return f"a list of {len(args)}"
-    if _is_dataclass(origin):
-        origin = dict
-    return KINDS.get(list if origin is tuple else origin, getattr(origin, "__name__", str(origin)))
-
-
-def _is_dataclass(kind: Any) -> bool:
-    return inspect.isclass(kind) and dataclasses.is_dataclass(kind)
-
-
-def _is_enum(kind: Any) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, enum.Enum)
-
-
 # --- values --------------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +109,7 @@ class _Check:
     def fields(self, make: Any, given: Mapping[str, Any], place: Place) -> Any:
         """``make(**given)``; None if there is something wrong."""
         before, hints, made = len(self.wrong), hints_of(make), {}
-        needs = [name for name, p in _parameters(make).items() if p.default is p.empty]
+        needs = [name for name, p in parameters(make).items() if p.default is p.empty]
         for name, value in given.items():
             if name not in hints:
                 self.wrong.append(Wrong(place, unknown(str(name), hints), key=str(name)))
@@ -231,10 +128,10 @@ class _Check:
             self.wrong.append(Wrong(place, " ".join(str(e).split())))
 
     def value(self, value: Any, hint: Any, place: Place) -> Any:
-        kind = _member(value, hint)
+        kind = member_for(value, hint)
         if kind is None and isinstance(value, str):
             said = read_value(value)
-            kind, value = (found, said) if (found := _member(said, hint)) is not None else (None, value)
+            kind, value = (found, said) if (found := member_for(said, hint)) is not None else (None, value)
         if kind is None:
             self.wrong.append(Wrong(place, f"{needed(hint)} is needed, not {_shown(value)}"))
         elif self.filled and isinstance(value, str) and (fault := _text_fault(value)):
@@ -248,9 +145,9 @@ class _Check:
         origin, args = typing.get_origin(kind) or kind, typing.get_args(kind)
         if origin is float:
             return float(value)
-        if _is_enum(origin):
+        if is_enum(origin):
             return origin(value)
-        if _is_dataclass(origin):
+        if is_dataclass(origin):
             return self.fields(origin, value, place) if isinstance(value, Mapping) else value
         if origin is tuple and args:
             each = args if Ellipsis not in args else args[:1] * len(value)

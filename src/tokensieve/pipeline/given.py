@@ -13,7 +13,8 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .fields import Wrong, WrongFields, fits, from_fields, hints_of, item_class, item_hint, members, unknown
+from .fields import Wrong, WrongFields, from_fields, unknown
+from .hints import fits, hints_of, item_class, item_hint, members
 from .yaml_text import Place, read_value, read_yaml_lines, written
 
 NOT_IN_A_FILE = "allow_code"

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .pipeline.config import check_filled, class_parser, describe_fields, explain, one_line, read_yaml, unknown
+from .pipeline.config import WrongFields, describe_fields, one_line, unknown
+from .pipeline.given import Given
 from .pipeline.verbs import VERBS, Verb
 from .runs import Stopped, UserError
 
@@ -100,35 +101,25 @@ def usage(verb: str) -> str:
     )
 
 
-def parser(verb: str) -> Any:
-    """The argument parser of one verb, built from its config dataclass."""
-    made = class_parser(VERBS[verb].config_class(), prog=f"tokensieve {verb}", allow_abbrev=False)
-    made.add_argument("--config", action="config", help="YAML file with these fields; later arguments win")
-    return made
+def given(verb: str, arguments: Sequence[str]) -> Given:
+    """What the words after the verb say of its fields."""
+    return Given(VERBS[verb].config_class(), list(spelled_out(VERBS[verb], arguments)))
 
 
 def _run(verb: str, arguments: list[str]) -> int:
-    from jsonargparse import ArgumentError
-
-    as_json, config_class = "--json" in arguments, VERBS[verb].config_class()
-    arguments = list(spelled_out(VERBS[verb], [a for a in arguments if a != "--json"]))
-    arguments.sort(key=lambda word: word.startswith("--print_config"))  # before a --config it would print half of it
-    _check_config_files(arguments, config_class)
-    made = parser(verb)
-    try:
-        fields = vars(made.instantiate(made.parse_args(arguments)))
-    except SystemExit as e:  # --print_config has printed
-        return int(e.code or 0)
-    except (ArgumentError, TypeError, ValueError) as e:
-        raise UserError(explain(e, config_class)) from None
-    except RecursionError:
-        raise UserError("a value on the command line is nested too deep") from None
-    fields.pop("config", None)
-    config = config_class(**fields)
-    check_filled(config)
+    switches = [a for a in arguments if a in ("--json", "--print_config", "--print-config")]
+    told = given(verb, [a for a in arguments if a not in switches])
+    if set(switches) - {"--json"}:
+        print(told.printed())
+        return 0
+    config = told.config()
     if not _works_here(verb):
         return 0
-    _tell(verb, VERBS[verb].runner()(config), as_json)
+    try:
+        result = VERBS[verb].runner()(config)
+    except WrongFields as e:
+        raise told.located(e) from None
+    _tell(verb, result, "--json" in switches)
     return 0
 
 
@@ -176,21 +167,6 @@ def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
 
 def _is_switch(value: str) -> bool:
     return value.lower() in ("true", "false", "yes", "no", "on", "off", "null")
-
-
-def _check_config_files(arguments: Sequence[str], config_class: Any) -> None:
-    """Name the file and the line where a config file is at fault: the parser only names the field."""
-    names = [f.name for f in dataclasses.fields(config_class)]
-    for i, word in enumerate(arguments):
-        if (word == "--config" and i + 1 < len(arguments)) or word.startswith("--config="):
-            path = word.removeprefix("--config=") if "=" in word else arguments[i + 1]
-            for key in read_yaml(path):
-                if str(key).split(".")[0] not in names:
-                    raise UserError(f"{path}: {unknown(str(key), names)}")
-                if key == "allow_code":
-                    raise UserError(
-                        f"{path}: allow_code: a file cannot allow this to itself, give it on the command line"
-                    )
 
 
 def _tell(verb: str, result: Any, as_json: bool) -> None:

@@ -159,9 +159,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "number: rows of a forward": (f"{SCORE} --batch_rows -1", "batch_rows must be at least 0"),
     "number: a column twice": (f"{SCORE} --columns ref_nll ref_nll", "columns: one is named twice"),
     "number: token log below 0": (f"{TRAIN} --token_log_every -1", "must be at least 0"),
-    "number: lora.r of abc": (f"{TRAIN} --lora.r abc", "lora: r: a whole number is needed, not abc"),
+    "number: lora.r of abc": (f"{TRAIN} --lora.r abc", "lora.r: a whole number is needed, not abc"),
     "number: lora.r of 0": (f"{TRAIN} --lora.r 0", "`r` should be a positive integer"),
-    "number: lora's bias": (f"{TRAIN} --lora.bias nope", "lora: bias: one of none, all, lora_only is needed, not nope"),
+    "number: lora's bias": (f"{TRAIN} --lora.bias nope", "lora.bias: one of none, all, lora_only is needed, not nope"),
     # what does something else here, or nothing
     "not supported: DeepSpeed": (f"{TRAIN} --training.deepspeed x.json", "DeepSpeed owns the gradients"),
     "not supported: uploads": (f"{TRAIN} --training.push_to_hub true", "nothing is uploaded by a run"),
@@ -333,3 +333,28 @@ def test_a_corpus_named_twice_is_not_disjoint_from_itself(tiny: Any, tokensieve:
     """The two were one key of a dict, so that there was nothing to compare, and "no document stands in two of 2 corpora"."""
     done = tokensieve("check", tiny.corpus, tiny.corpus, "--disjoint")
     assert (done.code, "folders: one is named twice" in done.error) == (2, True)
+
+
+def test_all_stages_of_a_recipe_at_once(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """A recipe with a typo in each of three stages took three starts; @stage of a faulty one was another error."""
+    (tmp_path / "r.yaml").write_text(
+        f"""stages:
+  text: {{verb: prepare, sources: [{{path: x, split: [0, x]}}, {{pth: x}}], lenght: 3}}
+  base: {{verb: train, corpus: "@text", model: m, training: {{max_step: 3, learning_rate: fast}}, objective: {{nam: clm}}}}
+  good: {{verb: score, corpus: "@text", model: {tiny.base}}}
+  nope: {{verb: scroe}}
+"""
+    )
+    done = tokensieve("run", tmp_path / "r.yaml")
+    assert done.code == 2
+    assert done.error.removeprefix("tokensieve run: error: ").split("; r.yaml: ") == [
+        "r.yaml: stage text: sources.0.split.1: a number is needed, not x",
+        "stage text: sources.1: unknown field 'pth', did you mean 'path'?",
+        "stage text: sources.1: missing: path",
+        "stage text: unknown field 'lenght', did you mean 'length'?",
+        "stage base: objective: unknown field 'nam'",
+        "stage base: training: unknown field 'max_step', did you mean 'max_steps'?",
+        "stage base: training.learning_rate: a number is needed, not fast",
+        "stage nope: unknown verb 'scroe', did you mean 'score'?",
+    ]
+    assert not (tmp_path / "runs").exists()

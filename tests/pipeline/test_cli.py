@@ -23,9 +23,8 @@ from tokensieve.runs import UserError, write_manifest
 
 
 def parsed(verb: str, *arguments: str) -> Any:
-    """The fields that a command line comes to."""
-    made = cli.parser(verb)
-    return made.parse_args(list(cli.spelled_out(VERBS[verb], arguments)))
+    """The config that a command line comes to."""
+    return cli.given(verb, arguments).config()
 
 
 # --- help --------------------------------------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ def test_what_stands_after_a_config_file_wins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_print_config_is_whole_wherever_it_stands(first: bool, tmp_path: Path, tokensieve: Any) -> None:
-    """jsonargparse prints a config that stands before --config with only the fields of that file."""
+    """The parser of before printed a config that stood before --config with only the fields of that file."""
     path = tmp_path / "train.yaml"
     path.write_text("{out: x, corpus: c, model: {model_type: llama}}")
     arguments = ["--config", path, "--seed", "3", "--json"]
@@ -218,25 +217,25 @@ WRONG = {
     f"{TRAIN} stray": "stands behind no --field",
     "evaluate --out x --models.a {base} --sets.t {target} --checkpoint": "unknown field 'checkpoint', did you mean",
     "evaluate --out x --models.a {base} --sets.t {target} --checkpoints maybe": "checkpoints: true or false is needed",
-    "prepare --out {tmp}/out --sources '[{{pth: x}}]'": "sources: unknown field 'pth', did you mean 'path'?",
-    "prepare --out {tmp}/out --sources [x]": "sources: a mapping, as {name: value}, is needed, not x",
-    "prepare --out {tmp}/out --sources '[{{name: x}}]'": "sources: missing: path",
-    "prepare --out {tmp}/out --sources '[{{path: x, split: [a, b]}}]'": "sources.split: a number is needed, not a",
+    "prepare --out {tmp}/out --sources '[{{pth: x}}]'": "sources.0: unknown field 'pth', did you mean 'path'?",
+    "prepare --out {tmp}/out --sources [x]": "sources.0: a mapping, as {name: value}, is needed, not x",
+    "prepare --out {tmp}/out --sources '[{{name: x}}]'": "sources.0: missing: path",
+    "prepare --out {tmp}/out --sources '[{{path: x, split: [a, b]}}]'": "sources.0.split.0: a number is needed, not a; sources",
     "show {rho1} --corpus {corpus} --row x": "row: a whole number or null is needed, not x",
     "run": "missing: recipe",
     # the objective
     f"{TRAIN} --objective.name rho": "unknown objective 'rho': one of clm, random, rho1",
     f"{TRAIN} --objective.name random --objective.ratio 0": "ratio is 0.0, it must be in (0, 1]",
     f"{TRAIN} --objective.name random --objective.ratio 1.2": "ratio is 1.2, it must be in (0, 1]",
-    f"{TRAIN} --objective.name random --objective.ratio abc": "objective: ratio: a number is needed, not abc",
-    f"{TRAIN} --objective.name random --objective.scope bach": "objective: scope: one of sequence, batch, step is needed",
+    f"{TRAIN} --objective.name random --objective.ratio abc": "objective.ratio: a number is needed, not abc",
+    f"{TRAIN} --objective.name random --objective.scope bach": "objective.scope: one of sequence, batch, step is needed",
     f"{TRAIN} --objective.name random --objective.ratoi 0.5": "objective: unknown field 'ratoi', did you mean 'ratio'?",
     f"{TRAIN} --objective.name rho1": "scores: the objective needs the column 'ref_nll'",
     f"{TRAIN} --objective.name nope:x": "'nope:x' is code to be imported and called: if you trust it, add --allow_code",
     f"{TRAIN} --allow-code --objective.name nope:x": "cannot be imported",
     # TrainingArguments
     f"{TRAIN} --training.learning_rat 1": "training: unknown field 'learning_rat', did you mean 'learning_rate'?",
-    f"{TRAIN} --training.learning_rate abc": "training: learning_rate: a number is needed, not abc",
+    f"{TRAIN} --training.learning_rate abc": "training.learning_rate: a number is needed, not abc",
     f"{TRAIN} --training.save_strategy sometimes": "training: sometimes is not a valid SaveStrategy",
     f"{TRAIN} --training.output_dir x": "training.output_dir follows from the field out",
     f"{TRAIN} --training.max_steps 0": "leave no step to do",
@@ -269,7 +268,7 @@ WRONG = {
     "train --config {tmp}/empty.yaml": "empty.yaml: a mapping of names to values is needed, this is empty",
     "train --config {tmp}/list.yaml": "list.yaml: a mapping of names to values is needed, this is a list",
     "train --config {tmp}/broken.yaml": "broken.yaml is not valid YAML",
-    "train --config={tmp}/typo.yaml": "typo.yaml: unknown field 'korpus', did you mean 'corpus'?",
+    "train --config={tmp}/typo.yaml": "typo.yaml line 1: unknown field 'korpus', did you mean 'corpus'?",
     "train --config {tmp}/twice.yaml": "twice.yaml line 3: 'out' is given twice",
 }
 
@@ -326,7 +325,7 @@ def test_a_refused_config_leaves_no_mark(tiny: Any, tokensieve: Any, tmp_path: P
 
 
 def test_values_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """jsonargparse imports, and calls, whatever a ``class_path`` in a config names: a recipe could run code."""
+    """The parser of before imported, and called, whatever a ``class_path`` in a config named: a recipe could run code."""
     (tmp_path / "evil_module.py").write_text("class Evil:\n    def __init__(self, **kw): raise SystemExit('ran')\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()

@@ -100,6 +100,11 @@ def objective(name: str, **options: Any) -> Objective:
         raise ValueError(f"objective {name!r}: {e}") from None
     if not isinstance(made, Objective):
         raise ValueError(f"objective {name!r} gave {type(made).__name__}, not an Objective")
+    return with_denominator(made, denominator)
+
+
+def with_denominator(made: Objective, denominator: Any) -> Objective:
+    """The objective divided by another denominator; None: as it is. ValueError for one that does not exist or fit."""
     if denominator is None:
         return made
     return replace(made, denominator=denominator, options={**made.options, "denominator": denominator})

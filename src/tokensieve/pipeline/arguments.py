@@ -27,13 +27,12 @@ REFUSED_LORA = ("megatron_config", "megatron_core", "auto_mapping", "base_model_
 
 
 def refuse_fields(given: Mapping[str, Any]) -> None:
-    """Raise UserError for a field of TrainingArguments that is not supported here. Looks at names only: nothing is built."""
-    for name, why in REFUSED.items():
-        if given.get(name):
-            raise UserError(f"training.{name} is not supported: {why}")
+    """Raise UserError for fields of TrainingArguments that are not supported here. Looks at names only: nothing is built."""
+    refused = {name: why for name, why in REFUSED.items() if given.get(name)}
     for prefix, why in (("hub_", REFUSED["push_to_hub"]), ("trackio_", "trackio's logs stay on this machine")):
-        if names := sorted(name for name in given if name.startswith(prefix)):
-            raise UserError(f"training.{names[0]} is not supported: {why}")
+        refused |= {name: why for name in sorted(map(str, given)) if name.startswith(prefix)}
+    if refused:
+        raise UserError("; ".join(f"training.{name} is not supported: {why}" for name, why in refused.items()))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         raise UserError(f"accelerate launch was told to use DeepSpeed: {DEEPSPEED}")
 
@@ -91,12 +90,9 @@ def lora_config(lora: Mapping[str, Any]) -> Any:
         from peft import LoraConfig
     except ImportError:
         raise UserError("lora: needs peft: pip install 'tokensieve[peft]'") from None
-    if wrong := [name for name in REFUSED_LORA if name in lora]:
-        raise UserError(f"lora.{wrong[0]} is not supported")
-    try:
-        return from_fields(LoraConfig, {"task_type": "CAUSAL_LM", **lora})
-    except UserError as e:
-        raise UserError(f"lora: {e}") from None
+    if wrong := [f"lora.{name} is not supported" for name in REFUSED_LORA if name in lora]:
+        raise UserError("; ".join(wrong))
+    return from_fields(LoraConfig, {"task_type": "CAUSAL_LM", **lora}, "lora")
 
 
 def check_code(name: Any, allow_code: bool) -> None:

@@ -136,14 +136,29 @@ def load(config: RecipeConfig) -> Recipe:
             raise UserError(f"{path}: {key}: text is needed, not {source[key]}")
     out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
     _check_requirements(path, source.get("requires") or [], settings)
-    made: list[Stage] = []
-    for name, fields in stages.items():
-        made.append(_stage(path, name, fields, settings, out, made, config.allow_code))
+    made = _stages(path, stages, settings, out, config.allow_code)
     for asked, names in (("only", config.only), ("redo", [name for name in config.redo if name != "all"])):
         for name in names:
             if name not in stages:
                 raise UserError(f"{asked}: {unknown(name, stages, 'stage')}")
     return Recipe(source.get("name") or path.stem, out, tuple(made), {**source, "settings": settings})
+
+
+def _stages(
+    path: Path, stages: Mapping[Any, Any], settings: dict[str, Any], out: Path, allow_code: bool
+) -> list[Stage]:
+    """The stages; one error for all that is wrong in any of them."""
+    made, wrong = list[Stage](), list[UserError]()
+    for name, fields in stages.items():
+        try:
+            made.append(_stage(path, name, fields, settings, out, made, allow_code))
+        except UserError as e:
+            wrong.append(e)
+            verb = fields.get("verb") if isinstance(fields, dict) else None
+            made.append(Stage(str(name), str(verb), out / str(name), {}))  # a later @stage of this name is no error
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else UserError("; ".join(map(str, wrong)))
+    return made
 
 
 def _settings(path: Path, source: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

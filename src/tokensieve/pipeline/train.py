@@ -15,7 +15,8 @@ from .. import layout
 from ..runs import WORK, Stage, StaleFolder, UserError, Work, read_manifest, stage, write_json
 from . import launch
 from .arguments import check_arguments, check_code, lora_config, refuse_fields
-from .config import check_seed, class_parser, explain, from_fields, one_line
+from .config import all_of, check_seed, from_fields, one_line
+from .fields import WrongFields
 from .plan import Cost, Known
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class TrainConfig:
     model: str | dict[str, Any]
     """A Hugging Face folder or a folder that `train` wrote (continue from it), or a config (from scratch): model_type, ..."""
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "clm"})
-    """name (clm, random, rho1, or package.module:factory) and its options: ratio, scope ..."""
+    """name, one of those below or package.module:factory, and its options: ratio, scope ..."""
     scores: list[str] = field(default_factory=list)
     """Folders that `score` wrote for this corpus, where the objective needs them."""
     eval_sets: dict[str, str] = field(default_factory=dict)
@@ -196,10 +197,15 @@ def validate(config: TrainConfig) -> None:
     check_seed(config.seed)
     if config.token_log_every < 0 or config.token_log_rows < 0:
         raise UserError("token_log_every and token_log_rows must be at least 0")
-    needs = score_columns(_objective(config).needs)
+    objective, args, *_ = all_of(
+        lambda: _objective(config),
+        lambda: training_arguments(config),
+        lambda: _head(config.head),
+        lambda: None if config.lora is None else lora_config(config.lora),
+    )
+    needs = score_columns(objective.needs)
     if needs and not config.scores:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
-    args = training_arguments(config)
     check_arguments(args)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
@@ -208,24 +214,24 @@ def validate(config: TrainConfig) -> None:
             f"eval_sets: {wrong[0]!r} becomes part of a metric's name: letters, digits, '_', '-' and '.' only"
         )
     check_dtype(config.dtype)
-    _head(config.head)
     if not isinstance(config.model, str):
         model_config(config.model)
-    if config.lora is not None:
-        lora_config(config.lora)
 
 
 def _objective(config: TrainConfig) -> Objective:
     """The objective from its name and options; those of the built-in ones are checked by type."""
-    from ..core.objective import OBJECTIVES, objective
+    from ..core.objective import OBJECTIVES, objective, with_denominator
 
     options = dict(config.objective)
     name = options.pop("name", "clm")
     check_code(name, config.allow_code)
+    denominator = options.pop("denominator", None)
     try:
         if name in OBJECTIVES:
-            return from_fields(OBJECTIVES[name], options)  # type: ignore[no-any-return]
-        return objective(name, **options)
+            return with_denominator(from_fields(OBJECTIVES[name], options, "objective"), denominator)
+        return objective(name, denominator=denominator, **options)
+    except WrongFields:
+        raise
     except ValueError as e:
         raise UserError(f"objective: {e}") from None
 
@@ -233,7 +239,7 @@ def _objective(config: TrainConfig) -> Objective:
 def _head(options: Mapping[str, Any]) -> Any:
     from ..training.trainer import HeadOptions
 
-    return from_fields(HeadOptions, options)
+    return from_fields(HeadOptions, options, "head")
 
 
 def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
@@ -335,7 +341,6 @@ def training_arguments(config: TrainConfig) -> Any:
     YAML 1.1 reads ``3e-4`` as a string and ``no`` as false; both come out as they were meant.
     """
     import torch
-    from jsonargparse import ArgumentError
     from transformers import TrainingArguments
 
     fixed = {"output_dir": config.out, "seed": config.seed, "data_seed": config.seed, "run_name": Path(config.out).name}
@@ -343,17 +348,11 @@ def training_arguments(config: TrainConfig) -> Any:
         ours = "seed" if clash[0].endswith("seed") else "out"
         raise UserError(f"training.{clash[0]} follows from the field {ours}: leave it out")
     refuse_fields(config.training)
-    # The json mode: the yaml one would read the string "no" as false once more.
-    parser = class_parser(TrainingArguments, parser_mode="json")
     evaluate = {"eval_strategy": "steps", "eval_steps": 0.2} if config.eval_sets else {}
     memory = {"dataloader_pin_memory": torch.cuda.is_available()}
     given = {**TRAINING_DEFAULTS, **evaluate, **memory, **config.training, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
-    try:
-        made = parser.instantiate(parser.parse_object(given))
-        return TrainingArguments(**{name: made[name] for name in given})
-    except (ArgumentError, TypeError, ValueError, ImportError) as e:
-        raise UserError(f"training: {explain(e, TrainingArguments)}") from None
+    return from_fields(TrainingArguments, given, "training")
 
 
 def _model(config: TrainConfig, corpus: Corpus) -> Any:

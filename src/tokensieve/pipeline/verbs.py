@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..runs import UserError
-from .config import check_filled, from_fields
+from .fields import WrongFields, from_fields
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,11 @@ VERBS: dict[str, Verb] = {
 
 
 def make_config(verb: str, fields: Mapping[str, Any], where: str) -> Any:
-    """The config of ``verb`` from a mapping, every field checked by type. Raises UserError naming ``where`` and the field."""
+    """The config of ``verb`` from a mapping. Raises WrongFields: all that is wrong, each with ``where`` and its place."""
     try:
-        made = from_fields(VERBS[verb].config_class(), fields)
-        check_filled(made)
-        return made
-    except UserError as e:
-        raise UserError(f"{where}: {e}") from None
+        return from_fields(VERBS[verb].config_class(), fields, filled=True)
+    except WrongFields as e:
+        raise e.at(where) from None
 
 
 def validate(verb: str, config: Any, where: str) -> None:
@@ -142,5 +140,7 @@ def validate(verb: str, config: Any, where: str) -> None:
     try:
         if check is not None:
             check(config)
+    except WrongFields as e:
+        raise e.at(where) from None
     except UserError as e:
         raise UserError(f"{where}: {e}") from None

@@ -16,7 +16,11 @@ VOCAB, LENGTH = 97, 16
 
 
 def llama(*, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -> Any:
-    """A Llama of about 15 thousand parameters with random weights, large enough in scale that its nll vary."""
+    """A Llama of about 15 thousand parameters with random weights, large enough in scale that its nll vary.
+
+    In float64 it is float64 throughout. transformers' norm computes in float32 whatever comes in: two float64 runs that are
+    1e-15 apart may then be 6e-8 apart behind it, on one processor and not on the next.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     given = {
@@ -33,7 +37,19 @@ def llama(*, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -
         **fields,
     }
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**given)).to(dtype)
+    model = LlamaForCausalLM(LlamaConfig(**given)).to(dtype)
+    return _with_float64_norms(model) if dtype == torch.float64 else model
+
+
+def _with_float64_norms(model: Any) -> Any:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, LlamaRMSNorm):
+            same = torch.nn.RMSNorm(len(norm.weight), norm.variance_epsilon, dtype=torch.float64)
+            same.weight = norm.weight
+            model.set_submodule(name, same)
+    return model
 
 
 def mixtral() -> Any:

@@ -100,12 +100,16 @@ def test_a_large_log_sum_exp_costs_nothing(keep_logits: bool, slice_columns: int
 
 
 def test_float32_is_float32() -> None:
-    """One cast too many and the float32 path is only as good as bfloat16."""
+    """One cast too many and the float32 path is only as good as bfloat16, ten thousand times worse than naive float32.
+
+    Its products are of seven columns and naive's of all: another order of sums, 0.6 to 1.3 times the error by processor."""
     hidden_TD, weight_VD, targets_T, keep_T = make(torch.float32)
     truth = naive(hidden_TD.double(), weight_VD.double(), targets_T, keep_T)
+    of_naive = errors(naive(hidden_TD, weight_VD, targets_T, keep_T), truth)
     for keep_logits in (True, False):
-        found = errors(ours(hidden_TD, weight_VD, targets_T, keep_T, keep_logits, 7), truth)
-        assert max(found.values()) < 1e-6, found
+        of_ours = errors(ours(hidden_TD, weight_VD, targets_T, keep_T, keep_logits, 7), truth)
+        for name, error in of_ours.items():
+            assert error <= 4 * of_naive[name], (name, of_ours, of_naive)
 
 
 @pytest.mark.parametrize("dtype", LOW)

@@ -16,7 +16,8 @@ SOURCE = Path(tokensieve.__file__).parents[1]
 
 def environment(**more: str) -> dict[str, str]:
     path = os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+    threads = os.environ.get("OMP_NUM_THREADS", "1")  # as many as this process: bytes are compared between the two
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **more}
 
 
 def run_ranks(command: Sequence[str], num_ranks: int, timeout: float = 240, code: int = 0) -> list[str]:

@@ -16,11 +16,7 @@ VOCAB, LENGTH = 97, 16
 
 
 def llama(*, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -> Any:
-    """A Llama of about 15 thousand parameters with random weights, large enough in scale that its nll vary.
-
-    In float64 it is float64 throughout. transformers' norm computes in float32 whatever comes in: two float64 runs that are
-    1e-15 apart may then be 6e-8 apart behind it, on one processor and not on the next.
-    """
+    """A Llama of about 15 thousand parameters with random weights, large enough in scale that its nll vary."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     given = {
@@ -38,14 +34,17 @@ def llama(*, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -
     }
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**given)).to(dtype)
-    return _with_float64_norms(model) if dtype == torch.float64 else model
+    return in_float64(model) if dtype == torch.float64 else model
 
 
-def _with_float64_norms(model: Any) -> Any:
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+def in_float64(model: Any) -> Any:
+    """The model in float64 throughout, in place.
 
-    for name, norm in list(model.named_modules()):
-        if isinstance(norm, LlamaRMSNorm):
+    transformers' RMSNorm computes in float32 whatever comes in: two float64 runs that are 1e-15 apart may then be 6e-8 apart
+    behind it, on one processor and not on the next.
+    """
+    for name, norm in list(model.double().named_modules()):
+        if type(norm).__name__ in ("LlamaRMSNorm", "MixtralRMSNorm"):
             same = torch.nn.RMSNorm(len(norm.weight), norm.variance_epsilon, dtype=torch.float64)
             same.weight = norm.weight
             model.set_submodule(name, same)
@@ -70,7 +69,7 @@ def mixtral() -> Any:
         initializer_range=0.3,
     )
     config._experts_implementation = "eager"  # the grouped matmul has no float64
-    return MixtralForCausalLM(config).double()
+    return in_float64(MixtralForCausalLM(config))
 
 
 def rows(num_rows: int = 8, length: int = LENGTH, seed: int = 0, *, uneven: bool = True, **columns: Any) -> Dataset:

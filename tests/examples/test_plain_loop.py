@@ -30,7 +30,7 @@ def test_it_fits_on_a_page() -> None:
 
 
 def test_it_runs(plain_loop: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, modules in (("CURATED", "csv enum"), ("CORPUS", "cmd bdb"), ("HELD_OUT", "textwrap string")):
+    for name, modules in (("CURATED", "csv enum"), ("CORPUS", "cmd"), ("HELD_OUT", "textwrap string")):
         monkeypatch.setattr(plain_loop, name, modules)
     plain_loop.main()
     lines = capsys.readouterr().out.splitlines()

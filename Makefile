@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?= data/math
-# One thread a test process: two workers with two threads each on two cores are slower than two with one.
+# One thread a test process: two workers with two threads each on two cores are slower than two with one. A file's tests stay with
+# one worker (loadscope), so that what they share is made once; files in their own order, where the long ones do not come last.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help setup check test demo bench study-demo study-math mutants faults clean
+.PHONY: help setup check test test-kernels demo bench study-demo study-math mutants faults clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,7 +27,10 @@ check: setup ## lint, format and types
 	$(BIN)/mypy
 
 test: setup ## the test suite: offline, on CPU
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow' --durations=10
+
+test-kernels: setup ## the numerical tests under other instruction sets, with one thread and two
+	$(TEST_ENV) $(BIN)/python tests/kernels/run.py
 
 demo: setup ## the whole method on text found on this machine; leaves runs/demo
 	$(BIN)/tokensieve demo

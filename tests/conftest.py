@@ -1,11 +1,12 @@
-"""Settings of every test process: offline, one thread, the same examples on every run."""
+"""Settings of every test process: offline, one thread unless asked for more, the same examples on every run."""
 
 import os
 import sys
 from pathlib import Path
 
 # Before anything imports torch or transformers: both read these once, at import.
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test-kernels` asks for two
 
 from hypothesis import settings
 

@@ -81,13 +81,35 @@ def test_no_worse_than_float32_logits(dtype: torch.dtype, keep_logits: bool, pea
         assert error <= 1.02 * of_dense[name] + 1e-6, (name, of_ours, of_dense)
 
 
+@pytest.mark.parametrize("slice_columns", [50, 256])
+@pytest.mark.parametrize("keep_logits", [True, False])
+def test_a_large_log_sum_exp_costs_nothing(keep_logits: bool, slice_columns: int) -> None:
+    """The probability as exp(logit - (lse - log weight)): the rounding of a log-sum-exp of 80 is 4e-6 of every probability.
+
+    With hidden states this narrow and long, rounded logits cost cross-entropy 2e-7 to 4e-7, and ours 0.97 to 1.1 of that;
+    through the log-sum-exp it is 3 to 7 times as much."""
+    g = torch.Generator().manual_seed(0)
+    weight_VD, hidden_TD = torch.randn(256, 8, generator=g), 10 * torch.randn(2048, 8, generator=g)
+    targets_T, keep_T = torch.randint(0, 256, (2048,), generator=g), torch.rand(2048, generator=g) < 0.6
+    truth = naive(hidden_TD.double(), weight_VD.double(), targets_T, keep_T)
+    assert 70 < float((hidden_TD @ weight_VD.T).logsumexp(-1).mean()) < 90
+    of_naive = errors(naive(hidden_TD, weight_VD, targets_T, keep_T), truth)
+    of_ours = errors(ours(hidden_TD, weight_VD, targets_T, keep_T, keep_logits, slice_columns), truth)
+    for name, error in of_ours.items():
+        assert error <= 1.5 * of_naive[name], (name, of_ours, of_naive)
+
+
 def test_float32_is_float32() -> None:
-    """One cast too many and the float32 path is only as good as bfloat16."""
+    """One cast too many and the float32 path is only as good as bfloat16, ten thousand times worse than naive float32.
+
+    Its products are of seven columns and naive's of all: another order of sums, 0.6 to 1.3 times the error by processor."""
     hidden_TD, weight_VD, targets_T, keep_T = make(torch.float32)
     truth = naive(hidden_TD.double(), weight_VD.double(), targets_T, keep_T)
+    of_naive = errors(naive(hidden_TD, weight_VD, targets_T, keep_T), truth)
     for keep_logits in (True, False):
-        found = errors(ours(hidden_TD, weight_VD, targets_T, keep_T, keep_logits, 7), truth)
-        assert max(found.values()) < 1e-6, found
+        of_ours = errors(ours(hidden_TD, weight_VD, targets_T, keep_T, keep_logits, 7), truth)
+        for name, error in of_ours.items():
+            assert error <= 4 * of_naive[name], (name, of_ours, of_naive)
 
 
 @pytest.mark.parametrize("dtype", LOW)

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import pytest
+import tiny
 import torch
 from transformers import LlamaForCausalLM, TrainingArguments
 
@@ -29,7 +30,7 @@ def test_it_fits_on_a_page() -> None:
 
 
 def test_it_runs(plain_loop: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, modules in (("CURATED", "csv enum"), ("CORPUS", "cmd bdb"), ("HELD_OUT", "textwrap string")):
+    for name, modules in (("CURATED", "csv enum"), ("CORPUS", "cmd"), ("HELD_OUT", "textwrap string")):
         monkeypatch.setattr(plain_loop, name, modules)
     plain_loop.main()
     lines = capsys.readouterr().out.splitlines()
@@ -49,7 +50,7 @@ def test_its_three_texts_are_of_different_modules(plain_loop: Any) -> None:
 def test_its_gradients_are_the_trainers(plain_loop: Any, tmp_path: Path, ratio: float) -> None:
     """Two micro-batches of one step: the loop's gradients against one SGD step of learning rate 1 of the Trainer."""
     torch.manual_seed(0)
-    model = plain_loop.new_model(3).double()
+    model = tiny.in_float64(plain_loop.new_model(3))
     ids = torch.randint(0, 256, (8, 24))
     ref_nll = torch.rand(8, 24, dtype=torch.float64) * 8
     micro_batches = [{"input_ids": ids[i : i + 4], "ref_nll": ref_nll[i : i + 4]} for i in (0, 4)]

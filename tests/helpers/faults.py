@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ class Zygote:
         )
 
     def __call__(self, *argv: object, **faults: Any) -> Result:
+        code = self._run(argv, **faults)["code"]
+        return Result(code, self.log.read_text(errors="replace"))
+
+    def _run(self, argv: Sequence[object], **faults: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.number += 1
@@ -63,8 +68,17 @@ class Zygote:
         command = {"argv": [str(a) for a in argv], "log": str(self.log), **faults}
         self.process.stdin.write(json.dumps(command) + "\n")
         self.process.stdin.flush()
-        code = json.loads(self.process.stdout.readline())["code"]
-        return Result(code, self.log.read_text(errors="replace"))
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def ranks(self, *argv: object, size: int, signals: dict[str, list[list[int]]]) -> list[Result]:
+        """The same command as ranks 0 .. size - 1, with what torchrun sets and the signals of each rank."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        envs = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(size)]
+        codes = self._run(argv, ranks=envs, signals=signals)["codes"]
+        logs = [Path(f"{self.log}.{rank}").read_text(errors="replace") for rank in range(size)]
+        return [Result(code, log) for code, log in zip(codes, logs, strict=True)]
 
     def events(self, *argv: object, folder: Path) -> int:
         """How often an unhurt command writes below ``folder``; it must succeed."""

@@ -46,7 +46,7 @@ def _start(rank: int, size: int, port: str, script: str, arguments: list[str]) -
     sys.path.insert(0, str(Path(script).parent))
     code = 1
     try:
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         runpy.run_path(script, run_name="__main__")
         code = 0
     except BaseException:

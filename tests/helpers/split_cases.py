@@ -30,7 +30,7 @@ def lora() -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = tiny.llama()
+    model = tiny.llama(dtype=torch.float64)
     torch.manual_seed(1)
     return get_peft_model(model, config).double()
 

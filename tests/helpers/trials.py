@@ -389,17 +389,19 @@ TWO_RANKS: dict[str, object] = {
 }
 
 
-def rank_command(stand: Stand, out: Path, signals: dict[str, list[list[int]]]) -> list[str]:
-    return [str(Path(__file__).with_name("rank_train.py")), json.dumps(signals), *stand.bench.train(out, **TWO_RANKS)]
+def train_on_two_ranks(stand: Stand, out: Path, code: int, **signals: list[list[int]]) -> list[str]:
+    """What each said. ``rank_1=[[5, 15]]``: the second gets signal 15 at step 5."""
+    by_rank = {name.removeprefix("rank_"): given for name, given in signals.items()}
+    done = stand.zygote.ranks(*stand.bench.train(out, **TWO_RANKS), size=2, signals=by_rank)
+    assert [d.code for d in done] == [code, code], "\n\n".join(d.log[-3000:] for d in done)
+    return [d.log for d in done]
 
 
 def two_ranks_stopped(stand: Stand) -> Path:
     """A run of two ranks, 2 rows each, of which the second got a SIGTERM at step 5, in the middle of the first epoch."""
-    from processes import run_ranks
-
     out = stand.root / "ranks"
     if not out.exists():
-        said = run_ranks(rank_command(stand, out, {"1": [[5, 15]]}), 2, code=143)
+        said = train_on_two_ranks(stand, out, 143, rank_1=[[5, 15]])
         assert "checkpoint at step 5; start it again to go on" in said[0], said[0]
         assert "start it again" not in said[1]
     copy = stand.folder("ranks-copy")
@@ -436,11 +438,9 @@ def fewer_ranks(stand: Stand, accumulate: int) -> str | None:
 
 def same_ranks(stand: Stand) -> str | None:
     """Two ranks -> two ranks: every file as if nothing had been."""
-    from processes import run_ranks
-
     out, whole = two_ranks_stopped(stand), stand.folder("ranks-whole")
     for folder in (out, whole):
-        run_ranks(rank_command(stand, folder, {}), 2)
+        train_on_two_ranks(stand, folder, 0)
     wanted, found = outcome(whole), outcome(out)
     wrong = [name for name in wanted if found.get(name) != wanted[name]]
     return f"other {', '.join(wrong)}" if wrong else None

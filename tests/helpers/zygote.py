@@ -9,6 +9,8 @@ stdin, a line a command: {"argv": [verb, ...], "log": file, ...}    stdout, a li
     file_limit: bytes           no file may become larger (EFBIG, as ENOSPC would come)
     memory_limit: bytes         of address space, over what the process has at its start
     main: "module:function"     instead of the command line's
+    ranks: [{name: value}]      that many processes at once, each with these variables set, its own log "LOG.rank", and of
+                                the command's faults those under its rank: {"signals": {"1": ...}}; "codes" has the exit codes
 """
 
 from __future__ import annotations
@@ -135,12 +137,30 @@ def main() -> None:
 
     out = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            sys.stdin.close()
-            run(json.loads(line))
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps({"code": code}), file=out, flush=True)
+        command = json.loads(line)
+        children = [fork(of_rank) for of_rank in by_rank(command)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps({"code": codes[0], "codes": codes}), file=out, flush=True)
+
+
+def by_rank(command: dict[str, Any]) -> list[dict[str, Any]]:
+    ranks = command.pop("ranks", None)
+    if ranks is None:
+        return [command]
+    signals = command.pop("signals", {})
+    return [
+        {**command, "log": f"{command['log']}.{i}", "signals": signals.get(str(i)), "env": env}
+        for i, env in enumerate(ranks)
+    ]
+
+
+def fork(command: dict[str, Any]) -> int:
+    child = os.fork()
+    if child == 0:
+        sys.stdin.close()
+        os.environ.update(command.get("env", {}))
+        run(command)
+    return child
 
 
 if __name__ == "__main__":

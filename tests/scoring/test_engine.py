@@ -29,7 +29,7 @@ def data(num_rows: int = 7) -> Dataset:
 
 def truth(model: Any, ids: list[int]) -> tuple[list[float], list[float]]:
     """(nll, entropy) of each token of a row, one forward a prefix, in float64; the first token has none."""
-    model = copy.deepcopy(model).double().eval()
+    model = tiny.in_float64(copy.deepcopy(model)).eval()
     nll, entropy = [float("nan")], [float("nan")]
     with torch.no_grad():
         for t in range(1, len(ids)):

@@ -59,7 +59,7 @@ def lora_model() -> Any:
     peft = pytest.importorskip("peft", reason="LoRA needs peft, which is not installed")
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     torch.manual_seed(1)
-    model = peft.get_peft_model(tiny.llama(), config).double()
+    model = peft.get_peft_model(tiny.llama(dtype=torch.float64), config).double()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero to begin with: then lora_A would have no gradient
             torch.nn.init.normal_(parameter, std=0.1)

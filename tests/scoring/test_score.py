@@ -74,6 +74,69 @@ def test_scores_stand_beside_their_tokens(made: Made) -> None:
     assert joined["input_ids"][:] == corpus.rows["input_ids"][:]
 
 
+def test_columns_of_ones_own_names(made: Made, tmp_path: Path) -> None:
+    """Two models beside one corpus: with one name for both columns the second folder could not be joined."""
+    other = corpora.model_folder(tmp_path / "other", seed=5)
+    named = run(tmp_path / "named", other, made.corpus, columns={"base_nll": "nll", "base_h": "entropy"})
+    plain = run(tmp_path / "plain", other, made.corpus, columns=["ref_nll", "ref_entropy"])
+    joined, wanted = load_scored(made.corpus, made.scores, named), load_scored(made.corpus, plain)
+    assert joined.column_names[-4:] == ["ref_nll", "ref_entropy", "base_nll", "base_h"]
+    for name, same in (("base_nll", "ref_nll"), ("base_h", "ref_entropy")):
+        assert np.array_equal(np.array(joined[name]), np.array(wanted[same]), equal_nan=True)
+    rho1 = objective("rho1", ratio=0.4, reference="base_nll")
+    tiny.train(load_causal_lm(made.model), tiny.arguments(tmp_path / "run", 4), joined, rho1)
+    again = tiny.train(
+        load_causal_lm(made.model), tiny.arguments(tmp_path / "again", 4), wanted, objective("rho1", ratio=0.4)
+    )
+    assert tiny.log_lines(tmp_path / "run") == tiny.log_lines(tmp_path / "again")
+    assert again.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"base_nll": "loss"}, "columns.base_nll: one of nll, entropy is needed, not loss"),
+        ({"ref_nll": "entropy"}, "columns.ref_nll: by its name it holds nll, not entropy"),
+        ({"nll": "nll"}, "columns: 'nll' is the name of something else"),
+        ({"input_ids": "nll"}, "columns: 'input_ids' is the name of something else"),
+        ({"base nll": "nll"}, "columns: 'base nll' is no name for a column"),
+        (["base_nll"], "columns: unknown column 'base_nll'.*as {base_nll: nll}"),
+        ({}, "columns: name at least one"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(made: Made, tmp_path: Path, columns: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run(tmp_path / "x", made.model, made.corpus, columns=columns)
+
+
+def test_a_reference_is_charged_once(made: Made, tmp_path: Path) -> None:
+    """Two folders that one reference wrote: its training was paid once, each scoring by itself."""
+    from tokensieve.pipeline import train
+
+    common = {
+        "corpus": str(made.corpus),
+        "training": {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True},
+    }
+    train.run(train.TrainConfig(out=str(tmp_path / "ref"), model=str(made.model), **common))
+    reference = json.loads((tmp_path / "ref" / "summary.json").read_text())["flops_student"]
+    assert reference > 0
+    folders = [run(tmp_path / n, tmp_path / "ref", made.corpus, columns=c)
+               for n, c in (("a", ["ref_nll"]), ("b", {"h": "entropy"}))]  # fmt: skip
+    folders.append(run(tmp_path / "c", made.model, made.corpus, columns={"base_nll": "nll"}))
+    scoring = sum(json.loads((f / "manifest.json").read_text())["flops"] for f in folders)
+    config = train.TrainConfig(
+        out=str(tmp_path / "student"),
+        model=str(made.model),
+        scores=[str(f) for f in folders],
+        objective={"name": "rho1", "ratio": 0.5, "denominator": "valid"},
+        **common,
+    )
+    train.run(config)
+    summary = json.loads((tmp_path / "student" / "summary.json").read_text())
+    assert summary["flops_reference"] == reference
+    assert summary["flops_scoring"] == pytest.approx(scoring)
+
+
 def test_float32_columns(made: Made, tmp_path: Path) -> None:
     wide = load_scored(made.corpus, run(tmp_path / "wide", made.model, made.corpus, dtype="float32"))
     narrow = load_scored(made.corpus, made.scores)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runs import UserError, is_done, read_json
+from ..runs import UserError, is_done, read_json, read_manifest
 
 if TYPE_CHECKING:
     from ..report.folders import Run
@@ -65,11 +65,11 @@ def _folders(given: list[str]) -> list[Path]:
 
 
 def _written(folder: Path, field: str) -> str | None:
-    """The folder that a training run's config names in ``field``, if it is still there."""
+    """The folder that a training run's config names in ``field``, if it is still there; of several the one with ref_nll."""
     path = folder / "train_config.json"
     named = read_json(path).get(field) if path.is_file() else None
-    named = named[0] if isinstance(named, list) and named else named
-    return named if isinstance(named, str) and is_done(named) else None
+    there = [n for n in (named if isinstance(named, list) else [named]) if isinstance(n, str) and is_done(n)]
+    return next((n for n in there if "ref_nll" in read_manifest(n).get("columns", ())), there[0] if there else None)
 
 
 def _check_fit(config: ReportConfig, runs: list[Run]) -> None:

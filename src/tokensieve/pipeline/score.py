@@ -6,6 +6,7 @@ rank r of W writes shards r, r + W, ...   a shard that is there is done; the las
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 KIND = "scores"
 NOT_WORK = ("out", "model", "corpus", "device")
+# Columns that need no word of what they hold, and what a column may hold.
 COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy"}
+HOLDS = ("nll", "entropy")
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class ScoreConfig:
     """The reference model: a Hugging Face folder, or a folder that `train` wrote."""
     corpus: str
     """A folder that `prepare` wrote."""
-    columns: list[str] = dataclasses.field(default_factory=lambda: ["ref_nll"])
-    """ref_nll and, if wanted, ref_entropy."""
+    columns: list[str] | dict[str, str] = dataclasses.field(default_factory=lambda: ["ref_nll"])
+    """ref_nll and, if wanted, ref_entropy; or names of your choice and what they hold, as {base_nll: nll, base_h: entropy}."""
     dtype: str = "float16"
     """How scores are stored: float16 (error at most 0.008 nats) or float32."""
     model_dtype: str = "float32"
@@ -100,17 +103,46 @@ def validate(config: ScoreConfig) -> None:
     from ..data.scored import DTYPES
     from ..modeling.load import check_dtype
 
-    if unknown := [c for c in config.columns if c not in COLUMNS]:
-        raise UserError(f"columns: unknown column {unknown[0]!r}, one of {', '.join(COLUMNS)}")
-    if not config.columns:
-        raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
-    if len(set(config.columns)) < len(config.columns):
-        raise UserError("columns: one is named twice")
+    _check_columns(config.columns)
     if config.dtype not in DTYPES:
         raise UserError(f"dtype: scores are stored as {' or '.join(DTYPES)}, not {config.dtype!r}")
     check_dtype(config.model_dtype)
     if config.batch_rows < 0:
         raise UserError("batch_rows must be at least 0")
+
+
+def _check_columns(columns: list[str] | dict[str, str]) -> None:
+    from ..core.stats import STATISTICS
+    from ..data.corpus import COLUMNS as OF_CORPUS
+    from ..data.corpus import LATER_COLUMNS
+
+    if not columns:
+        raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
+    if isinstance(columns, list):
+        if unknown := [c for c in columns if c not in COLUMNS]:
+            raise UserError(
+                f"columns: unknown column {unknown[0]!r}, one of {', '.join(COLUMNS)}; a name of your own says what it holds, "
+                f"as {{{unknown[0]}: nll}}"
+            )
+        if len(set(columns)) < len(columns):
+            raise UserError("columns: one is named twice")
+        return
+    taken = {*OF_CORPUS, *LATER_COLUMNS, "labels", "attention_mask", "position_ids", "isolated"}
+    taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
+    for name, holds in columns.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UserError(f"columns: {name!r} is no name for a column: letters, digits and '_' only")
+        if name in taken:
+            raise UserError(f"columns: {name!r} is the name of something else, choose another")
+        if holds not in HOLDS:
+            raise UserError(f"columns.{name}: one of {', '.join(HOLDS)} is needed, not {holds}")
+        if COLUMNS.get(name, holds) != holds:
+            raise UserError(f"columns.{name}: by its name it holds {COLUMNS[name]}, not {holds}")
+
+
+def columns_of(config: ScoreConfig) -> dict[str, str]:
+    """column -> nll or entropy."""
+    return config.columns if isinstance(config.columns, dict) else {name: COLUMNS[name] for name in config.columns}
 
 
 def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
@@ -126,7 +158,7 @@ def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
     check_vocabulary(model, corpus.vocab_size, config.model)
     check_length(model.config, corpus.length, config.model)
     device = config.device or launch.device(ranks)
-    return Scorer(model, device=device, batch_rows=config.batch_rows, entropy="ref_entropy" in config.columns)
+    return Scorer(model, device=device, batch_rows=config.batch_rows, entropy="entropy" in columns_of(config).values())
 
 
 def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float:
@@ -181,10 +213,11 @@ def _score_shard(config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: 
 
     from ..data.scored import DTYPES
 
-    parts: dict[str, list[Any]] = {name: [] for name in config.columns}
+    columns = columns_of(config)
+    parts: dict[str, list[Any]] = {name: [] for name in columns}
     for batch in scorer.run(rows, start=start, stop=stop):
-        for name in config.columns:
-            parts[name].append(getattr(batch, COLUMNS[name]).astype(DTYPES[config.dtype]))
+        for name, holds in columns.items():
+            parts[name].append(getattr(batch, holds).astype(DTYPES[config.dtype]))
         bar.update(batch.nll.size)
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
@@ -193,7 +226,8 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float) -> None
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
     s.finish(
         [shard["file"] for shard in shards],
-        columns=config.columns,
+        columns=list(columns_of(config)),
+        holds=columns_of(config),
         dtype=config.dtype,
         corpus_hash=corpus.content_hash,
         tokenizer_hash=corpus.tokenizer_hash,

@@ -381,9 +381,10 @@ def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
 
 
 def _flops_spent(config: TrainConfig) -> tuple[float, float]:
-    """(scoring, reference training) of the scores used."""
-    manifests = [read_manifest(s, "scores", ("flops", "reference_flops")) for s in config.scores]
-    return sum(m["flops"] for m in manifests), sum(m["reference_flops"] for m in manifests)
+    """(scoring, reference training) of the scores used: every scoring counts, a model's training once."""
+    manifests = [read_manifest(s, "scores", ("flops", "reference_flops", "model_hash")) for s in config.scores]
+    trained = {m["model_hash"]: m["reference_flops"] for m in manifests}
+    return sum(m["flops"] for m in manifests), sum(trained.values())
 
 
 def _write_config(config: TrainConfig, args: Any, out: Path) -> None:

@@ -162,7 +162,7 @@ def _of_kind(folders: Iterable[Folder], kind: str) -> list[Folder]:
 
 
 def _arm(folder: Folder, around: list[Folder]) -> Arm:
-    corpus, scores = _inputs(folder.manifest, folder.manifest["inputs"]["scores"][:1], around)
+    corpus, scores = _inputs(folder.manifest, folder.manifest["inputs"]["scores"], around)
     return Arm(folder.name, folder.path, folder.manifest, token_lines(folder.path), corpus, scores)
 
 
@@ -175,7 +175,9 @@ def _dynamics(folder: Folder, around: list[Folder]) -> Dynamics:
 def _inputs(manifest: Mapping[str, Any], scores: list[Any], around: list[Folder]) -> tuple[Path | None, Path | None]:
     """(corpus, scores) among the folders ``around``: by content hash and by fingerprint."""
     corpora = [f.path for f in _of_kind(around, "corpus") if f.manifest["content_hash"] == manifest["corpus_hash"]]
-    found = [f.path for f in _of_kind(around, "scores") if f.manifest["fingerprint"] in scores]
+    read = [f for f in _of_kind(around, "scores") if f.manifest["fingerprint"] in scores]
+    # Of several the one that excess is shown by: scores of other models stand beside it under other names.
+    found = [f.path for f in sorted(read, key=lambda f: "ref_nll" not in f.manifest["columns"])]
     return corpora[0] if corpora else None, found[0] if found else None
 
 

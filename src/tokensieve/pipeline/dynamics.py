@@ -113,7 +113,8 @@ def estimate(config: DynamicsConfig, known: Known) -> Cost:
     copies = [known.checkpoints(folder) for folder in config.models]
     flops = [known.forward_flops(folder, each, length) for folder in config.models]
     total = sum(n * f for n, f in zip(copies, flops, strict=True))
-    return Cost(each * sum(copies), total, each * (2 * sum(copies) + 5), False)
+    memory = max(4 * known.num_parameters(folder) for folder in config.models)
+    return Cost(each * sum(copies), total, each * (2 * sum(copies) + 5), False, memory=memory)
 
 
 def _checkpoints(models: list[str]) -> tuple[list[Target], list[str]]:

@@ -100,7 +100,9 @@ def estimate(config: EvaluateConfig, known: Known) -> Cost:
     length = known.length(next(iter(config.sets.values())))
     copies = [known.checkpoints(folder) if config.checkpoints else 1 for folder in config.models.values()]
     flops = [known.forward_flops(folder, each, length) for folder in config.models.values()]
-    return Cost(each * sum(copies), sum(n * f for n, f in zip(copies, flops, strict=True)), None, False)
+    total = sum(n * f for n, f in zip(copies, flops, strict=True))
+    memory = max((4 * known.num_parameters(folder) for folder in config.models.values()), default=0)
+    return Cost(each * sum(copies), total, None, False, memory=memory)
 
 
 def validate(config: EvaluateConfig) -> None:

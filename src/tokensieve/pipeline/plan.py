@@ -6,12 +6,12 @@ A verb's module says what a stage of it takes (``estimate``) and what work it is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import is_done, read_manifest
+from ..runs import UserError, is_done, read_manifest
 
 if TYPE_CHECKING:
     from .recipe import Recipe, Stage
@@ -29,6 +29,8 @@ class Cost:
     exact: bool = True
     checkpoints: float = 1
     """Models in the folder it leaves: those that it saves on its way, the last one among them."""
+    memory: float = 0
+    """Bytes that its model takes at the least while it works: weights, and for training gradients and Adam's moments."""
 
 
 class Known:
@@ -92,6 +94,11 @@ class Known:
             return self.model(begun.model, begun.corpus)
         return model_shapes(read_config(model)) if Path(model).is_dir() else None
 
+    def num_parameters(self, model: str | Mapping[str, Any], corpus: str = "") -> float:
+        """Of a model; NaN where its shapes are not known."""
+        shapes = self.model(model, corpus)
+        return math.nan if shapes is None else float(sum(p.numel() for p in shapes.parameters()))
+
     def forward_flops(self, model: str, tokens: float, length: float) -> float:
         """One forward of so many tokens through a model; NaN where its shapes are not known."""
         from ..modeling.flops import token_flops
@@ -112,6 +119,41 @@ def describe(recipe: Recipe) -> str:
     if dear := [s.name for s in recipe.stages if states[s.name] == AGAIN and is_dear(s)]:
         text += f"\n\nfinished training is done again only if told to: --redo {' '.join(dear)}"
     return text
+
+
+def needs_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
+    """stage -> the earlier stages that it waits for: those whose folders it reads, and those that check what it reads."""
+    needs: dict[str, frozenset[str]] = {}
+    for i, stage in enumerate(stages):
+        read = set(_paths(stage.fields)) - {stage.folder}
+        before = [s for s in stages[:i] if s.folder in read or (not s.writes and read & set(_paths(s.fields)))]
+        needs[stage.name] = frozenset(s.name for s in before)
+    return needs
+
+
+def check_jobs(recipe: Recipe, stages: Sequence[Stage], jobs: int) -> None:
+    """Refuse (UserError) more processes than there are GPUs, where there are any, or than memory has room for models."""
+    import psutil
+
+    from .jobs import visible_gpus
+
+    if jobs < 1:
+        raise UserError(f"jobs must be at least 1, not {jobs}")
+    if jobs == 1:
+        return
+    if gpus := visible_gpus():
+        if jobs > len(gpus):
+            raise UserError(f"jobs: {jobs} processes need a GPU each, here are {len(gpus)}")
+        return
+    costs = costs_of(recipe, states_of(recipe))
+    largest = sorted(((costs[s.name].memory, s.name) for s in stages if not is_done(s.folder)), reverse=True)[:jobs]
+    needed, free = sum(m for m, _ in largest if not math.isnan(m)), psutil.virtual_memory().available
+    if needed > free:
+        names = ", ".join(name for _, name in largest)
+        raise UserError(
+            f"jobs: {jobs} models at once ({names}) take at least {_si(needed)}B of memory, {_si(free)}B are free: "
+            "run with fewer jobs"
+        )
 
 
 def states_of(recipe: Recipe) -> dict[str, str]:

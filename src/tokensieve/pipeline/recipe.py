@@ -3,6 +3,7 @@
     name: demo
     out: runs/demo                      each stage writes <out>/<stage>
     settings: {seed: 0}                 ${seed} in any string; --set '{seed: 1}' changes it
+    threads: 1                          of each stage, whatever --jobs is; as many as torch likes if not given
     requires: [{path: ..., message: ...}]
     stages:
       text:  {verb: prepare, sources: [...]}
@@ -18,19 +19,19 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..runs import MANIFEST, StaleFolder, UserError, atomic_file, describe_files, is_done, read_manifest, write_manifest
 from .config import read_yaml, unknown
-from .plan import is_dear
+from .plan import check_jobs, is_dear, needs_of
 from .verbs import VERBS, make_config, validate
 
 KIND = "run"
 MANIFEST_KEYS = ("stages",)
-KEYS = ("name", "out", "settings", "requires", "templates", "stages", "report")
+KEYS = ("name", "out", "settings", "threads", "requires", "templates", "stages", "report")
 RESOLVED = "recipe.yaml"
 
 
@@ -50,6 +51,8 @@ class RecipeConfig:
     """Of unfinished `train` stages: go on from their checkpoints although the recipe or its data changed since."""
     redo: list[str] = field(default_factory=list)
     """These finished `train` stages, or all, may be removed and done again where the recipe or its data changed since."""
+    jobs: int = 1
+    """So many stages at once that do not need each other: processes, with a GPU each where there are any."""
     allow_code: bool = False
     """Let objectives be code (package.module:factory). A recipe cannot say this for itself."""
     dry_run: bool = False
@@ -87,6 +90,11 @@ class Recipe:
     stages: tuple[Stage, ...]
     source: Mapping[str, Any]
 
+    @property
+    def threads(self) -> int | None:
+        """Threads of each stage; None: as many as torch likes."""
+        return self.source.get("threads")
+
 
 def run(config: RecipeConfig) -> Path | str:
     """Do what is to do; the run folder. With ``dry_run`` the plan, as text."""
@@ -95,15 +103,36 @@ def run(config: RecipeConfig) -> Path | str:
         from .plan import describe
 
         return describe(recipe)
-    _start(recipe)
     chosen = [s for s in recipe.stages if not config.only or s.name in config.only]
-    for number, stage in enumerate(chosen, 1):
-        print(f"[{number}/{len(chosen)}] {stage.name} ({stage.verb})", flush=True)
-        run_stage(recipe, stage, allow_changed=config.allow_changed, redo=config.redo)
+    check_jobs(recipe, chosen, config.jobs)
+    _start(recipe)
+    _run_stages(recipe, chosen, config)
     if not config.only:
         _finish(recipe)
         _report(recipe)
     return recipe.out
+
+
+def _run_stages(recipe: Recipe, chosen: Sequence[Stage], config: RecipeConfig) -> None:
+    """In order, or side by side where they do not need each other."""
+    from .jobs import num_threads, side_by_side
+
+    place = {
+        stage.name: f"[{number}/{len(chosen)}] {stage.name} ({stage.verb})" for number, stage in enumerate(chosen, 1)
+    }
+    if config.jobs > 1:
+        work = {s.name: (run_stage, (recipe, s, config.allow_changed, config.redo)) for s in chosen}
+        needs = needs_of(recipe.stages)
+        side_by_side(work, needs, jobs=config.jobs, threads=recipe.threads, starting=lambda name: _tell(place[name]))
+        return
+    with num_threads(recipe.threads):
+        for stage in chosen:
+            _tell(place[stage.name])
+            run_stage(recipe, stage, config.allow_changed, config.redo)
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
 
 
 def _report(recipe: Recipe) -> None:
@@ -128,6 +157,9 @@ def load(config: RecipeConfig) -> Recipe:
     stages = source.get("stages")
     if not isinstance(stages, dict) or not stages:
         raise UserError(f"{path}: stages: a mapping of stage name to verb and fields is needed")
+    threads = source.get("threads", 1)
+    if type(threads) is not int or threads < 1:
+        raise UserError(f"{path}: threads: a whole number of at least 1 is needed, not {threads}")
     if not isinstance(source.get("report", False), bool):
         raise UserError(f"{path}: report: true or false is needed")
     settings = _settings(path, source, config.set)
@@ -280,7 +312,7 @@ def _unfinish(recipe: Recipe) -> None:
     (recipe.out / MANIFEST).unlink(missing_ok=True)
 
 
-def run_stage(recipe: Recipe, stage: Stage, *, allow_changed: bool = False, redo: Collection[str] = ()) -> None:
+def run_stage(recipe: Recipe, stage: Stage, allow_changed: bool = False, redo: Collection[str] = ()) -> None:
     """Do one stage, or skip it if it is done; a folder that other work left there is removed first.
 
     Training is not removed: checkpoints of other work, unless ``allow_changed``, and a finished run, unless ``redo`` names

@@ -95,7 +95,8 @@ def estimate(config: ScoreConfig, known: Known) -> Cost:
     tokens, exact = known.tokens(config.corpus)
     bytes_each = (2 if config.dtype == "float16" else 4) * len(config.columns)
     flops = known.forward_flops(config.model, tokens, known.length(config.corpus))
-    return Cost(tokens, flops, tokens * bytes_each, exact)
+    memory = known.num_parameters(config.model) * (4 if config.model_dtype == "float32" else 2)
+    return Cost(tokens, flops, tokens * bytes_each, exact, memory=memory)
 
 
 def validate(config: ScoreConfig) -> None:

@@ -166,8 +166,9 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     trained = tokens * float(_objective(config).options.get("ratio", 1.0))
     flops = token_flops(model, length).train(tokens, trained)  # type: ignore[arg-type]
     each = 4 if args.save_only_model else _ADAM_BYTES
-    disk = sum(p.numel() for p in model.parameters()) * (4 + each * copies)
-    return Cost(tokens, flops, disk, exact and done, max(1, copies))
+    parameters = sum(p.numel() for p in model.parameters())
+    memory = parameters * (4 + _ADAM_BYTES if config.lora is None else 4)
+    return Cost(tokens, flops, parameters * (4 + each * copies), exact and done, max(1, copies), memory)
 
 
 def _num_checkpoints(args: Any, steps: float) -> float:

@@ -439,7 +439,7 @@ def _counted(config: Mapping[str, Any], config_class: type | None, not_work: Col
 def _in_items(
     change: Callable[..., dict[str, Any]], name: str, value: Any, config_class: type | None, not_work: Collection[str]
 ) -> Any:
-    """``value`` of a field, with the dataclasses in it changed: one, or a list or mapping of them."""
+    """``value`` of a field, with the dataclasses in it changed: one, or a list of them."""
     if (item := _items(config_class).get(name)) is None or not value:
         return value
     below = {n.removeprefix(f"{name}.") for n in not_work if n.startswith(f"{name}.")}

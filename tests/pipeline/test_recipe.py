@@ -363,6 +363,10 @@ def test_dry_run_says_what_is_done_again(copied: Path, tokensieve: Any) -> None:
     told = states(tokensieve("run", "recipe.yaml", "--dry-run"))
     assert (told["corpus"], told["target"], told["table"]) == ("to do", "to be redone", "to be redone")
     assert "done" not in told.values()
+    (copied / "run" / "base" / MANIFEST).write_text("{")
+    (copied / "run" / "scores" / MANIFEST).write_text("{}")
+    told = states(tokensieve("run", "recipe.yaml", "--dry-run"))
+    assert (told["base"], told["scores"], told["table"]) == ("?", "?", "to be redone")
 
 
 def test_a_plan_of_what_nobody_knows(tmp_path: Path, tokensieve: Any) -> None:

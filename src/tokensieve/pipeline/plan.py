@@ -169,19 +169,20 @@ def states_of(recipe: Recipe) -> dict[str, str]:
 def _state(stage: Stage, ready: bool) -> str:
     if not is_done(stage.folder):
         return TO_DO
-    if not ready:
-        return AGAIN
     try:
-        work, manifest = stage.module().work(stage.config()), read_manifest(stage.folder)
+        manifest = read_manifest(stage.folder)
+        if not ready:
+            return AGAIN
+        work = stage.module().work(stage.config())
         return DONE if manifest["kind"] == work.kind and work.changes(manifest) == [] else AGAIN
     except Exception:  # an input that is gone, damaged, or on a server that is not reached: doing it will say so
         return UNKNOWN
 
 
 def _paths(value: Any) -> Iterator[Path]:
-    """Every text in a stage's fields as a path, and the folder it lies in: ``runs/x/base/model`` reads ``runs/x/base``."""
+    """Every text in a stage's fields as a path, and the folders it lies in: ``runs/x/base/model`` reads ``runs/x/base``."""
     if isinstance(value, str):
-        yield from (Path(value), Path(value).parent)
+        yield from (Path(value), *Path(value).parents)
     elif isinstance(value, Mapping | list):
         for inside in value.values() if isinstance(value, Mapping) else value:
             yield from _paths(inside)
@@ -211,9 +212,7 @@ def _estimated(stage: Stage, config: Any, known: Known) -> Cost:
     estimate = getattr(stage.module(), "estimate", None)
     try:
         return Cost() if estimate is None else estimate(config, known)
-    except (
-        Exception
-    ):  # of whatever a library says to a folder, a config or a source: a plan without this number is one still
+    except Exception:  # whatever a library says to a folder, a config or a source: a plan without a number still is one
         return Cost(math.nan, math.nan, math.nan, False, math.nan)
 
 

@@ -77,7 +77,7 @@ def install_broken(broken: dict[str, str]) -> None:
     def computed(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         what = broken.get(str(self.state.global_step + 1))
         hook = None
-        if what and not self.watch.seen and model.training:
+        if what and not self.step.watch.seen and model.training:
 
             def spoil(module: Any, args: Any, output: Any) -> Any:
                 output = output.clone()

@@ -329,7 +329,7 @@ def run_stage(recipe: Recipe, stage: Stage, allow_changed: bool = False, redo: C
         _unfinish(recipe)
     try:
         work(config)
-        _say(["done already"] if was_done else [])
+        _say([f"{stage.name}: done already"] if was_done else [])
     except StaleFolder as e:
         if not stage.folder.resolve().is_relative_to(recipe.out.resolve()):
             raise
@@ -338,7 +338,7 @@ def run_stage(recipe: Recipe, stage: Stage, allow_changed: bool = False, redo: C
                 f"stage {stage.name}: {stage.folder} holds a finished run of other work ({e.changed}): --redo {stage.name} "
                 "removes it and trains again; change the recipe back, or choose another --out, to keep it"
             ) from None
-        _say([f"done again: {str(e).split(': ')[0]}"])
+        _say([f"{stage.name}: done again: {str(e).split(': ')[0]}"])
         _unfinish(recipe)
         shutil.rmtree(stage.folder)
         work(config)

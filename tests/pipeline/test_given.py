@@ -59,6 +59,7 @@ FORMS: dict[tuple[str, ...], tuple[str, Any]] = {
     ("--training.x", "[not closed"): ("training", {"x": "[not closed"}),
     ("--training", "{a: 1}", "--training.b", "2"): ("training", {"a": 1, "b": 2}),
     ("--training.b", "2", "--training", "{a: 1}"): ("training", {"a": 1}),
+    ("--training.x", "!!python/name:os.system"): ("training", {"x": "!!python/name:os.system"}),
     ("--lora", "null"): ("lora", None),
     ("--lora.r", "2", "--lora.bias", "all"): ("lora", {"r": 2, "bias": "all"}),
     ("--resume", "never"): ("resume", "never"),
@@ -132,6 +133,20 @@ def test_later_wins_field_by_field(words: str, out: str, seed: int, training: An
     found = config("train", *(at.get(w, w) for w in words.split()))
     assert (found.out, found.seed, found.training) == (out, seed, training)
     assert found.token_log_rows == (3 if "token_log_rows" in words else 8)
+
+
+@pytest.mark.parametrize("value", ["true", "yes", "null", "0", "[false]"])
+def test_a_file_allows_no_code(value: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(f"seed: 1\nallow_code: {value}\n")
+    says = error(*TRAIN, "--config", str(tmp_path / "x.yaml"), "--seed", "y")
+    assert f"{tmp_path}/x.yaml line 2: allow_code: a file cannot allow this to itself" in says
+    assert "; seed: a whole number is needed, not y" in says
+
+
+def test_a_file_may_forbid_code(tmp_path: Path) -> None:
+    """Its false, given later, was passed over: the command line's true before it stayed."""
+    (tmp_path / "x.yaml").write_text("allow_code: false")
+    assert config(*TRAIN, "--allow-code", "--config", str(tmp_path / "x.yaml")).allow_code is False
 
 
 def test_print_config_can_be_fed_back(tokensieve: Any, tmp_path: Path) -> None:

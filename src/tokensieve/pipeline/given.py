@@ -79,9 +79,10 @@ class Given:
 
     def _add_file(self, path: str) -> None:
         values, lines = read_yaml_lines(path)
-        if values.pop(NOT_IN_A_FILE, False) is not False:  # --print_config prints a false, which allows nothing
+        if values.get(NOT_IN_A_FILE, False) is not False:  # --print_config prints a false, which allows nothing
             says = "a file cannot allow this to itself, give it on the command line"
             self.wrong.append(Wrong((NOT_IN_A_FILE,), says, where=f"{path} line {lines[NOT_IN_A_FILE,]}"))
+            del values[NOT_IN_A_FILE]
         self.fields |= values
         self.places = {place: where for place, where in self.places.items() if place[0] not in values}
         self.places |= {place: f"{path} line {line}" for place, line in lines.items()}

@@ -41,9 +41,12 @@ def lacks(kernels: str) -> bool:
 def run(kernels: str, threads: int) -> bool:
     """Run the tests under one combination, print its line and what failed. True if nothing did."""
     env = {**os.environ, **KERNELS[kernels], "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "not slow", "--tb=short", "--color=no", *TESTS]
+    spread = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")  # as `make test` does
+    command = [sys.executable, "-m", "pytest", *spread, "-m", "not slow", "--tb=short", "--color=no", *TESTS]
     start = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         print(done.stdout)
     last = (done.stdout.splitlines() or ["no output"])[-1].strip("= ")
@@ -52,11 +55,13 @@ def run(kernels: str, threads: int) -> bool:
     return not done.returncode
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kernels", nargs="*", choices=[*KERNELS, []], help="all if none is named")
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    args = parser.parse_args()
+    parser.add_argument("kernels", nargs="*", metavar="NAME", help=f"of {', '.join(KERNELS)}; all if none is named")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    args = parser.parse_args(argv)
+    if unknown := set(args.kernels) - set(KERNELS):
+        parser.error(f"no kernels are named {', '.join(sorted(unknown))}")
     good = True
     for kernels in args.kernels or KERNELS:
         if lacks(kernels):

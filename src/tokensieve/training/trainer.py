@@ -211,6 +211,7 @@ class SelectiveTrainer(Guarded):
             return [], None  # resumed from the checkpoint of the last step: the Trainer would do one more
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.begin_step(batches)
+        self._count_seen(batches)
         return batches, None if self.step.denominator is None else no_zero(self.step.denominator)
 
     def begin_step(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
@@ -221,14 +222,17 @@ class SelectiveTrainer(Guarded):
             return
         self.step.known = [self.scope.known(self._known(batch)) for batch in batches]
         self.step.denominator = self.scope.denominator(self.step.known, self._sum_over_ranks)
-        if "tokens_seen" in self.objective.needs:
-            valid = torch.stack([(b["targets"] != IGNORE_INDEX).sum() for b in batches]).sum().to(self.args.device)
-            self._tokens_seen = self._tokens_seen + self._sum_over_ranks(valid)
         if self._rng_from is not None:  # the Trainer puts it back after this call only, too late for a first pass
             self._load_rng_state(self._rng_from)
             self._rng_from = None
         if self.objective.scope == "step":
             self._choose_weights(batches)
+
+    def _count_seen(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """This step's tokens will have been seen by the next one. An exchange between ranks: only where it is asked for."""
+        if batches and "tokens_seen" in self.objective.needs:
+            valid = torch.stack([(b["targets"] != IGNORE_INDEX).sum() for b in batches]).sum().to(self.args.device)
+            self._tokens_seen = self._tokens_seen + self._sum_over_ranks(valid)
 
     def _known(self, batch: Mapping[str, Tensor]) -> TokenStats:
         there = {k: v.to(self.args.device, non_blocking=True) for k, v in batch.items() if k not in MODEL_ONLY}
@@ -273,7 +277,7 @@ class SelectiveTrainer(Guarded):
     ) -> tuple[Any, LinearNLL]:
         """One forward with ``loss_of`` as its loss, or none: (outputs, the head's nll and what else the objective needs)."""
         made: list[LinearNLL] = []
-        statistics = HEAD_STATISTICS & self.objective.needs - {"nll"}
+        statistics = HEAD_STATISTICS & self.objective.needs - {"nll"} if model.training else ()
 
         def compute(hidden: Tensor, head: LinearHead) -> Tensor | None:
             options: dict[str, Any] = vars(self.head)

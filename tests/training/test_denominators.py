@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokensieve.core import Objective, TokenStats, objective, top_fraction
 from tokensieve.runs import UserError
-from tokensieve.training.guards import NonFinite
+from tokensieve.training.guards import GuardConfig, NonFinite
 
 ROWS = tiny.rows(8)
 BATCH: dict[str, Any] = ROWS.to_dict()
@@ -267,3 +267,11 @@ def test_tokens_seen_go_on_after_a_stop(tmp_path: Path) -> None:
     train(4, tmp_path / "parts", True)
     assert seen[1] + seen[2] == seen[0]
     assert seen[0] == [0, *(line["tokens_seen"] for line in tiny.log_lines(tmp_path / "whole"))][:4]
+
+
+def test_a_dry_step_has_seen_no_tokens(tmp_path: Path) -> None:
+    """A schedule by tokens began a step late wherever a dry step had looked whether memory suffices."""
+    watching = Objective("watching", lambda s: s.valid.float(), frozenset({"tokens_seen"}), scope="sequence")
+    args = tiny.arguments(tmp_path, 4, 2, max_steps=2)
+    trainer = tiny.train(tiny.llama(), args, tiny.rows(16), watching, guards=GuardConfig(dry_step=True))
+    assert int(trainer._tokens_seen) == tiny.log_lines(tmp_path)[-1]["tokens_seen"]

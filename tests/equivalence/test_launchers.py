@@ -30,13 +30,13 @@ def launched(*command: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(tmp_path_factory: pytest.TempPathFactory, tokensieve: Any) -> Path:
     """A corpus of several shards, a model, and the scores that one process gives them."""
     folder = tmp_path_factory.mktemp("launchers")
     corpora.corpus(folder / "corpus", corpora.write_text(folder / "text"))
     corpora.model_folder(folder / "model")
-    done = launched(sys.executable, "-m", "tokensieve", *score(folder, "alone"))
-    assert done.returncode == 0, done.stderr
+    done = tokensieve(*score(folder, "alone"))
+    assert done.code == 0, done.err
     return folder
 
 

@@ -23,9 +23,11 @@ KERNELS = {
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512"},
 }
 """Name -> environment. The last one leaves the libraries what this processor has, AMX too."""
-# Where numbers are computed. Of the verbs: those whose files hold numbers that other tests compute again.
+# Where numbers are computed. Of the verbs: those whose files hold numbers that other tests compute again. Not the launchers of
+# tests/equivalence: their ranks compute what those of test_ranks do, and they take as long as all of core and modeling.
 TESTS = [
-    *(f"tests/{room}" for room in ("core", "modeling", "training", "scoring", "analysis", "equivalence", "examples")),
+    *(f"tests/{room}" for room in ("core", "modeling", "training", "scoring", "analysis", "examples")),
+    *(f"tests/equivalence/test_{name}.py" for name in ("plain_training", "golden", "ranks", "splits")),
     *(f"tests/pipeline/test_{verb}.py" for verb in ("evaluate", "dynamics", "train")),
 ]
 

@@ -160,7 +160,7 @@ def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
             if not values:
                 continue
             name = verb.positional or ""  # tokensieve run --dry-run demo
-        if types.get(name) == "list[str]" and values and not values[0].startswith("["):
+        if types.get(name, "").startswith("list[str]") and values and values[0][:1] not in ("[", "{"):
             values = [json.dumps(values)]
         yield from (f"--{name}={values[0]}",) if equals else (f"--{name}", *values)
 

@@ -93,6 +93,24 @@ def test_columns_of_ones_own_names(made: Made, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["ref_entropy"], ["ref_entropy"]),
+        (["ref_nll", "ref_entropy"], ["ref_nll", "ref_entropy"]),
+        (["[ref_nll]"], ["ref_nll"]),
+        (["{base_nll: nll, h: entropy}"], ["base_nll", "h"]),
+    ],
+)
+def test_columns_on_the_command_line(made: Made, tmp_path: Path, words: list[str], wanted: list[str]) -> None:
+    """Words without brackets were a list until a mapping was one more thing that the field takes."""
+    from tokensieve import cli
+
+    args = ["--out", str(tmp_path / "s"), "--model", str(made.model), "--corpus", str(made.corpus), "--device", "cpu"]
+    assert cli.main(["score", *args, "--columns", *words]) == 0
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["columns"] == wanted
+
+
+@pytest.mark.parametrize(
     ("columns", "says"),
     [
         ({"base_nll": "loss"}, "columns.base_nll: one of nll, entropy is needed, not loss"),

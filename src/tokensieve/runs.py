@@ -335,6 +335,9 @@ def _note(path: Path) -> Path:
 
 # --- what work is it ----------------------------------------------------------------------------------------------------
 
+# Inputs that early versions did not note: where one is not there, nobody knows what it was, and it is taken for the same.
+LATER_INPUTS = ("isolated", "isolated_sets")
+
 
 @dataclass(frozen=True)
 class Work:
@@ -385,7 +388,8 @@ class Work:
         old, new = (flat(config) for config in configs)
         was, now = _given(noted["inputs"]), _given(self.inputs)
         fields = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-        roles = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
+        late = {k for k in LATER_INPUTS if k not in was}
+        roles = sorted(k for k in {*was, *now} - late if was.get(k) != now.get(k))
         return [f"{k} {_shown(old, k)} -> {_shown(new, k)}" for k in fields] + [f"input {r}" for r in roles]
 
 

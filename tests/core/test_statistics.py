@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -123,6 +126,18 @@ def test_are_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
             continue
         assert found.dtype == torch.float32
         assert found.tolist() == pytest.approx(wanted, abs=2 * error * (1 + float(logits_TV.abs().max())))
+
+
+def test_the_order_of_statistics_is_no_set_s() -> None:
+    """Each is gathered over ranks by an exchange of its own: in the order of a set, which follows the process's own seed of
+    hashes, one rank sent its entropy where the other sent its nll. Ranks forked from one process share the seed."""
+    needs = "frozenset({'nll', 'entropy', 'sum_p2', 'target_rank'})"
+    code = f"from tokensieve.core.stats import head_statistics; print(head_statistics({needs}))"
+    said = set()
+    for seed in ("0", "1", "3"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        said.add(subprocess.check_output([sys.executable, "-c", code], env=env, text=True))
+    assert said == {"('nll', 'entropy', 'sum_p2', 'target_rank')\n"}
 
 
 def test_equal_logits_rank_the_target_first() -> None:

@@ -41,6 +41,13 @@ def unequal_lengths() -> Dataset:
     return Dataset.from_dict({k: [row[:n] for row, n in zip(v, lengths, strict=True)] for k, v in data.items()})
 
 
+def very_unequal_lengths() -> Dataset:
+    """Of two ranks, the first has rows of 5 tokens, the second of 16: what is kept is counted of both."""
+    data = tiny.rows(8, uneven=False).to_dict()
+    lengths = [5, 5, 16, 16] * 2
+    return Dataset.from_dict({k: [row[:n] for row, n in zip(v, lengths, strict=True)] for k, v in data.items()})
+
+
 def threshold() -> Objective:
     return Objective(
         "threshold",
@@ -119,6 +126,7 @@ CASES: dict[str, dict[str, Any]] = {
     "empty-rank-threshold": case(threshold(), lambda: without_targets(2, 3, 6, 7)),
     "few-kept": case(objective("rho1", ratio=0.01)),  # one token a micro-batch: the other rank keeps none
     "unequal-batch": case(objective("rho1", ratio=0.4), unequal_lengths),
+    "unequal-few": case(objective("random", ratio=0.05, seed=3), very_unequal_lengths),
     "unequal-step": case(objective("rho1", ratio=0.4, scope="step"), unequal_lengths),
     "checkpointing": case(objective("rho1", ratio=0.4, scope="step"), gradient_checkpointing=True),
     "epochs": case(

@@ -93,6 +93,19 @@ def test_needs_are_what_is_read_and_what_checks_it(path: Path, tmp_path: Path) -
     assert needs["evaluation"] == {"text", "whole", "clm", "rho1"}
 
 
+def test_a_need_may_be_spelled_in_any_way(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared as text, ``runs/x`` and the same folder from the root, or through a link, did not need each other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for spelled in (tmp_path / "run" / "text", Path("run") / ".." / "run" / "text", tmp_path / "link" / "text"):
+        text = path.read_text().replace(
+            'base:\n    verb: train\n    corpus: "@text"', f'base:\n    verb: train\n    corpus: "{spelled}"'
+        )
+        (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+        needs = plan.needs_of(recipe.load(RecipeConfig("r.yaml", out="run")).stages)
+        assert "text" in needs["base"], spelled
+
+
 # --- the pool ------------------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +151,44 @@ def test_a_failed_stage_lets_the_others_finish(tmp_path: Path, task: Any, says: 
         run_all(tasks, {"after": {"bad"}, "last": {"long"}})
     assert e.value.code == code
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "long", "more"]
+
+
+def kill_idle(folder: str, name: str) -> None:
+    """Kill the process that did stage a, which is idle by now."""
+    while not (Path(folder) / "a").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(int((Path(folder) / "a").read_text()), signal.SIGKILL)
+    time.sleep(0.3)
+    write(folder, name)
+
+
+def note_pid(folder: str) -> None:
+    (Path(folder) / "a").write_text(str(os.getpid()), encoding="utf-8")
+
+
+def test_an_idle_process_that_died_is_there_again(tmp_path: Path) -> None:
+    """Its place took the next stage with a broken pipe, and that ended the others unfinished."""
+    folder = str(tmp_path)
+    tasks = {"a": (note_pid, (folder,)), "b": (kill_idle, (folder, "b")), "c": (write, (folder, "c"))}
+    run_all(tasks, {"c": {"b"}}, jobs=2)
+    assert (tmp_path / "c").exists()
+
+
+def test_nothing_begins_after_a_signal(tmp_path: Path) -> None:
+    """A stage that was being started while the signal came ran to its end, and so did the one after it."""
+    folder, begun = str(tmp_path), []
+
+    def starting(name: str) -> None:
+        begun.append(name)
+        if name == "b":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    tasks = {name: (write, (folder, name, 30.0)) for name in ("a", "b", "c")}
+    with pytest.raises(Stopped):
+        side_by_side(tasks, dict.fromkeys(tasks, frozenset()), jobs=3, threads=1, starting=starting)
+    assert begun == ["a", "b"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stage_waits_for_what_it_needs(tmp_path: Path) -> None:

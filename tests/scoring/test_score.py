@@ -116,6 +116,9 @@ def test_columns_on_the_command_line(made: Made, tmp_path: Path, words: list[str
         ({"base_nll": "loss"}, "columns.base_nll: one of nll, entropy is needed, not loss"),
         ({"ref_nll": "entropy"}, "columns.ref_nll: by its name it holds nll, not entropy"),
         ({"nll": "nll"}, "columns: 'nll' is the name of something else"),
+        ({"targets": "nll"}, "columns: 'targets' is the name of something else"),
+        ({"loss_mask": "nll"}, "columns: 'loss_mask' is the name of something else"),
+        ({"valid": "nll"}, "columns: 'valid' is the name of something else"),
         ({"input_ids": "nll"}, "columns: 'input_ids' is the name of something else"),
         ({"base nll": "nll"}, "columns: 'base nll' is no name for a column"),
         (["base_nll"], "columns: unknown column 'base_nll'.*as {base_nll: nll}"),
@@ -125,6 +128,21 @@ def test_columns_on_the_command_line(made: Made, tmp_path: Path, words: list[str
 def test_columns_that_cannot_be_are_refused(made: Made, tmp_path: Path, columns: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
         run(tmp_path / "x", made.model, made.corpus, columns=columns)
+
+
+def test_isolated_documents_are_another_corpus(made: Made, tmp_path: Path) -> None:
+    """The rows are the same, what a piece sees is not: scores of the one were taken for those of the other."""
+    isolated = corpora.corpus(tmp_path / "isolated", made.text, isolate_documents=True)
+    assert open_corpus(isolated).content_hash == open_corpus(made.corpus).content_hash
+    with pytest.raises(StaleFolder, match="input isolated"):
+        run(made.scores, made.model, isolated, columns=["ref_nll", "ref_entropy"])
+
+
+def test_the_same_columns_in_other_words_are_the_same_work(made: Made, tmp_path: Path) -> None:
+    first = run(tmp_path / "s", made.model, made.corpus, columns=["ref_nll"])
+    before = (first / "manifest.json").read_bytes()
+    run(first, made.model, made.corpus, columns={"ref_nll": "nll"})
+    assert (first / "manifest.json").read_bytes() == before
 
 
 def test_a_reference_is_charged_once(made: Made, tmp_path: Path) -> None:

@@ -184,6 +184,32 @@ def test_a_false_count_is_refused(tmp_path: Path, claims: dict[str, Any], says: 
     assert all(torch.equal(before[name], after) for name, after in tiny.weights(model).items())
 
 
+def test_a_false_count_is_refused_after_a_step_that_shows_nothing(tmp_path: Path) -> None:
+    """The first step was not finite and left out: the count was never looked at again, and every update was halved."""
+    made = Objective(
+        "twice",
+        lambda s: torch.where(torch.tensor(s.step == 0), float("nan"), s.valid.float()),
+        scope="sequence",
+        known_count=lambda known: 2 * known.valid.sum(),
+    )
+    args = tiny.arguments(tmp_path, 4, max_steps=3, learning_rate=0.01)
+    with pytest.raises(UserError, match="its known_count is wrong"):
+        tiny.train(tiny.llama(), args, tiny.rows(16), made, guards=GuardConfig(on_nonfinite="skip"))
+
+
+def test_a_nan_weight_of_a_selection_is_a_nan(tmp_path: Path) -> None:
+    """It was told as a weight that is neither 0 nor 1, and ended runs that were to leave such steps out."""
+    made = Objective("nan", lambda s: s.valid * float("nan"), scope="sequence", selects=True)
+    with pytest.raises(NonFinite, match="weights that are not finite"):
+        tiny.train(tiny.llama(), tiny.arguments(tmp_path, 4), ROWS, made)
+
+
+def test_a_count_may_be_a_plain_number(tmp_path: Path) -> None:
+    made = Objective("ten", lambda s: s.valid * (10 / s.valid.sum()), scope="batch", known_count=lambda known: 10)
+    tiny.train(tiny.llama(), tiny.arguments(tmp_path, 4, 2), ROWS, made)
+    assert tiny.log_lines(tmp_path)[0]["kept"] == int(VALID.sum())
+
+
 def test_soft_weights_that_pass_for_a_selection_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"objective 'soft' says that its weights are 0 or 1 \(selects\)"):
         tiny.train(tiny.llama(), tiny.arguments(tmp_path, 4, 2), ROWS, made_of("soft", "weight", selects=True))

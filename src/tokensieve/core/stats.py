@@ -57,9 +57,19 @@ def of_origin(*origins: str) -> frozenset[str]:
 HEAD_STATISTICS, ROW_STATISTICS = of_origin("head"), of_origin("rows")
 
 
+def head_statistics(needs: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``needs`` that the head's pass gives, in the order of STATISTICS.
+
+    The order counts: each is gathered over ranks by an exchange of its own, and the order of a set follows the process's own
+    seed of string hashes. Two ranks exchanged nll for entropy.
+    """
+    asked = set(needs)
+    return tuple(name for name, s in STATISTICS.items() if s.origin == "head" and name in asked)
+
+
 def score_columns(needs: Iterable[str]) -> tuple[str, ...]:
     """The columns that a data set must have beside its rows, in alphabetical order: those listed as such, and all others."""
-    return tuple(sorted(set(needs) - of_origin("rows", "run", "head")))
+    return tuple(sorted(set(needs) - of_origin("rows", "run", "head") - {"valid"}))
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class TokenStats:
 
     def need(self, name: str) -> Tensor:
         """The statistic or score column ``name``, detached. Raises ValueError naming it if it was not given."""
-        value = self.columns.get(name) if name not in STATISTICS else getattr(self, name)
+        value = getattr(self, name) if name in STATISTICS or name == "valid" else self.columns.get(name)
         if value is None:
             raise ValueError(f"this objective or score needs {name!r}, which was not given")
         found: Tensor = value

@@ -177,6 +177,11 @@ class Corpus:
         return str(self.manifest["content_hash"])
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What it is to whoever reads its rows: them, their tokenizer, and whether a piece sees the one before it."""
+        return {"corpus": self.content_hash, "tokenizer": self.tokenizer_hash, "isolated": self.isolate_documents}
+
+    @property
     def tokenizer_hash(self) -> str:
         return str(self.manifest["tokenizer_hash"])
 

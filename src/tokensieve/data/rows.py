@@ -49,7 +49,9 @@ class Rows(Dataset[dict[str, Tensor]]):
                 )
         if "labels" not in dataset.column_names and (masks := LOSS_MASKS & set(dataset.column_names)):
             raise UserError(f"column {min(masks)!r} is not read: give the column 'labels', -100 where there is no loss")
-        told = {"source_id"} if "doc_sources" in dataset.column_names else set()  # training counts by it
+        told = (
+            {"source_id"} if {"doc_sources", "doc_starts"} <= {*dataset.column_names} else set()
+        )  # training counts by it
         self.scores, self.statistics = tuple(scores), tuple(n for n in ON_REQUEST if n in told | {*statistics})
         for name in self.statistics:
             _check_source(name, dataset.column_names)
@@ -140,7 +142,8 @@ ON_REQUEST: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any], int], 
 
 def _check_source(name: str, columns: Sequence[str]) -> None:
     """Refuse a statistic that none of the data set's columns tells."""
-    if not set(ON_REQUEST[name][0]) & set(columns):
+    there = set(ON_REQUEST[name][0]) & set(columns)
+    if not there or (there <= {"doc_offsets", "doc_sources"} and "doc_starts" not in columns):
         raise UserError(
             f"the objective needs {name!r}, which this data set does not tell: it has none of the columns "
             f"{', '.join(ON_REQUEST[name][0])}"

@@ -149,7 +149,7 @@ def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], has
     from ..data.corpus import open_corpus
     from ..data.scored import open_scores
 
-    inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
+    inputs: dict[str, Any] = dict(corpus.identity)
     inputs["models"] = [[t.name, t.step, h] for t, h in zip(checkpoints, hashes, strict=True)]
     if config.scores:
         if "ref_nll" not in open_scores(config.scores, corpus, verify="full").column_names:

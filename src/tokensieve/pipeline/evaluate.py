@@ -89,6 +89,7 @@ def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Target]
     inputs = {
         "models": [(t.name, t.step, model_hash(t.folder)) for t in targets],
         "sets": {name: corpus.content_hash for name, corpus in sets.items()},
+        "isolated_sets": {name: corpus.isolate_documents for name, corpus in sets.items()},
         "baselines": [open_corpus(b, verify="size").content_hash for b in config.baselines],
     }
     return Work.of(KIND, config, NOT_WORK, inputs, models=sorted(config.models), sets=sorted(config.sets))

@@ -63,29 +63,42 @@ def side_by_side(
     jobs: int,
     threads: int | None,
     starting: Callable[[str], None],
+    failing: Callable[[str], None] = print,
 ) -> None:
     """Call every ``function(*args)`` of ``work`` in one of ``jobs`` processes, none before all that it ``needs`` are done.
 
-    ``starting`` is told the name of each as it begins. One that fails lets the others finish, but for those that need it; then
-    StagesFailed names it. A signal to stop is handed on to all; Stopped once they are at their end.
+    ``starting`` is told the name of each as it begins, ``failing`` a sentence as one fails. That lets the others finish, but
+    for those that need it; then StagesFailed names it. A signal to stop is handed on to all, and nothing begins after it;
+    Stopped once they are at their end.
     """
     pool, ended = _Pool(jobs, threads), dict[str, Ended]()
     with _signals_to(pool) as received:
         try:
             while True:
-                ready = _ready(work, needs, ended, pool.busy()) if not received else []
-                for name in ready[: pool.free()]:
+                for name in _ready(work, needs, ended, pool.busy())[: pool.free()]:
+                    if received:
+                        break
                     starting(name)
                     pool.start(name, *work[name])
+                    if received:  # while it was being started: it was at no work yet that the signal could have reached
+                        pool.signal(received[-1])
                 if not pool.busy():
                     break
-                ended |= pool.wait()
+                for name, how in pool.wait().items():
+                    ended[name] = how
+                    if how.code and not how.signal:
+                        failing(_said(name, how))
         finally:
             pool.close()
     stopped = [e for e in ended.values() if e.signal]
     if received or stopped:
-        raise Stopped("stopped; start it again to go on", received[0] if received else stopped[0].signal)
+        failed = "".join(f"; {_said(name, how)}" for name, how in ended.items() if how.code and not how.signal)
+        raise Stopped(f"stopped{failed}; start it again to go on", received[0] if received else stopped[0].signal)
     _raise_failed(work, ended)
+
+
+def _said(name: str, how: Ended) -> str:
+    return f"stage {name} failed: {how.sentence}"
 
 
 def _ready(
@@ -101,7 +114,7 @@ def _raise_failed(work: Mapping[str, Any], ended: Mapping[str, Ended]) -> None:
     if not failed:
         return
     left = [name for name in work if name not in ended]
-    said = "; ".join(f"stage {name} failed: {how.sentence}" for name, how in failed.items())
+    said = "; ".join(_said(name, how) for name, how in failed.items())
     rest = f"; not begun for want of it: {', '.join(left)}" if left else ""
     raise StagesFailed(f"{said}{rest}; all others are done", next(iter(failed.values())).code)
 
@@ -111,7 +124,6 @@ class _Pool:
 
     def __init__(self, jobs: int, threads: int | None) -> None:
         self.threads, self._context = threads, get_context("spawn")  # a fork of a process that runs threads may hang
-        self._lock = self._context.RLock()  # one terminal: bars of all processes take turns
         self._workers: list[_Worker | None] = [None] * jobs
 
     def busy(self) -> list[str]:
@@ -123,10 +135,11 @@ class _Pool:
     def start(self, name: str, function: Work, args: tuple[Any, ...]) -> None:
         place = next(i for i, w in enumerate(self._workers) if w is None or w.name is None)
         worker = self._workers[place]
-        if worker is None:
-            worker = self._workers[place] = _Worker(self._context, place, self.threads, self._lock)
+        if worker is None or not worker.process.is_alive():  # an idle one may have died
+            worker = self._workers[place] = _Worker(self._context, place, self.threads)
         worker.name = name
-        worker.pipe.send((function, args))
+        with contextlib.suppress(OSError):  # it died just now: its death will come out where its answer would
+            worker.pipe.send((function, args))
 
     def wait(self) -> dict[str, Ended]:
         """What has ended; returns as soon as something has."""
@@ -137,7 +150,7 @@ class _Pool:
             name, worker.name = str(worker.name), None
             try:
                 ended[name] = worker.pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):  # the latter from one that never read what it was told
                 ended[name] = worker.death()
                 self._workers[place] = None
         return ended
@@ -159,11 +172,11 @@ class _Pool:
 class _Worker:
     """One process, and the stage it is at, if any."""
 
-    def __init__(self, context: Any, place: int, threads: int | None, lock: Any) -> None:
+    def __init__(self, context: Any, place: int, threads: int | None) -> None:
         self.name: str | None = None
         self.pipe, theirs = context.Pipe()
         with _environment(_variables(place, threads)):  # before the process imports anything: it is read once
-            self.process = context.Process(target=_main, args=(theirs, threads, lock), daemon=False)
+            self.process = context.Process(target=_main, args=(theirs, threads), daemon=False)
             self.process.start()
         theirs.close()
 
@@ -231,13 +244,14 @@ def _signals_to(pool: _Pool) -> Iterator[list[int]]:
 # --- in a process of the pool --------------------------------------------------------------------------------------------
 
 
-def _main(pipe: Any, threads: int | None, lock: Any) -> None:
-    """Do what comes through the pipe until it is closed."""
-    from tqdm.auto import tqdm
+def _main(pipe: Any, threads: int | None) -> None:
+    """Do what comes through the pipe until it is closed.
 
+    Bars of several processes share the terminal by their places alone: a lock that all of them take would be held for ever by
+    one that is killed while it draws.
+    """
     os.setpgid(0, 0)  # a terminal's Ctrl-C is handed on by the parent, once
     _leave_with_parent()
-    tqdm.set_lock(lock)
     signal.signal(signal.SIGTERM, _interrupt)  # of work that has no handler of its own
     signal.signal(signal.SIGUSR1, _interrupt)
     with num_threads(threads):

@@ -6,6 +6,7 @@ A verb's module says what a stage of it takes (``estimate``) and what work it is
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +126,16 @@ def needs_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
     """stage -> the earlier stages that it waits for: those whose folders it reads, and those that check what it reads."""
     needs: dict[str, frozenset[str]] = {}
     for i, stage in enumerate(stages):
-        read = set(_paths(stage.fields)) - {stage.folder}
-        before = [s for s in stages[:i] if s.folder in read or (not s.writes and read & set(_paths(s.fields)))]
-        needs[stage.name] = frozenset(s.name for s in before)
+        read = _reads(stage, stages[:i])
+        checks = {s.name for s in stages[:i] if not s.writes and _reads(s, stages[:i]) & read}
+        needs[stage.name] = frozenset(read | checks)
     return needs
+
+
+def _reads(stage: Stage, before: Sequence[Stage]) -> set[str]:
+    """The stages before it whose folders, or what lies in them, its fields name, however the path is spelled."""
+    named = set(_paths(stage.fields))
+    return {s.name for s in before if s.writes and {Path(os.path.abspath(s.folder)), s.folder.resolve()} & named}
 
 
 def check_jobs(recipe: Recipe, stages: Sequence[Stage], jobs: int) -> None:
@@ -145,9 +152,11 @@ def check_jobs(recipe: Recipe, stages: Sequence[Stage], jobs: int) -> None:
         if jobs > len(gpus):
             raise UserError(f"jobs: {jobs} processes need a GPU each, here are {len(gpus)}")
         return
-    costs = costs_of(recipe, states_of(recipe))
-    largest = sorted(((costs[s.name].memory, s.name) for s in stages if not is_done(s.folder)), reverse=True)[:jobs]
-    needed, free = sum(m for m, _ in largest if not math.isnan(m)), psutil.virtual_memory().available
+    states = states_of(recipe)
+    costs = costs_of(recipe, states)
+    known = [(costs[s.name].memory, s.name) for s in stages if states[s.name] != DONE]
+    largest = sorted(((m, name) for m, name in known if not math.isnan(m)), reverse=True)[:jobs]
+    needed, free = sum(m for m, _ in largest), psutil.virtual_memory().available
     if needed > free:
         names = ", ".join(name for _, name in largest)
         raise UserError(
@@ -160,9 +169,8 @@ def states_of(recipe: Recipe) -> dict[str, str]:
     """stage -> done, to do, to be redone (its work is another than what stands there, or it reads a stage that is not done),
     or ? where that cannot be said."""
     states: dict[str, str] = {}
-    for stage in recipe.stages:
-        reads = [s for s in recipe.stages if s.name in states and s.folder in set(_paths(stage.fields))]
-        states[stage.name] = _state(stage, all(states[s.name] == DONE for s in reads))
+    for i, stage in enumerate(recipe.stages):
+        states[stage.name] = _state(stage, all(states[name] == DONE for name in _reads(stage, recipe.stages[:i])))
     return states
 
 
@@ -180,9 +188,13 @@ def _state(stage: Stage, ready: bool) -> str:
 
 
 def _paths(value: Any) -> Iterator[Path]:
-    """Every text in a stage's fields as a path, and the folders it lies in: ``runs/x/base/model`` reads ``runs/x/base``."""
+    """Every text in a stage's fields as a path, and the folders it lies in: ``runs/x/base/model`` reads ``runs/x/base``.
+
+    Each as it is spelled and with links followed, from the root.
+    """
     if isinstance(value, str):
-        yield from (Path(value), *Path(value).parents)
+        for path in {Path(os.path.abspath(value)), Path(value).resolve()}:
+            yield from (path, *path.parents)
     elif isinstance(value, Mapping | list):
         for inside in value.values() if isinstance(value, Mapping) else value:
             yield from _paths(inside)

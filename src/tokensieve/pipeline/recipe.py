@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,8 @@ def _run_stages(recipe: Recipe, chosen: Sequence[Stage], config: RecipeConfig) -
     if config.jobs > 1:
         work = {s.name: (run_stage, (recipe, s, config.allow_changed, config.redo)) for s in chosen}
         needs = needs_of(recipe.stages)
-        side_by_side(work, needs, jobs=config.jobs, threads=recipe.threads, starting=lambda name: _tell(place[name]))
+        told: Any = {"starting": lambda name: _tell(place[name]), "failing": _tell_wrong}
+        side_by_side(work, needs, jobs=config.jobs, threads=recipe.threads, **told)
         return
     with num_threads(recipe.threads):
         for stage in chosen:
@@ -133,6 +135,10 @@ def _run_stages(recipe: Recipe, chosen: Sequence[Stage], config: RecipeConfig) -
 
 def _tell(line: str) -> None:
     print(line, flush=True)
+
+
+def _tell_wrong(sentence: str) -> None:
+    print(f"tokensieve run: {sentence}", file=sys.stderr, flush=True)
 
 
 def _report(recipe: Recipe) -> None:

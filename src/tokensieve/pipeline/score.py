@@ -86,8 +86,9 @@ def work(config: ScoreConfig) -> Work:
 def _work(config: ScoreConfig, corpus: Corpus) -> Work:
     from ..modeling.load import model_hash
 
-    made_from = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash, "model": model_hash(config.model)}
-    return Work.of(KIND, config, NOT_WORK, made_from)
+    made_from = {**corpus.identity, "model": model_hash(config.model)}
+    plain = all(COLUMNS.get(name) == holds for name, holds in columns_of(config).items())
+    return Work.of(KIND, config, NOT_WORK, made_from, columns=list(columns_of(config)) if plain else config.columns)
 
 
 def estimate(config: ScoreConfig, known: Known) -> Cost:
@@ -116,6 +117,7 @@ def _check_columns(columns: list[str] | dict[str, str]) -> None:
     from ..core.stats import STATISTICS
     from ..data.corpus import COLUMNS as OF_CORPUS
     from ..data.corpus import LATER_COLUMNS
+    from ..data.rows import LOSS_MASKS, OPTIONAL
 
     if not columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
@@ -128,7 +130,7 @@ def _check_columns(columns: list[str] | dict[str, str]) -> None:
         if len(set(columns)) < len(columns):
             raise UserError("columns: one is named twice")
         return
-    taken = {*OF_CORPUS, *LATER_COLUMNS, "labels", "attention_mask", "position_ids", "isolated"}
+    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *LOSS_MASKS, "targets", "valid"}
     taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
     for name, holds in columns.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):

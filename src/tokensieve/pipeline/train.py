@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import layout
-from ..runs import WORK, Stage, StaleFolder, UserError, Work, read_manifest, stage, write_json
+from ..runs import WORK, Stage, UserError, Work, read_manifest, stage, write_json
 from . import launch
 from .arguments import check_arguments, check_code, lora_config, refuse_fields
 from .config import all_of, check_seed, from_fields, one_line
@@ -51,6 +51,7 @@ NOT_WORK = (
     "corpus",
     "scores",
     "eval_sets",
+    "allow_code",
     "resume",
     "allow_changed",
     "on_nonfinite",
@@ -143,10 +144,11 @@ def work(config: TrainConfig) -> Work:
 def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Work:
     from ..modeling.load import model_hash
 
-    inputs: dict[str, Any] = {"corpus": corpus.content_hash, "tokenizer": corpus.tokenizer_hash}
+    inputs: dict[str, Any] = dict(corpus.identity)
     inputs["scores"] = [read_manifest(s, "scores")["fingerprint"] for s in config.scores]
     if sets:
         inputs["eval_sets"] = {name: found.content_hash for name, found in sets.items()}
+        inputs["isolated_sets"] = {name: found.isolate_documents for name, found in sets.items()}
     if not isinstance(config.model, str):
         return Work.of(KIND, config, NOT_WORK, inputs)
     return Work.of(KIND, config, NOT_WORK, {**inputs, "model": model_hash(config.model)}, model=None)
@@ -253,7 +255,7 @@ def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
     out = s.folder
     found = numbered(out)
     if found and not (out / WORK).exists():
-        raise StaleFolder(f"{found[-1]} does not say what work it belongs to: remove {out} or choose another --out")
+        raise ChangedWork(f"{found[-1]} does not say what work it belongs to: remove {out} or choose another --out")
     if found and config.resume != "auto":
         raise UserError(f"{out} has checkpoints of an unfinished run: set resume: auto to go on, or remove it")
     if not found:
@@ -384,7 +386,9 @@ def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
 def _flops_spent(config: TrainConfig) -> tuple[float, float]:
     """(scoring, reference training) of the scores used: every scoring counts, a model's training once."""
     manifests = [read_manifest(s, "scores", ("flops", "reference_flops", "model_hash")) for s in config.scores]
-    trained = {m["model_hash"]: m["reference_flops"] for m in manifests}
+    trained: dict[str, float] = {}
+    for m in manifests:  # scored from a copy of its folder, nobody knows any more what training it took
+        trained[m["model_hash"]] = max(m["reference_flops"], trained.get(m["model_hash"], 0.0))
     return sum(m["flops"] for m in manifests), sum(trained.values())
 
 

@@ -117,16 +117,16 @@ class Scope:
         rows = len(weight) // self.num_ranks
         return weight[self.rank * rows : (self.rank + 1) * rows]
 
-    def most_rows(self, rows: int, length: int) -> int | None:
-        """The most tokens of one micro-batch [rows, length] on this rank that can get a weight; None if it is not known.
+    def most_rows(self, ranked: Sequence[int], own: Sequence[int]) -> int | None:
+        """The most tokens of one micro-batch of this rank, of shape ``own``, that can get a weight; None if it is not known.
 
-        Found on the host from the shape alone, so nobody waits for the device. A rank's share of a ranking over several
-        ranks can be all of the kept tokens: there the bound is loose, and the rows beyond the share cost their time.
+        ``ranked`` is the shape of all that is ranked together: of several ranks as wide as the longest row of any. Found on
+        the host from shapes alone, so nobody waits for the device. A rank's share of a ranking over several ranks can be all
+        of the kept tokens: there the bound is loose, and the rows beyond the share cost their time.
         """
         if self.objective.most_rows is None or self.objective.scope == "step":
             return None
-        ranked = rows * (self.num_ranks if self.spans_ranks else 1)
-        return min(self.objective.most_rows(ranked, length), rows * length)
+        return min(self.objective.most_rows(*ranked), math.prod(own))
 
     def denominator(self, known: Sequence[TokenStats], reduce: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The step's denominator over all micro-batches and ranks, float32 scalar on the device; None if not known yet.
@@ -138,7 +138,8 @@ class Scope:
         counts = [c for c in (self.objective.count(k) for k in counted) if c is not None]
         if len(counts) < len(counted):
             return None
-        total = torch.stack(counts).sum().float()
+        device = known[0].valid.device
+        total = torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device) for c in counts]).sum().float()
         return total if self.spans_ranks else reduce(total)
 
 
@@ -268,7 +269,11 @@ CLAIMS = (
 
 
 def broken_claims(objective: Objective, weight: Tensor, most_rows: int | None) -> Tensor:
-    """Whether each of CLAIMS is broken by a micro-batch's weights [B, T], bool [3], on their device."""
+    """Whether each of CLAIMS is broken by a micro-batch's weights [B, T], bool [3], on their device.
+
+    Weights that are no numbers break none: they have a sentence of their own.
+    """
+    weight = weight.nan_to_num(0.0, 0.0, 0.0)
     not_a_choice = ((weight != 0) & (weight != 1)).any() & objective.selects
     too_many = (weight != 0).sum() > (weight.numel() if most_rows is None else most_rows)
     return torch.stack([not_a_choice, too_many, (weight < 0).any() & (not objective.signed)])

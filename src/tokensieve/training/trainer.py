@@ -12,6 +12,7 @@ What differs from the Trainer, and why (transformers 5.23):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
 from ..core.backends import check_backend
 from ..core.objective import sum_dtype
-from ..core.stats import HEAD_STATISTICS, TokenStats, score_columns
+from ..core.stats import TokenStats, head_statistics, score_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation
@@ -246,7 +247,7 @@ class SelectiveTrainer(Guarded):
 
     @property
     def _needs_first_pass(self) -> bool:
-        return self.objective.scope == "step" and bool(HEAD_STATISTICS & self.objective.needs)
+        return self.objective.scope == "step" and bool(head_statistics(self.objective.needs))
 
     @torch.no_grad()
     def _choose_weights(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
@@ -270,14 +271,14 @@ class SelectiveTrainer(Guarded):
         self.step.rows_with_weight = torch.stack([(w != 0).sum() for w in self.step.weights]).tolist()
 
     def _head_statistics(self, nll: LinearNLL) -> dict[str, Tensor]:
-        return {name: nll.statistic(name) for name in HEAD_STATISTICS & self.objective.needs}
+        return {name: nll.statistic(name) for name in head_statistics(self.objective.needs)}
 
     def _forward(
         self, model: nn.Module, inputs: Mapping[str, Tensor], loss_of: Callable[[LinearNLL], Tensor] | None
     ) -> tuple[Any, LinearNLL]:
         """One forward with ``loss_of`` as its loss, or none: (outputs, the head's nll and what else the objective needs)."""
         made: list[LinearNLL] = []
-        statistics = HEAD_STATISTICS & self.objective.needs - {"nll"} if model.training else ()
+        statistics = head_statistics(self.objective.needs - {"nll"}) if model.training else ()
 
         def compute(hidden: Tensor, head: LinearHead) -> Tensor | None:
             options: dict[str, Any] = vars(self.head)
@@ -316,7 +317,11 @@ class SelectiveTrainer(Guarded):
             return None
         if self.step.rows_with_weight is not None:
             return self.step.rows_with_weight[self.step.index - 1]  # its weights are noted already
-        return self.scope.most_rows(*weight.shape)
+        return self._bound(weight, self.step.index - 1)
+
+    def _bound(self, weight: Tensor, index: int) -> int | None:
+        """The most rows of a micro-batch that can get a weight; of all ranks' the longest row says how many are ranked."""
+        return self.scope.most_rows(self.step.known[index].valid.shape, weight.shape)
 
     def _weigh(self, inputs: Mapping[str, Tensor], nll: LinearNLL) -> Tensor:
         """The weights of one micro-batch."""
@@ -335,7 +340,8 @@ class SelectiveTrainer(Guarded):
         source = next_token(inputs["source_id"]) if "source_id" in inputs else None
         totals = selection_totals(self.objective, weight, valid, nll, source, len(self.token_log.sources))
         if not self._claims_checked:
-            self.step.broken_claims.append(broken_claims(self.objective, weight, self.scope.most_rows(*weight.shape)))
+            bound = self._bound(weight, self.step.index)
+            self.step.broken_claims.append(broken_claims(self.objective, weight, bound))
         self.step.watch.note(inputs["row_id"], nll, weight, valid)
         self.step.positions += valid.numel()
         if self.token_log.samples(self.state.global_step + 1):
@@ -374,7 +380,7 @@ class SelectiveTrainer(Guarded):
         sums = self._sum_over_ranks(torch.cat([broken, self.step.totals["denominator"].reshape(1).double()])).tolist()
         counted = None if self.step.denominator is None else float(self.step.denominator)
         check_claims(self.objective, [b > 0 for b in sums[:-1]], counted, sums[-1])
-        self._claims_checked = True
+        self._claims_checked = math.isfinite(sums[-1]) and sums[-1] != 0  # else it has shown nothing yet
 
     def ranks_rows_together(self) -> bool:
         return self.objective.scope == "batch"

@@ -14,6 +14,7 @@ from torch import Tensor
 from tokensieve.core import Objective, TokenStats, objective, top_fraction
 from tokensieve.runs import UserError
 from tokensieve.training.guards import GuardConfig, NonFinite
+from tokensieve.training.step import Scope
 
 ROWS = tiny.rows(8)
 BATCH: dict[str, Any] = ROWS.to_dict()
@@ -301,3 +302,15 @@ def test_a_dry_step_has_seen_no_tokens(tmp_path: Path) -> None:
     args = tiny.arguments(tmp_path, 4, 2, max_steps=2)
     trainer = tiny.train(tiny.llama(), args, tiny.rows(16), watching, guards=GuardConfig(dry_step=True))
     assert int(trainer._tokens_seen) == tiny.log_lines(tmp_path)[-1]["tokens_seen"]
+
+
+def test_the_denominator_is_that_of_all_ranks() -> None:
+    """Each rank dividing by its own count: a mean of the ranks' means."""
+    known = [TokenStats(VALID), TokenStats(VALID[:2])]
+    count = int(VALID.sum() + VALID[:2].sum())
+    found = Scope(objective("clm"), 2).denominator(known, lambda t: 2 * t)
+    assert found is not None
+    assert float(found) == 2 * count
+    gathered = Scope(objective("random", ratio=1.0), 2, gather=lambda t: t).denominator(known, lambda t: 2 * t)
+    assert gathered is not None
+    assert float(gathered) == count, "gathered already: counted once"

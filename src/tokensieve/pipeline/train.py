@@ -75,7 +75,7 @@ class TrainConfig:
     model: str | dict[str, Any]
     """A Hugging Face folder or a folder that `train` wrote (continue from it), or a config (from scratch): model_type, ..."""
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "clm"})
-    """name, one of those below or package.module:factory, and its options: ratio, scope ..."""
+    """name, one of those below or package.module:factory, and its options: ratio, scope, denominator ..."""
     scores: list[str] = field(default_factory=list)
     """Folders that `score` wrote for this corpus, where the objective needs them."""
     eval_sets: dict[str, str] = field(default_factory=dict)

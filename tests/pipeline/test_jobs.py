@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,20 @@ def test_what_is_done_is_skipped(path: Path, two_at_once: Path, capfd: pytest.Ca
     told = capfd.readouterr().out
     assert told.count("done already") == 7
     assert "rho1: done already" in told
+
+
+def test_trained_models_are_not_lost(path: Path, two_at_once: Path, tmp_path: Path) -> None:
+    """``--allow_code``, a permission, made finished training another work; and a training folder that had lost its manifest was
+    removed with its checkpoints, unasked."""
+    out = tmp_path / "run"
+    shutil.copytree(two_at_once, out)
+    before = (out / "clm" / "manifest.json").read_bytes()
+    recipe.run(RecipeConfig(str(path), out=str(out), allow_code=True))
+    assert (out / "clm" / "manifest.json").read_bytes() == before
+    (out / "clm" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="does not say what work it belongs to"):
+        recipe.run(RecipeConfig(str(path), out=str(out)))
+    assert list((out / "clm").glob("checkpoint-*/model.safetensors"))
 
 
 def test_needs_are_what_is_read_and_what_checks_it(path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -170,6 +171,13 @@ def test_a_reference_is_charged_once(made: Made, tmp_path: Path) -> None:
     train.run(config)
     summary = json.loads((tmp_path / "student" / "summary.json").read_text())
     assert summary["flops_reference"] == reference
+    shutil.copytree(
+        tmp_path / "ref" / "model", tmp_path / "copy"
+    )  # of which nobody knows any more what training it took
+    copied = run(tmp_path / "d", tmp_path / "copy", made.corpus, columns={"x": "nll"})
+    for order in ([folders[0], copied], [copied, folders[0]]):
+        given = dataclasses.replace(config, scores=[str(f) for f in order])
+        assert train._flops_spent(given)[1] == reference
     assert summary["flops_scoring"] == pytest.approx(scoring)
 
 

@@ -53,6 +53,12 @@ _worker_setup: Setup | None = None
 def _start_worker(setup: Setup) -> None:
     global _worker_setup
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: there are as many processes as cores
+    leave_with_parent()
+    _worker_setup = setup
+
+
+def leave_with_parent() -> None:
+    """End this process of a pool when its parent ends: one that is killed cannot tell, and its workers would wait for ever."""
     parent = parent_process()
     assert parent is not None
 
@@ -60,9 +66,7 @@ def _start_worker(setup: Setup) -> None:
         parent.join()
         os._exit(1)
 
-    # A pool's workers wait for work for ever if their parent is killed.
     threading.Thread(target=leave, daemon=True).start()
-    _worker_setup = setup
 
 
 def _work(unit: Unit) -> Counts:

@@ -19,7 +19,7 @@ class DemoConfig:
     redo: list[str] = field(default_factory=list)
     """Finished `train` stages, or all, that may be removed and done again: for another seed in the same folder."""
     jobs: int = 2
-    """Stages at once, one thread each: on two cores about 1.7 times as fast as one after another."""
+    """Stages at once, one thread each."""
     color: bool | None = None
     """Colours at the end; if not given, where this is a terminal."""
 

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from typing import Any
 
 from ..runs import Stopped, UserError
@@ -250,8 +250,10 @@ def _main(pipe: Any, threads: int | None) -> None:
     Bars of several processes share the terminal by their places alone: a lock that all of them take would be held for ever by
     one that is killed while it draws.
     """
+    from ..data.workers import leave_with_parent
+
     os.setpgid(0, 0)  # a terminal's Ctrl-C is handed on by the parent, once
-    _leave_with_parent()
+    leave_with_parent()
     signal.signal(signal.SIGTERM, _interrupt)  # of work that has no handler of its own
     signal.signal(signal.SIGUSR1, _interrupt)
     with num_threads(threads):
@@ -288,15 +290,3 @@ def _attempt(function: Work, args: tuple[Any, ...]) -> Ended:
         return Ended(2, f"{e.filename}: {e.strerror}" if e.filename else f"{type(e).__name__}: {e}")
     except Exception as e:
         return Ended(1, f"unexpected {type(e).__name__}: {' '.join(str(e).split())} (--jobs 1 --debug shows where)")
-
-
-def _leave_with_parent() -> None:
-    """A killed parent cannot tell its processes: without this they would go on working for nobody."""
-    parent = parent_process()
-    assert parent is not None
-
-    def leave() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True).start()

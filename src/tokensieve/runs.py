@@ -312,9 +312,17 @@ def check_files(folder: Path | str, manifest: Mapping[str, Any], *, hashes: bool
             raise UserError(f"{path} has other bytes than were written (hash differs): it is damaged or was replaced")
 
 
-def note_part(path: Path) -> None:
-    """Write down a finished file's size and hash in ``parts/`` beside it: before there is a manifest, they speak for it."""
-    write_json(_note(path), describe_files(path.parent, [path.name])[0])
+def note_part(path: Path, **told: Any) -> None:
+    """Write down a finished file's size and hash in ``parts/`` beside it: before there is a manifest, they speak for it.
+
+    ``told``: what else the manifest will say of it, see :func:`told_of_part`.
+    """
+    write_json(_note(path), {**describe_files(path.parent, [path.name])[0], **told})
+
+
+def told_of_part(path: Path, key: str, default: Any) -> Any:
+    """What :func:`note_part` was told of a part; ``default`` where it was not, by an earlier version."""
+    return read_json(_note(path)).get(key, default)
 
 
 def part_is_whole(path: Path) -> bool:

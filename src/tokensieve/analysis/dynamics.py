@@ -61,11 +61,12 @@ def deltas(nll_CN: Floats) -> Floats:
 def classify(nll_CN: Floats, mean_last: float, threshold: float = THRESHOLD) -> Lines:
     """The class of each token; ``mean_last`` is the mean nll over all tokens at the last checkpoint.
 
-    Raises ValueError for a NaN: it would fall through every comparison and come out as a class.
+    Raises ValueError for a NaN: it would fall through every comparison and come out as a class. So does inf - inf.
     """
     nll_CN = np.asarray(nll_CN, np.float64)
-    if np.isnan(nll_CN).any():
-        raise ValueError("a token's nll is NaN at some checkpoint: only targets have a class")
+    if not np.isfinite(nll_CN).all():
+        what = "NaN" if np.isnan(nll_CN).any() else "infinite"
+        raise ValueError(f"a token's nll is {what} at some checkpoint: only targets with a number have a class")
     delta_N, last_N = deltas(nll_CN), nll_CN[-1]
     flat_N = np.where(last_N <= mean_last, CLASSES.index("L->L"), CLASSES.index("H->H"))
     falling_N = np.where(delta_N < -threshold, CLASSES.index("H->L"), flat_N)

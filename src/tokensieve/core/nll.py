@@ -45,7 +45,8 @@ def token_nll_from_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """``-log_softmax(logits)[..., target]`` in float32; 0 where the target is -100.
 
     logits [..., V] of any float dtype, targets [...] already shifted (the logits at t predict ``targets[t]``).
-    Differentiable. Adding a constant to all logits of a token changes nothing. float64 logits give float64.
+    Differentiable. Adding a constant to all logits of a token changes nothing. float64 logits give float64. A target whose
+    logit is -inf has an nll of inf; where all logits of a token are -inf, it is NaN.
     """
     _check_shapes(logits, targets, "logits")
     flat_TV = logits.reshape(-1, logits.shape[-1])
@@ -61,7 +62,8 @@ def token_nll(
     """``-log_softmax(hidden @ head_weight.T)[..., target]``, detached float32 nats; 0 where the target is -100.
 
     hidden [..., D], head_weight [V, D] (or a :class:`LinearHead`), targets [...] already shifted: hidden at t predicts
-    ``targets[t]``. No more than ``slice_columns`` columns of logits exist at a time.
+    ``targets[t]``. No more than ``slice_columns`` columns of logits exist at a time. inf and NaN as in
+    :func:`token_nll_from_logits`.
     """
     return LinearNLL(hidden, head_weight, targets, keep_logits=False, slice_columns=slice_columns).nll
 

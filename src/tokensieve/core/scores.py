@@ -27,8 +27,9 @@ def random_uniform(seed: int, step: int, row_id: Tensor, position: Tensor) -> Te
     A counter-based hash (splitmix64's finaliser), not a generator's state: masks neither repeat between ranks nor depend
     on how rows are spread over them. row_id and position are int64 and broadcast.
     """
-    key = _mix(_mix(torch.as_tensor(seed, dtype=torch.int64)) + step).to(row_id.device)
-    bits = _mix(_mix(key + row_id.long()) + position.long())
+    # The key is a Python number: as a tensor it was a copy to the device, which waits for it, at every micro-batch.
+    key = _signed(_mix_int(_mix_int(seed) + step))
+    bits = _mix(_mix(row_id.long() + key) + position.long())
     return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
@@ -38,6 +39,17 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
+
+
+def _mix_int(x: int) -> int:
+    """:func:`_mix` of a Python int, from 0 to 2^64 - 1."""
+    x = (x + 0x9E3779B97F4A7C15) & _ALL
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _ALL
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _ALL
+    return x ^ x >> 31
+
+
+_ALL = (1 << 64) - 1
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 With m the largest logit so far:    total = sum_v exp(l_v - m)    p_v = exp(l_v - m) / total    nll = log total + (m - l_target)
 
+A logit may be -inf, as those of a masked vocabulary are: it adds nothing, and a target there has an nll of inf. A row of
+nothing but -inf is no distribution: its nll and statistics are NaN (target_rank 0), as log_softmax has it.
+
 A further statistic is a class below, in EXTRAS: it sees every slice once and gives a value a row.
 """
 
@@ -46,7 +49,9 @@ class OnlineSoftmax:
         self.target_T = torch.where(here_T, target_T, self.target_T)
         for extra in self.extras.values():
             extra.see_logits(logits_TC, index_T1, here_T)
-        self._shift_to(logits_TC.amax(-1).to(self.largest_T.dtype))
+        # -inf - -inf is NaN: of a slice that is all -inf the largest counts as the lowest number there is.
+        lowest = torch.finfo(self.largest_T.dtype).min
+        self._shift_to(logits_TC.amax(-1).to(self.largest_T.dtype).clamp(min=lowest))
         torch.sub(logits_TC, self.largest_T.unsqueeze(-1), out=work_TC)
         for extra in self.extras.values():
             extra.see_shifted(work_TC)
@@ -67,7 +72,10 @@ class OnlineSoftmax:
         self.largest_T, self._empty = largest_T, False
 
     def nll(self) -> Tensor:
-        """``-log p(target)``. [T]; the difference of two large logits is taken first: it is exact where they are close."""
+        """``-log p(target)``, inf for a target of logit -inf. [T]
+
+        The difference of two large logits is taken first: it is exact where they are close.
+        """
         return self.total_T.log() + (self.largest_T - self.target_T)
 
     def extra(self, name: str) -> Tensor:
@@ -105,8 +113,9 @@ class Entropy(Extra):
     """``-sum_v p_v log p_v = log total - weighted / total`` with ``weighted = sum_v exp(l_v - m) * (l_v - m)``; nats."""
 
     def shift(self, step_T: Tensor, factor_T: Tensor) -> None:
-        lowest = torch.finfo(step_T.dtype).min
-        self.sum_T = factor_T * (self.sum_T + step_T.clamp(min=lowest) * self.softmax.total_T)
+        # After a slice that was masked with the lowest number the sum in brackets is -inf, and 0 * -inf is NaN.
+        moved_T = factor_T * (self.sum_T + step_T * self.softmax.total_T)
+        self.sum_T = torch.where(factor_T == 0, 0, moved_T)
 
     def see_shifted(self, shifted_TC: Tensor) -> None:
         # 0 * -inf would be NaN; a logit of -inf adds nothing to either sum.

@@ -42,7 +42,8 @@ def weighted_nll(
     hidden [..., D], head_weight [V, D] or :class:`LinearHead`, targets [...] already shifted (-100: no target, its weight
     counts nowhere), weight [...] bool or of any sign. Both sums are float32 scalars; only the first has a gradient, to hidden,
     head weight and bias, never to ``weight``. Add the sums of all micro-batches and ranks, then divide once. Nothing
-    kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward. Options as of :class:`LinearNLL`.
+    kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward and adds exactly 0, whatever its nll is, inf
+    and NaN too; a row with a weight and an nll of inf makes the sum inf. Options as of :class:`LinearNLL`.
     """
     options: dict[str, Any] = {"keep_logits": keep_logits, "backend": backend, "slice_columns": slice_columns}
     head = LinearNLL(hidden, head_weight, targets, **options)
@@ -69,8 +70,13 @@ def _sum_of_backend(nll: LinearNLL, weight_T: Tensor) -> Tensor:
         raise ValueError(
             f"backend {nll.backend!r} takes weights of 0 and 1 only: use backend='tokensieve' for soft weights"
         )
-    value = torch.dot(weight_T, nll.nll.reshape(-1))
+    value = _dot(weight_T, nll.nll)
     return selected_sum(nll.backend, nll.hidden_TD, nll.head, nll.targets_T, weight_T, value, nll.dtype)
+
+
+def _dot(weight_T: Tensor, nll: Tensor) -> Tensor:
+    """``sum(weight * nll)`` over the rows with a weight: 0 * inf is NaN, and a token left out may have any nll."""
+    return torch.dot(weight_T, nll.reshape(-1).masked_fill(weight_T == 0, 0))
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -91,7 +97,7 @@ class _WeightedSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, weight_T)
         ctx.nll, ctx.max_rows = nll, max_rows
-        return torch.dot(weight_T, nll.nll.reshape(-1))
+        return _dot(weight_T, nll.nll)
 
     @staticmethod
     @once_differentiable  # the log-sum-exp is a constant here: a second derivative would be silently wrong
@@ -129,7 +135,7 @@ class _Rows:
 
 
 def _rows(nll: LinearNLL, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, max_rows: int | None) -> _Rows:
-    index_R, counts_R = _weighted_rows(weight_T, max_rows)
+    index_R, counts_R = _weighted_rows(weight_T, nll.softmax.total_T, max_rows)
     scale_R = torch.where(counts_R, weight_T[index_R] * outer, 0)
     all_rows = len(index_R) == len(weight_T) and max_rows is None
     hidden_RD = hidden_TD if all_rows else hidden_TD[index_R]
@@ -145,17 +151,19 @@ def _rows(nll: LinearNLL, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, ma
     )
 
 
-def _weighted_rows(weight_T: Tensor, max_rows: int | None) -> tuple[Tensor, Tensor]:
+def _weighted_rows(weight_T: Tensor, total_T: Tensor, max_rows: int | None) -> tuple[Tensor, Tensor]:
     """(index of the rows with a weight, ascending; whether each of them counts).
 
     Their number is the GPU's secret until the host waits for it. ``max_rows``, a bound known beforehand, spares that wait:
-    the first row stands in the places that are left over, where it does not count (its numbers are finite; those of a row
-    without a weight may be NaN, which times 0 is NaN).
+    the first row stands in the places that are left over, where it does not count. Its numbers must be finite, since NaN
+    times 0 is NaN: where no row has a weight, it is the first whose softmax (``total``) is one.
     """
     if max_rows is None:
         index_R = weight_T.nonzero().squeeze(-1)
         return index_R, torch.ones_like(index_R, dtype=torch.bool)
-    index_R = (weight_T == 0).to(torch.int8).argsort(stable=True)[:max_rows]
+    no_softmax_T = ~(total_T.isfinite() & (total_T > 0))
+    order_T = (weight_T == 0).to(torch.int8) * (1 + no_softmax_T.to(torch.int8))
+    index_R = order_T.argsort(stable=True)[:max_rows]
     counts_R = weight_T[index_R] != 0
     return torch.where(counts_R, index_R, index_R[:1]), counts_R
 

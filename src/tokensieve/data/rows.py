@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..runs import UserError
+from .half import within
 
 IGNORE_INDEX = -100
 PAD_ROW = -1  # as a row index: a row that is all padding
@@ -32,7 +33,8 @@ class Rows(Dataset[dict[str, Tensor]]):
 
     ``dataset`` has at least ``input_ids``;
     optional: ``labels``, ``num_tokens``, ``doc_starts`` with ``isolated``, ``doc_sources``, ``row_id``. Item -1 (PAD_ROW)
-    is an ignored row: labels all -100. A NaN score on a target raises UserError naming row and position.
+    is an ignored row: labels all -100. A score on a target that is no number raises UserError naming row and position; inf in
+    a float16 column is taken as 65,504, with a word on stderr.
 
     ``statistics`` are names of ON_REQUEST that items have too, [T]: ``segment``, from a column of that name, ``doc_starts`` or
     positions that restart; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``, asked for or
@@ -58,6 +60,9 @@ class Rows(Dataset[dict[str, Tensor]]):
         read = {*OPTIONAL, *(c for name in self.statistics for c in ON_REQUEST[name][0])} - {"input_ids", *scores}
         columns = ["input_ids", *scores, *sorted(read & set(dataset.column_names))]
         self.dataset = dataset.select_columns(columns).with_format("numpy")
+        features = getattr(dataset, "features", None) or {}
+        kinds = {name: getattr(features.get(name), "feature", None) for name in scores}
+        self._halves = {name for name, kind in kinds.items() if getattr(kind, "dtype", None) == "float16"}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -93,13 +98,17 @@ class Rows(Dataset[dict[str, Tensor]]):
 
     def _scores(self, row: Mapping[str, Any], name: str, labels_T: np.ndarray, index: int) -> np.ndarray:
         values_T = np.asarray(row[name], dtype=np.float32)
+        if name in self._halves:
+            values_T = within(values_T, f"column {name!r}")
         if values_T.shape != labels_T.shape:
             raise UserError(f"row {index}: column {name!r} has {values_T.size} entries for {labels_T.size} tokens")
-        missing_T = np.isnan(values_T) & (labels_T != IGNORE_INDEX)
+        missing_T = ~np.isfinite(values_T) & (labels_T != IGNORE_INDEX)
         missing_T[0] = False  # the first token of a row is nobody's target
         if missing_T.any():
-            raise UserError(f"row {index}: {name} is NaN at position {int(missing_T.argmax())}, which is a target")
-        return np.nan_to_num(values_T, nan=0.0)
+            at = int(missing_T.argmax())
+            what = "NaN" if np.isnan(values_T[at]) else "infinite"
+            raise UserError(f"row {index}: {name} is {what} at position {at}, which is a target")
+        return np.nan_to_num(values_T, nan=0.0, posinf=0.0, neginf=0.0)
 
     def _pad_row(self) -> dict[str, Tensor]:
         row = self._row(self.dataset[0], PAD_ROW)

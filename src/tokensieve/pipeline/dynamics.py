@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..layout import nll_file
-from ..runs import Stage, UserError, Work, check_files, note_part, part_is_whole, read_manifest, stage
+from ..runs import Stage, UserError, Work, check_files, note_part, part_is_whole, read_manifest, stage, told_of_part
 from . import launch
 from .evaluate import Target, targets_of
 from .plan import Cost, Known
@@ -201,25 +201,34 @@ def _write_nll(
             if todo:
                 device = config.device or launch.device(ranks)
                 scorer = Scorer(model, device=device, batch_rows=config.batch_rows)
-                write_columns(path, _nll_blocks(scorer, rows, bar))
-                note_part(path)
+                clipped: list[int] = []
+                write_columns(path, _nll_blocks(scorer, rows, bar, clipped))
+                note_part(path, clipped=sum(clipped))
             else:
                 bar.update(tokens)
     return flops * len(checkpoints)
 
 
-def _nll_blocks(scorer: Any, rows: Any, bar: Any) -> Iterator[dict[str, Any]]:
+def _nll_blocks(scorer: Any, rows: Any, bar: Any, clipped: list[int]) -> Iterator[dict[str, Any]]:
+    """Blocks as they are stored; of each, how many values were too large for that goes into ``clipped``."""
+    from ..data.half import stored
+
     for batch in scorer.run(rows):
-        yield {"nll": batch.nll.astype("float16")}
+        nll, count = stored(batch.nll, "float16")
+        clipped.append(count)
+        yield {"nll": nll}
         bar.update(batch.nll.size)
 
 
 def _finish(s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], flops: float) -> None:
+    from ..data.half import tell_clipped
     from .dynamics_tables import write_tables
 
     paths = [nll_file(s.folder, i) for i in range(len(checkpoints))]
     s.need([p.name for p in paths])
-    names, tokens = write_tables(config, corpus, checkpoints, paths, s.folder)
+    names, tokens, clipped = write_tables(config, corpus, checkpoints, paths, s.folder)
+    clipped = {"nll": sum(told_of_part(p, "clipped", 0) for p in paths), **clipped}
+    tell_clipped(s.folder, clipped)
     s.finish(
         [*(p.name for p in paths), *names],
         corpus_hash=corpus.content_hash,
@@ -227,5 +236,6 @@ def _finish(s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[
         length=corpus.length,
         checkpoints=len(checkpoints),
         tokens=tokens,
+        clipped=clipped,
         flops=flops,
     )

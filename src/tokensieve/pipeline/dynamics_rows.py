@@ -42,7 +42,7 @@ class Reader:
 
         from ..data.scored import open_scores
 
-        self.corpus, self.length = corpus, corpus.length
+        self.corpus, self.length, self.folder = corpus, corpus.length, paths[0].parent
         self.files = [Dataset.from_file(str(path)) for path in paths]
         self.scores = open_scores(scores, corpus, verify=None) if scores else None
         if wrong := [p for p, f in zip(paths, self.files, strict=True) if len(f) != corpus.num_rows]:
@@ -55,11 +55,11 @@ class Reader:
             yield start, min(start + step, self.corpus.num_rows)
 
     def nll(self, index: int, start: int, stop: int) -> np.ndarray:
-        """float16 [B, T] of one checkpoint."""
+        """float16 [B, T] of one checkpoint, without inf."""
+        from ..data.half import within
         from ..data.scored import column_block
 
-        nll_BT: np.ndarray = column_block(self.files[index], "nll", start, stop)
-        return nll_BT
+        return within(column_block(self.files[index], "nll", start, stop), f"nll in {self.folder}")
 
     def block(self, start: int, stop: int) -> Block:
         """All that is known of the targets of some rows."""
@@ -97,14 +97,17 @@ class Reader:
         """nll - ref_nll of a block's targets, float32 [C, N]."""
         import numpy as np
 
+        from ..data.half import within
         from ..data.scored import column_block
 
         ref_BT = column_block(self.scores, "ref_nll", block.start, block.start + len(block.target_BT))
+        if ref_BT.dtype == np.float16:
+            ref_BT = within(ref_BT, "column 'ref_nll'")
         ref_N = ref_BT[block.target_BT].astype(np.float32)
-        if np.isnan(ref_N).any():
-            place = int(block.place_N[np.isnan(ref_N).argmax()])
-            raise UserError(
-                f"row {place // self.length}: ref_nll is NaN at position {place % self.length}, which is a target"
-            )
+        if not np.isfinite(ref_N).all():
+            at = int((~np.isfinite(ref_N)).argmax())
+            row, position = divmod(int(block.place_N[at]), self.length)
+            what = "NaN" if np.isnan(ref_N[at]) else "infinite"
+            raise UserError(f"row {row}: ref_nll is {what} at position {position}, which is a target")
         excess_CN: np.ndarray = nll_CN.astype(np.float32) - ref_N
         return excess_CN

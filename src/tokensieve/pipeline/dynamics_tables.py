@@ -24,11 +24,12 @@ TABLES = ("classes", "curves", "breakdowns", "samples", "selection")
 
 def write_tables(
     config: DynamicsConfig, corpus: Corpus, checkpoints: Sequence[Target], paths: Sequence[Path], out: Path
-) -> tuple[list[str], int]:
-    """Write everything but the nll files and the manifest: (names of the files, number of tokens)."""
+) -> tuple[list[str], int, dict[str, int]]:
+    """Write everything but the nll files and the manifest: (names of the files, tokens, column -> values that were clipped)."""
     reader = Reader(corpus, paths, config.scores)
     means = _checkpoint_means(reader)
-    tables = _tables(config, reader, means, out)
+    clipped = {"delta": 0, "fluctuation": 0}
+    tables = _tables(config, reader, means, out, clipped)
     for row in tables["curves"]:
         target = checkpoints[row["checkpoint"]]
         row.update(step=target.step, tokens_seen=target.tokens_seen)
@@ -56,7 +57,7 @@ def write_tables(
     names = [_write_parquet(out, name, tables[name]) for name in TABLES if tables[name]]
     with atomic_file(out / "table.txt", "w") as f:
         f.write(render(described) + "\n")
-    return ["tokens.arrow", "dynamics.json", *names, "table.txt"], described["tokens"]
+    return ["tokens.arrow", "dynamics.json", *names, "table.txt"], described["tokens"], clipped
 
 
 def _checkpoint_means(reader: Reader) -> list[float]:
@@ -65,22 +66,31 @@ def _checkpoint_means(reader: Reader) -> list[float]:
 
     sums, counts = np.zeros(len(reader.files)), np.zeros(len(reader.files))
     for start, stop in reader.spans():
+        first_BT = None
         for c in range(len(reader.files)):
             nll_BT = reader.nll(c, start, stop)
+            target_BT = ~np.isnan(nll_BT)
+            first_BT = target_BT if first_BT is None else first_BT
+            if (target_BT != first_BT).any():  # of equal number, too: a NaN on a target would be left out unseen
+                row, position = (int(i[0]) for i in (target_BT != first_BT).nonzero())
+                raise UserError(
+                    f"checkpoint {c} has nll at other tokens than the first one, as at row {start + row}, position {position}"
+                )
             sums[c] += np.nansum(nll_BT, dtype=np.float64)
-            counts[c] += np.count_nonzero(~np.isnan(nll_BT))
+            counts[c] += np.count_nonzero(target_BT)
     if not counts[0]:
         raise UserError(f"{reader.corpus.folder} has no token to predict")
-    if (counts != counts[0]).any():
-        raise UserError(f"checkpoint {int((counts != counts[0]).argmax())} has nll at other tokens than the first one")
     return [float(mean) for mean in sums / counts]
 
 
-def _tables(config: DynamicsConfig, reader: Reader, means: list[float], out: Path) -> dict[str, list[dict[str, Any]]]:
-    """The tables, and ``tokens.arrow`` on the way."""
+def _tables(
+    config: DynamicsConfig, reader: Reader, means: list[float], out: Path, clipped: dict[str, int]
+) -> dict[str, list[dict[str, Any]]]:
+    """The tables, and ``tokens.arrow`` on the way; values that are too large for it are counted in ``clipped``."""
     import numpy as np
 
     from ..analysis import dynamics as d
+    from ..data.half import stored
     from ..data.scored import write_columns
 
     sums, samples = d.ClassSums(len(means)), d.Samples(config.samples)
@@ -101,11 +111,12 @@ def _tables(config: DynamicsConfig, reader: Reader, means: list[float], out: Pat
             by_frequency.add(group_V[block.ids_N], lines.class_N)
             if kept is not None:
                 kept.add(block, lines.class_N)
-            yield {
-                "class": _spread(block, lines.class_N, np.int8, d.NO_CLASS),
-                "delta": _spread(block, lines.delta_N, np.float16, np.nan),
-                "fluctuation": _spread(block, lines.fluctuation_N, np.float16, np.nan),
-            }
+            columns = {"class": _spread(block, lines.class_N, np.int8, d.NO_CLASS)}
+            for name, values_N in (("delta", lines.delta_N), ("fluctuation", lines.fluctuation_N)):
+                half_N, count = stored(values_N, np.float16)
+                columns[name] = _spread(block, half_N, np.float16, np.nan)
+                clipped[name] += count
+            yield columns
 
     write_columns(out / "tokens.arrow", classified())
     breakdowns = [by_source, by_position, by_frequency, *([kept.breakdown] if kept is not None else [])]

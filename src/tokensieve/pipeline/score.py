@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import Stage, UserError, Work, is_done, note_part, part_is_whole, read_manifest, stage
+from ..runs import Stage, UserError, Work, is_done, note_part, part_is_whole, read_manifest, stage, told_of_part
 from . import launch
 from .plan import Cost, Known
 
@@ -39,7 +39,7 @@ class ScoreConfig:
     columns: list[str] | dict[str, str] = dataclasses.field(default_factory=lambda: ["ref_nll"])
     """ref_nll and, if wanted, ref_entropy; or names of your choice and what they hold, as {base_nll: nll, base_h: entropy}."""
     dtype: str = "float16"
-    """How scores are stored: float16 (error at most 0.008 nats) or float32."""
+    """How scores are stored: float16 (error at most 0.008 nats up to 32, clipped at 65,504) or float32."""
     model_dtype: str = "float32"
     """What the model computes in: float32, bfloat16 or float16."""
     batch_rows: int = 0
@@ -192,10 +192,10 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
         for shard in corpus.manifest["shards"]:
             stop = start + shard["rows"]
             if shard["file"] in todo:
-                columns = _score_shard(config, scorer, rows, start, stop, bar)
+                columns, clipped = _score_shard(config, scorer, rows, start, stop, bar)
                 if written is not None:
                     written.result()  # raises what went wrong; and no more than one shard waits in memory
-                written = writer.submit(_write_shard, out / shard["file"], columns)
+                written = writer.submit(_write_shard, out / shard["file"], columns, clipped)
             elif ranks.rank == 0:
                 bar.update(shard["rows"] * corpus.length)
             start = stop
@@ -204,34 +204,48 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
     return token_flops(scorer.model, corpus.length).forward(corpus.num_rows * corpus.length)
 
 
-def _write_shard(path: Path, columns: dict[str, Any]) -> None:
+def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -> None:
     from ..data.scored import write_score_shard
 
     write_score_shard(path, columns)
-    note_part(path)
+    note_part(path, clipped=clipped)
 
 
-def _score_shard(config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: int, bar: Any) -> dict[str, Any]:
+def _score_shard(
+    config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: int, bar: Any
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """(column -> [rows, length] as it is stored, column -> values that were too large for that)."""
     import numpy as np
 
+    from ..data.half import stored
     from ..data.scored import DTYPES
 
     columns = columns_of(config)
     parts: dict[str, list[Any]] = {name: [] for name in columns}
+    clipped = dict.fromkeys(columns, 0)
     for batch in scorer.run(rows, start=start, stop=stop):
         for name, holds in columns.items():
-            parts[name].append(getattr(batch, holds).astype(DTYPES[config.dtype]))
+            values, count = stored(getattr(batch, holds), DTYPES[config.dtype])
+            parts[name].append(values)
+            clipped[name] += count
         bar.update(batch.nll.size)
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}, clipped
 
 
 def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float) -> None:
+    from ..data.half import tell_clipped
+
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
+    s.need([shard["file"] for shard in shards])
+    told = [told_of_part(s.folder / shard["file"], "clipped", {}) for shard in shards]
+    clipped = {name: sum(t.get(name, 0) for t in told) for name in columns_of(config)}
+    tell_clipped(s.folder, clipped, "; dtype: float32 keeps them")
     s.finish(
         [shard["file"] for shard in shards],
         columns=list(columns_of(config)),
         holds=columns_of(config),
         dtype=config.dtype,
+        clipped=clipped,
         corpus_hash=corpus.content_hash,
         tokenizer_hash=corpus.tokenizer_hash,
         model_hash=s.work.inputs["model"],

@@ -185,6 +185,7 @@ class Known:
         """name -> a value a token: kept, nll, ref_nll, excess, class, curve [C, T]; NaN, or -1 for kept and class: none."""
         import numpy as np
 
+        from ..data.half import within
         from ..data.scored import column_block
 
         made: dict[str, np.ndarray] = {}
@@ -197,7 +198,7 @@ class Known:
             for name, column in (("kept", "keep"), ("nll", "nll")):
                 made[name][self.logged["position"][here]] = self.logged[column][here]
         if self.scores is not None and "ref_nll" in self.scores.column_names:
-            made["ref_nll"] = column_block(self.scores, "ref_nll", row, row + 1)[0].astype(np.float32)
+            made["ref_nll"] = within(column_block(self.scores, "ref_nll", row, row + 1)[0], "ref_nll").astype(np.float32)
             if "nll" in made:
                 made["excess"] = made["nll"] - made["ref_nll"]
         if "kept" not in made and self.dynamics is not None and self.dynamics.threshold is not None:
@@ -233,9 +234,10 @@ class _Dynamics:
     def columns(self, row: int) -> dict[str, np.ndarray]:
         import numpy as np
 
+        from ..data.half import within
         from ..data.scored import column_block
 
-        curve = np.stack([column_block(d, "nll", row, row + 1)[0] for d in self.nll]).astype(np.float32)
+        curve = np.stack([within(column_block(d, "nll", row, row + 1)[0], "nll") for d in self.nll]).astype(np.float32)
         classes = column_block(self.tokens, "class", row, row + 1)[0]
         return {"nll": curve[self.at].copy(), "class": classes, "curve": curve}
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.half import within
 from ..layout import nll_file
 from .folders import Arm, Dynamics, Run
 from .pieces import PieceTable, shown_text
@@ -210,7 +211,8 @@ def _chosen(documents: list[Document], max_tokens: int, max_bytes: int) -> tuple
 
 def quantised(nll: Array) -> Array:
     """Nats as hundredths in uint16: 0 to 655.34; NaN is 65535."""
-    cents = np.clip(np.round(np.nan_to_num(nll.astype(np.float32), nan=0.0) * 100), 0, NONE - 1)
+    nats = np.clip(np.nan_to_num(nll.astype(np.float32), nan=0.0), 0, 1e6)  # an nll of inf, of a masked token, is the last
+    cents = np.clip(np.round(nats * 100), 0, NONE - 1)
     return np.where(np.isnan(nll), NONE, cents).astype(np.uint16)
 
 
@@ -243,7 +245,7 @@ def _scores(folder: Path, corpus: Any, rows: Sequence[int]) -> Array:
     from ..data.scored import open_scores
 
     found = open_scores(folder, corpus, verify="size").with_format("numpy")[list(rows)]["ref_nll"]
-    return np.asarray(found, np.float32).reshape(len(rows), corpus.length)
+    return within(np.asarray(found, np.float32), "ref_nll").reshape(len(rows), corpus.length)
 
 
 def _column(path: Path, name: str, corpus: Any, rows: Sequence[int]) -> Array:
@@ -251,7 +253,7 @@ def _column(path: Path, name: str, corpus: Any, rows: Sequence[int]) -> Array:
     from datasets import Dataset
 
     found = Dataset.from_file(str(path)).with_format("numpy")[list(rows)][name]
-    return np.asarray(found).reshape(len(rows), corpus.length)
+    return within(np.asarray(found), name).reshape(len(rows), corpus.length)
 
 
 def _view(

@@ -102,10 +102,12 @@ class _Queued:
         self.copied = torch.cuda.current_stream(nll.device).record_event() if nll.is_cuda else None
 
     def statistics(self) -> RowStatistics:
-        """Waits. Raises UserError for an nll that is not finite."""
+        """Waits. Raises UserError for an nll or an entropy that is not finite."""
         if self.copied is not None:
             self.copied.synchronize()
-        _check_finite(self.nll, self.targets, self.first)
+        _check_finite("nll", self.nll, self.targets, self.first)
+        if self.entropy is not None:
+            _check_finite("entropy", self.entropy, self.targets, self.first)
         entropy = None if self.entropy is None else _aligned(self.entropy, self.targets)
         return RowStatistics(self.first, _aligned(self.nll, self.targets), entropy)
 
@@ -120,13 +122,13 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-def _check_finite(nll: Tensor, targets: Tensor, first: int) -> None:
+def _check_finite(what: str, values: Tensor, targets: Tensor, first: int) -> None:
     """A broken model must not come out better by the targets on which it gave no number."""
-    broken = ~nll.isfinite() & (targets != IGNORE_INDEX)
+    broken = ~values.isfinite() & (targets != IGNORE_INDEX)
     if broken.any():
         row, position = broken.nonzero()[0].tolist()
         raise UserError(
-            f"the model's nll is not finite at row {first + row}, position {position + 1}: its weights are broken"
+            f"the model's {what} is not finite at row {first + row}, position {position + 1}: its weights are broken"
         )
 
 

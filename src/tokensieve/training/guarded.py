@@ -20,7 +20,7 @@ from ..runs import MANIFEST, Stopped, UserError, read_json, writing
 from .checkpoints import Split, check_split, last_good, log_bytes, numbered, seal, unseal, verify
 from .dry_step import dry_step, out_of_memory
 from .guards import GuardConfig, NonFinite, all_finite, broken_names, describe, write_record
-from .step import StepState, packed
+from .step import StepState, all_numbers
 
 
 class Guarded(Trainer):
@@ -188,7 +188,7 @@ class Guarded(Trainer):
         """(is the step finite, signal to stop with or 0), the same on all ranks. Waits for the device, once a step."""
         assert self.step.totals is not None
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm, device=self.args.device)
-        fine = packed(self.step.totals).isfinite().all()
+        fine = all_numbers(self.step.totals)
         scaler = getattr(self.accelerator, "scaler", None)
         if (
             scaler is None or not scaler.is_enabled()

@@ -6,6 +6,7 @@ wait for the device: all ranks stop at the same step, and no update is made from
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -88,10 +89,15 @@ class Watch:
         self.seen.append((row_id, nll, weight, valid))
 
     def rows(self, what: str) -> list[dict[str, int]]:
-        """Rows with a target whose ``nll`` (or ``weight``) is not finite: row, position of the first such target, how many."""
+        """Rows with a target whose ``nll`` (or ``weight``) is not finite: row, position of the first such target, how many.
+
+        An nll of inf, a token of probability 0, counts only where the token has a weight.
+        """
         found = []
         for row_id, nll, weight, valid in self.seen:
             broken = ~(nll if what == "nll" else weight).isfinite() & valid
+            if what == "nll":
+                broken &= (weight != 0) | (nll != math.inf)
             for i in broken.any(1).nonzero().flatten().tolist():
                 first = int(broken[i].nonzero()[0])
                 found.append({"row": int(row_id[i]), "position": first + 1, "tokens": int(broken[i].sum())})

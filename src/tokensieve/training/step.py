@@ -138,9 +138,15 @@ class Scope:
         counts = [c for c in (self.objective.count(k) for k in counted) if c is not None]
         if len(counts) < len(counted):
             return None
-        device = known[0].valid.device
-        total = torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device) for c in counts]).sum().float()
+        total = torch.stack([_scalar(c, known[0].valid) for c in counts]).sum().float()
         return total if self.spans_ranks else reduce(total)
+
+
+def _scalar(count: Tensor | float, like: Tensor) -> Tensor:
+    """A float64 scalar on ``like``'s device. A user's count may be a Python number: filled in there, not copied to it."""
+    if isinstance(count, Tensor):
+        return count.to(device=like.device, dtype=sum_dtype(like))
+    return torch.full((), count, dtype=sum_dtype(like), device=like.device)
 
 
 def no_zero(denominator: Tensor) -> Tensor:
@@ -175,20 +181,21 @@ def selection_totals(
     ``valid``, ``kept`` (weight other than 0), ``kept_nll``, ``dropped_nll``, ``weighted_nll`` (sum of weight * nll),
     ``denominator`` (what the objective divides by). Where weights are not just 0 or 1 also ``abs``, ``square`` (sums of
     |weight| and weight^2) and ``negative`` (tokens with such a weight). With ``source`` [B, T], the source of each token's
-    target, ``valid_by_source`` and ``kept_by_source`` [num_sources].
+    target, ``valid_by_source`` and ``kept_by_source`` [num_sources]. A token that is in no sum adds 0 to it, whatever its nll.
     """
     keep = (weight != 0) & valid
     wide = sum_dtype(weight)
     totals = {
         "valid": valid.sum(dtype=wide),
         "kept": keep.sum(dtype=wide),
-        "kept_nll": (nll * keep).sum(dtype=wide),
-        "dropped_nll": (nll * (valid & ~keep)).sum(dtype=wide),
-        "weighted_nll": (nll * weight * valid).sum(dtype=wide),
+        # Not products with a mask: 0 * inf is NaN, and a dropped token of nll inf made the loss NaN.
+        "kept_nll": torch.where(keep, nll, 0).sum(dtype=wide),
+        "dropped_nll": torch.where(valid & ~keep, nll, 0).sum(dtype=wide),
+        "weighted_nll": torch.where(keep, nll * weight, 0).sum(dtype=wide),
         "denominator": objective.denominator_of(weight, valid),
     }
     if not objective.selects:
-        weight_T = (weight * valid).to(wide)
+        weight_T = torch.where(valid, weight, 0).to(wide)
         totals |= {
             "abs": weight_T.abs().sum(),
             "square": weight_T.square().sum(),
@@ -204,6 +211,13 @@ def selection_totals(
 def added(parts: Sequence[Totals]) -> Totals:
     """The totals of several parts, name by name."""
     return {name: torch.stack([p[name] for p in parts]).sum(0) for name in parts[0]}
+
+
+def all_numbers(totals: Totals) -> Tensor:
+    """Whether all sums are finite, bool scalar on their device. ``dropped_nll`` may be inf: a token whose probability
+    is 0 (of a masked vocabulary) and that is left out harms nothing. NaN is a broken model wherever it is."""
+    dropped = totals["dropped_nll"]
+    return packed({**totals, "dropped_nll": torch.where(dropped == math.inf, 0, dropped)}).isfinite().all()
 
 
 def packed(totals: Totals) -> Tensor:

@@ -31,7 +31,9 @@ MASKS = {
 }
 
 
-def made(masked: list[int], value: float = -INF, dtype: torch.dtype = torch.float32) -> tuple[Tensor, LinearHead, Tensor]:
+def made(
+    masked: list[int], value: float = -INF, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, LinearHead, Tensor]:
     """(hidden, head whose bias masks entries, targets outside the mask and one ignored)."""
     g = torch.Generator().manual_seed(0)
     hidden_TD = torch.randn(TOKENS, WIDTH, generator=g)

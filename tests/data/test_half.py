@@ -167,7 +167,7 @@ def test_an_earlier_versions_nll_file(loud: tuple[Path, Path, Path], tmp_path: P
     nll[1, 5], nll[1, 0] = np.nan, 2  # as many as before
     write_columns(tmp_path / "nll-00002.arrow", [{"nll": nll}])
     reader = Reader(corpus, [tmp_path / "nll-00000.arrow", tmp_path / "nll-00002.arrow"])
-    with pytest.raises(UserError, match="checkpoint 1 has nll at other tokens.*row 1, position 0"):
+    with pytest.raises(UserError, match=r"checkpoint 1 has nll at other tokens.*row 1, position 0"):
         _checkpoint_means(reader)
 
 
@@ -185,7 +185,9 @@ def test_a_models_own_inf_is_a_broken_model(what: str, value: float) -> None:
 
     values = torch.tensor([[1.0, value, 2.0]])
     _check_finite(what, values, torch.tensor([[5, -100, 5]]), 0)
-    with pytest.raises(UserError, match=f"the model's {what} is not finite at row 4, position 2: its weights are broken"):
+    with pytest.raises(
+        UserError, match=f"the model's {what} is not finite at row 4, position 2: its weights are broken"
+    ):
         _check_finite(what, values, torch.tensor([[5, 5, 5]]), 4)
 
 

@@ -50,7 +50,11 @@ def test_every_file_of_every_kind_is_covered(tiny: Any) -> None:
     for folder in (tiny.corpus, tiny.scores, tiny.rho1):
         listed = {f["file"] for f in read_manifest(folder)["files"]}
         there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-        left_out = {p for p in there if p.startswith("checkpoint-")} | {"manifest.json", "times.jsonl"}
+        left_out = {p for p in there if p.startswith("checkpoint-")} | {
+            "manifest.json",
+            "times.jsonl",
+            ".verified.json",
+        }
         assert there - left_out == listed
 
 

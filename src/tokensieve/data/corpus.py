@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,8 @@ import xxhash
 
 from tokensieve.data.pack import Rows
 from tokensieve.data.tokenizer import load_tokenizer
-from tokensieve.runs import UserError, atomic_file, check_files, hash_json, read_manifest, write_json
+from tokensieve.data.verify import Verify, check_input
+from tokensieve.runs import UserError, atomic_file, hash_json, read_manifest, write_json
 
 KIND = "corpus"
 COLUMNS: dict[str, pa.DataType] = {
@@ -226,8 +227,9 @@ class Corpus:
         return pq.read_table(self.folder / "documents.parquet")
 
 
-def open_corpus(folder: Path | str, verify: Literal["size", "full"] | None = "size") -> Corpus:
-    """Open a finished corpus. ``size``: every file has the size it was written with; ``full``: the same bytes, read and hashed.
+def open_corpus(folder: Path | str, verify: Verify | None = "size") -> Corpus:
+    """Open a finished corpus. ``size``: every file has the size it was written with; ``full``: the same bytes, read and hashed,
+    or remembered by size and times, see ``verify.py``.
 
     :class:`UserError` naming the folder or file if it is unfinished, of another kind, truncated, or damaged.
     """
@@ -235,8 +237,7 @@ def open_corpus(folder: Path | str, verify: Literal["size", "full"] | None = "si
 
     folder = Path(folder)
     manifest = read_manifest(folder, KIND, MANIFEST_KEYS)
-    if verify is not None:
-        check_files(folder, manifest, hashes=verify == "full")
+    check_input(folder, manifest, verify)
     try:
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
     except (OSError, pa.ArrowException, ValueError) as e:

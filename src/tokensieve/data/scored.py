@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ..runs import UserError, atomic_file, check_files, read_manifest
+from ..runs import UserError, atomic_file, read_manifest
 from .corpus import Corpus, open_corpus
+from .verify import Verify, check_input
 
 KIND = "scores"
 MANIFEST_KEYS = (
@@ -24,20 +25,18 @@ MANIFEST_KEYS = (
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
-Verify = Literal["full", "size"] | None
-
-
-def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify = "full") -> Any:
+def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify | None = "full") -> Any:
     """The corpus's rows with the score columns beside them: a memory-mapped ``datasets.Dataset``, verified.
 
     Columns: those of the corpus (docs/formats.md), each score folder's columns, and ``isolated`` if the corpus keeps documents
-    apart. ``verify``: "full" (hash every file), "size", or None. Raises UserError naming what does not fit: another
-    corpus, tokenizer, window (row length or isolation), a missing, truncated or changed shard, a column given twice.
+    apart. ``verify``: "full" (every file hashed, once a machine, see verify.py), "size", or None. Raises UserError naming what
+    does not fit: another corpus, tokenizer, window (row length or isolation), a missing, truncated or changed shard, a column
+    given twice.
     """
     return join_scores(open_corpus(corpus, verify=verify), *scores, verify=verify)
 
 
-def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify = "full") -> Any:
+def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify | None = "full") -> Any:
     """:func:`load_scored` for a corpus that is open already."""
     from datasets import Dataset, Features, Value, concatenate_datasets
 
@@ -53,7 +52,7 @@ def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify = "full") ->
     return concatenate_datasets(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
-def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify = "full") -> Any:
+def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify | None = "full") -> Any:
     """The score columns of ``folder`` as a ``datasets.Dataset`` aligned with ``corpus``'s rows; see :func:`load_scored`."""
     import pyarrow as pa
     from datasets import Dataset, concatenate_datasets
@@ -61,8 +60,7 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify = "full") 
     folder = Path(folder)
     manifest = read_manifest(folder, KIND, MANIFEST_KEYS)
     check_binding(folder, manifest, corpus)
-    if verify is not None:
-        check_files(folder, manifest, hashes=verify == "full")
+    check_input(folder, manifest, verify)
     try:
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
     except (OSError, pa.ArrowException, ValueError) as e:

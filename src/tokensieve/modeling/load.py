@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runs import UserError, describe_files, hash_json, read_json
+from ..data.verify import remembered_hash
+from ..runs import UserError, hash_json, read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -190,7 +191,7 @@ def model_hash(folder: Path | str) -> str:
                 pass
         except (OSError, SafetensorError) as e:
             raise UserError(f"{folder / name} cannot be read: {_first_line(e)}") from None
-    return hash_json([(f["file"], f["hash"]) for f in describe_files(folder, names)])
+    return hash_json([(name, remembered_hash(folder / name)) for name in names])
 
 
 def check_vocabulary(model: nn.Module, vocab_size: int, what: str) -> None:

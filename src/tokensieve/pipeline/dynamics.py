@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..layout import nll_file
-from ..runs import Stage, UserError, Work, check_files, note_part, part_is_whole, read_manifest, stage, told_of_part
+from ..runs import Stage, UserError, Work, note_part, part_is_whole, read_manifest, stage, told_of_part
 from . import launch
 from .evaluate import Target, targets_of
 from .plan import Cost, Known
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..data.corpus import Corpus
 
 KIND = "dynamics"
-NOT_WORK = ("out", "models", "corpus", "scores", "counts", "selector", "log", "device")
+NOT_WORK = ("out", "models", "corpus", "scores", "counts", "selector", "log", "device", "verify")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class DynamicsConfig:
     """Rows of one forward; 0 for about 8192 tokens."""
     device: str | None = None
     """cpu, cuda or cuda:0; the GPU where there is one."""
+    verify: Literal["full", "size"] = "full"
+    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
 
 
 def validate(config: DynamicsConfig) -> None:
@@ -83,7 +85,7 @@ def run(config: DynamicsConfig) -> Path:
 
     validate(config)
     launch.check_device(config.device)
-    out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
+    out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
     checkpoints, hashes = _checkpoints(config.models)
     for target in checkpoints:
         check_tokenizer(target.folder, corpus.tokenizer(), config.corpus)
@@ -148,11 +150,12 @@ def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], has
     """:func:`work`; every input that is named is opened and fits, or is refused here."""
     from ..data.corpus import open_corpus
     from ..data.scored import open_scores
+    from ..data.verify import check_input
 
     inputs: dict[str, Any] = dict(corpus.identity)
     inputs["models"] = [[t.name, t.step, h] for t, h in zip(checkpoints, hashes, strict=True)]
     if config.scores:
-        if "ref_nll" not in open_scores(config.scores, corpus, verify="full").column_names:
+        if "ref_nll" not in open_scores(config.scores, corpus, verify=config.verify).column_names:
             raise UserError(f"scores: {config.scores} has no column 'ref_nll'")
         inputs["scores"] = read_manifest(config.scores)["fingerprint"]
     if config.counts:
@@ -165,7 +168,7 @@ def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], has
             manifest = read_manifest(folder, kind, ("corpus_hash",))
             if manifest["corpus_hash"] != corpus.content_hash:
                 raise UserError(f"{role}: {folder} belongs to another corpus than {config.corpus}")
-            check_files(folder, manifest)
+            check_input(folder, manifest, config.verify)
             inputs[role] = manifest["fingerprint"]
     return Work.of(KIND, config, NOT_WORK, inputs)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..layout import checkpoints, token_lines
 from ..runs import MANIFEST, UserError, Work, atomic_file, stage, write_json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..data.corpus import Corpus
 
 KIND = "evaluation"
-NOT_WORK = ("out", "baselines", "batch_rows", "device")
+NOT_WORK = ("out", "baselines", "batch_rows", "device", "verify")
 NGRAMS = {"unigram": 1, "trigram": 3}
 
 
@@ -41,6 +41,8 @@ class EvaluateConfig:
     """Rows of one forward; 0 for about 8192 tokens."""
     device: str | None = None
     """cpu, cuda or cuda:0; the GPU where there is one."""
+    verify: Literal["full", "size"] = "full"
+    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
 
 
 def run(config: EvaluateConfig) -> Path:
@@ -55,7 +57,7 @@ def run(config: EvaluateConfig) -> Path:
     validate(config)
     launch.check_device(config.device)
     out = Path(config.out)
-    sets = {name: open_corpus(folder, verify="full") for name, folder in config.sets.items()}
+    sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.sets.items()}
     for folder in config.models.values():
         for corpus in sets.values():
             check_length(read_config(folder), corpus.length, folder)

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..runs import Stage, UserError, Work, is_done, note_part, part_is_whole, read_manifest, stage, told_of_part
 from . import launch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..scoring.engine import Scorer
 
 KIND = "scores"
-NOT_WORK = ("out", "model", "corpus", "device")
+NOT_WORK = ("out", "model", "corpus", "device", "verify")
 # Columns that need no word of what they hold, and what a column may hold.
 COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy"}
 HOLDS = ("nll", "entropy")
@@ -46,6 +46,8 @@ class ScoreConfig:
     """Rows of one forward; 0 for about 8192 tokens."""
     device: str | None = None
     """cpu, cuda or cuda:0; the GPU where there is one."""
+    verify: Literal["full", "size"] = "full"
+    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
 
 
 def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
@@ -58,7 +60,7 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
 
     validate(config)
     launch.check_device(config.device)
-    out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
+    out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
     check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     ranks = part or launch.ranks()
     with stage(out, _work(config, corpus), rank=ranks.rank, alone=part is None) as s:

@@ -198,7 +198,9 @@ class Known:
             for name, column in (("kept", "keep"), ("nll", "nll")):
                 made[name][self.logged["position"][here]] = self.logged[column][here]
         if self.scores is not None and "ref_nll" in self.scores.column_names:
-            made["ref_nll"] = within(column_block(self.scores, "ref_nll", row, row + 1)[0], "ref_nll").astype(np.float32)
+            made["ref_nll"] = within(column_block(self.scores, "ref_nll", row, row + 1)[0], "ref_nll").astype(
+                np.float32
+            )
             if "nll" in made:
                 made["excess"] = made["nll"] - made["ref_nll"]
         if "kept" not in made and self.dynamics is not None and self.dynamics.threshold is not None:

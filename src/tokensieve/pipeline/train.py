@@ -57,6 +57,7 @@ NOT_WORK = (
     "on_nonfinite",
     "max_skipped_steps",
     "dry_step",
+    "verify",
 )
 
 
@@ -106,6 +107,8 @@ class TrainConfig:
     """skip: how many steps of the run at most."""
     dry_step: Literal["auto", "always", "never"] = "auto"
     """A first step for its memory only, thrown away: auto on a GPU."""
+    verify: Literal["full", "size"] = "full"
+    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
 
 
 def run(config: TrainConfig) -> Path:
@@ -114,8 +117,8 @@ def run(config: TrainConfig) -> Path:
 
     validate(config)
     objective = _objective(config)
-    out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
-    sets = {name: open_corpus(folder, verify="full") for name, folder in config.eval_sets.items()}
+    out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
+    sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.eval_sets.items()}
     ranks = launch.ranks()
     with stage(out, _work(config, corpus, sets), rank=ranks.rank, refuse=False) as s:  # checkpoints are looked at below
         if s.done:
@@ -282,7 +285,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
     quiet_loading()
     head = _head(config.head)
     args = training_arguments(config)
-    scored = join_scores(corpus, *config.scores, verify="full")
+    scored = join_scores(corpus, *config.scores, verify=config.verify)
     check_targets(scored, config.corpus)
     model = _model(config, corpus)
     what = config.model if isinstance(config.model, str) else "the model"

@@ -211,7 +211,9 @@ def _chosen(documents: list[Document], max_tokens: int, max_bytes: int) -> tuple
 
 def quantised(nll: Array) -> Array:
     """Nats as hundredths in uint16: 0 to 655.34; NaN is 65535."""
-    nats = np.clip(np.nan_to_num(nll.astype(np.float32), nan=0.0), 0, 1e6)  # an nll of inf, of a masked token, is the last
+    nats = np.clip(
+        np.nan_to_num(nll.astype(np.float32), nan=0.0), 0, 1e6
+    )  # an nll of inf, of a masked token, is the last
     cents = np.clip(np.round(nats * 100), 0, NONE - 1)
     return np.where(np.isnan(nll), NONE, cents).astype(np.uint16)
 

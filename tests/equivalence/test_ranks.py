@@ -17,6 +17,7 @@ from processes import fork_ranks
 from tokensieve.data.scored import load_scored
 from tokensieve.modeling.flops import token_flops
 from tokensieve.pipeline import score
+from tokensieve.runs import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,15 @@ def test_a_sharded_head(both: Any) -> None:
     truth = tiny.truth_gradients(tiny.llama(dtype=torch.float64), tiny.rows(8).to_dict(), torch.ones_like)
     for rank in both[1:]:
         assert tiny.gap(rank["fsdp"], truth) < 1e-9
+
+
+def test_two_ranks_of_a_machine_read_a_corpus_once(both: Any) -> None:
+    """Every rank hashed all of it, and all of the model: the bytes that both ranks of a run of ``score`` hashed, added up."""
+    folder, *ranks = both
+    read = {name: sum(rank["hashed"][name] for rank in ranks) for name in ("corpus", "model")}
+    corpus = sum(f["bytes"] for f in read_manifest(folder / "corpus")["files"])
+    model = sum((folder / "model" / name).stat().st_size for name in ("config.json", "model.safetensors"))
+    assert read == {"corpus": corpus, "model": model}
 
 
 def test_two_ranks_write_the_scores_of_one(both: Any, alone: Path) -> None:

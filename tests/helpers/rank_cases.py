@@ -18,7 +18,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from tokensieve import runs
 from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, top_fraction, weighted_nll
+from tokensieve.data import verify
 from tokensieve.data.rows import shift_targets
 from tokensieve.modeling.seam import HeadSeam
 from tokensieve.pipeline import score
@@ -186,8 +188,23 @@ def run_eval(folder: Path, num_ranks: int) -> float:
     return float(trainer.evaluate()["eval_loss"])
 
 
+def count_hashed(*folders: Path) -> dict[str, int]:
+    """folder's name -> bytes of its files that this process hashes from now on."""
+    counts, real = {f.name: 0 for f in folders}, runs.file_hash
+
+    def counted(path: Path | str, *args: Any) -> str:
+        for folder in folders:
+            if Path(path).is_relative_to(folder):
+                counts[folder.name] += Path(path).stat().st_size
+        return real(path, *args)
+
+    runs.file_hash = verify.file_hash = counted
+    return counts
+
+
 def main(folder: Path, model: str, corpus: str) -> None:
     # First: where nobody has started a process group before, scoring starts its own.
+    hashed = count_hashed(Path(model), Path(corpus))
     score.run(score.ScoreConfig(out=str(folder / "scores"), model=model, corpus=corpus, device="cpu"))
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
@@ -197,6 +214,7 @@ def main(folder: Path, model: str, corpus: str) -> None:
         "router": run_router(folder, num_ranks),
         "eval": run_eval(folder, num_ranks),
         "fsdp": run_fsdp(num_ranks, rank),
+        "hashed": hashed,
     }
     torch.save(everything, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tokensieve.analysis.ngram import MAX_VOCAB, NGram
+from tokensieve.analysis.ngram import MAX_VOCAB, NGram, sample_rows
 from tokensieve.runs import UserError
 
 ROWS = [[0, 1, 2, 0, 1, 3], [1, 2, 2, 0], [3]]
@@ -115,3 +115,29 @@ def test_the_largest_vocabulary_does_not_overflow() -> None:
     p2 = (2 + 2 * p1) / (3 + 2)
     p3 = (1 + 2 * p2) / (2 + 2)
     assert model.nll(np.array([top, top, top], dtype=np.int32))[2] == pytest.approx(-math.log(p3))
+
+
+@pytest.mark.parametrize("most", [0, 1, 50, 99, 100, 101, 500, 1190, 1200])
+def test_a_sample_is_of_whole_rows_and_bounded(most: int) -> None:
+    """From all corpora alike, and the same at every call; what is not too much is taken whole."""
+    corpora = [np.full(7, 100, np.int32), np.array([100, 100, 30], np.int32), np.array([100, 100, 70], np.int32)]
+    drawn = sample_rows(corpora, most)
+    if most >= 1200:
+        assert drawn == [None, None, None]
+        return
+    counted = sum(int(t[r].sum()) for t, r in zip(corpora, drawn, strict=True))
+    assert max(0, most - 99) <= counted <= most
+    for tokens, rows in zip(corpora, drawn, strict=True):
+        assert rows is not None
+        assert (np.diff(rows) > 0).all()
+        assert ((rows >= 0) & (rows < len(tokens))).all()
+    again = sample_rows(corpora, most)
+    assert [r.tolist() for r in drawn if r is not None] == [r.tolist() for r in again if r is not None]
+
+
+def test_a_sample_is_drawn_from_every_part() -> None:
+    rows = sample_rows([np.full(1000, 10), np.full(3000, 10)], 8000)
+    first, second = (len(r) for r in rows if r is not None)
+    assert first + second == 800
+    assert 150 < first < 250
+    assert sample_rows([np.full(40, 2**31 - 1)], 2**33)[0] is not None  # int32 sums would be -40

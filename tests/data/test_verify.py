@@ -143,12 +143,23 @@ def test_a_file_that_was_just_written_is_not_remembered(
     assert hashed.take() == 200
 
 
-@pytest.mark.parametrize("age", [0.0, 1.0, 2.4])
-def test_a_clock_of_seconds_is_given_seconds(age: float) -> None:
-    second = (time.time_ns() // 10**9 + 1) * 10**9
-    assert not verify._settled((1, second, int(second - age * 10**9) // 10**9 * 10**9))
-    assert verify._settled((1, second, second - 5 * 10**9))
-    assert verify._settled((1, second, second - 2 * 10**9 + 1))
+SECOND = 10**9
+
+
+@pytest.mark.parametrize(
+    ("ctime", "settled"),
+    [
+        (100 * SECOND, False),  # by whole seconds: a clock that may count in two of them
+        (98 * SECOND, False),
+        (97 * SECOND, True),
+        (100 * SECOND - 1, False),
+        (99 * SECOND + 1, True),
+        (101 * SECOND + 1, False),  # a server whose clock is ahead
+    ],
+)
+def test_a_clock_of_seconds_is_given_seconds(ctime: int, settled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify.time, "time_ns", lambda: 100 * SECOND)
+    assert verify._settled((1, 0, ctime)) == settled
 
 
 def test_a_copy_is_read(folder: Path, tmp_path: Path, hashed: Counter) -> None:

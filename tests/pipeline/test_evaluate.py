@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokensieve.analysis import ngram
 from tokensieve.analysis.ngram import NGram
 from tokensieve.data.corpus import Corpus, open_corpus
 from tokensieve.runs import is_done, locked, read_manifest
@@ -114,13 +115,49 @@ def test_baselines_count_the_same_targets(label: str, order: int, name: str, tin
     """A trigram whose context runs over the boundary of isolated documents; a baseline on other tokens than the model."""
     text = [ids for folder in (tiny.corpus, tiny.target) for ids, _ in pieces_of(open_corpus(folder))]
     corpus = open_corpus(getattr(tiny, name))
-    ngram = NGram.fit([np.array(ids) for ids in text], 290, order)
-    nll, tokens = ngram.evaluate([np.array(ids) for ids, _ in pieces_of(corpus)])
+    model = NGram.fit([np.array(ids) for ids in text], 290, order)
+    nll, tokens = model.evaluate([np.array(ids) for ids, _ in pieces_of(corpus)])
     record = records[label, None, name, "all"]
     assert record["tokens"] == tokens == records["rho1", 4, name, "all"]["tokens"]
     assert record["nll"] == pytest.approx(nll / tokens, rel=1e-9)
     assert record["bytes"] == records["rho1", 4, name, "all"]["bytes"]
     assert record["tokens_seen"] is None
+
+
+@pytest.mark.parametrize("most", [40, 150, 10**9])
+def test_baselines_of_a_sample(
+    most: int, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All rows of all corpora stood in one list, 150 bytes a token when they were counted: 2 TB of 14 billion tokens."""
+    from tokensieve.pipeline import evaluate
+
+    monkeypatch.setattr(ngram, "MOST_TOKENS", most)
+    folders = [str(tiny.corpus), str(tiny.isolated)]
+    sets = {"t": str(tiny.target)}
+    config = evaluate.EvaluateConfig(out=str(tmp_path / "e"), models={}, sets=sets, baselines=folders, device="cpu")
+    before = evaluate.work(config)
+    results = json.loads((evaluate.run(config) / "evaluation.json").read_text())
+    corpora = [open_corpus(folder) for folder in folders]
+    total = sum(c.stats["tokens"] for c in corpora)
+    said = "n-gram baselines from a sample of"
+    if most >= total:
+        assert "counted_tokens" not in results[0]
+        assert said not in (tmp_path / "e" / "table.txt").read_text() + capsys.readouterr().err
+        assert not before.inputs["baseline_sample"]
+        return
+    rows = ngram.sample_rows([c.row_tokens() for c in corpora], most)
+    text = [ids for c, r in zip(corpora, rows, strict=True) for ids in c.contexts(r)]
+    counted = sum(map(len, text))
+    assert max(0, most - corpora[0].length) <= counted <= most
+    assert [(r["counted_tokens"], r["counted_of"]) for r in results] == [(counted, total)] * 2
+    trigram = next(r for r in results if r["model"] == "trigram")
+    pieces = [np.array(ids) for ids, _ in pieces_of(open_corpus(tiny.target))]
+    nll, tokens = NGram.fit(text, 290, 3).evaluate(pieces)
+    assert trigram["nll"] == pytest.approx(nll / tokens, rel=1e-9)
+    line = f"{said} {counted:,} of {total:,} tokens"
+    assert line in (tmp_path / "e" / "table.txt").read_text()
+    assert line in capsys.readouterr().err
+    assert before.inputs["baseline_sample"] == most
 
 
 def test_baselines_alone(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:

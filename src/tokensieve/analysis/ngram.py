@@ -13,7 +13,7 @@ documents as rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ Bools = npt.NDArray[np.bool_]
 
 # Three ids are packed into one int64, so that sorting and searching n-grams is sorting and searching integers.
 MAX_VOCAB = 1 << 20
+# What a baseline counts at most: 2.5 GB. Of more text a sample of rows is counted, which makes a trigram a little worse.
+MOST_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,23 @@ class NGram:
             nll_sum += float(self.nll(row)[mask].sum())
             count += int(mask.sum())
         return nll_sum, count
+
+
+def sample_rows(tokens_by_corpus: Sequence[Ints], most: int | None = None, seed: int = 0) -> list[Ints | None]:
+    """For each corpus the rows that a baseline counts, ascending; None for all of every one if that is at most ``most`` tokens.
+
+    ``tokens_by_corpus``: tokens of each row, [rows] a corpus. Rows are drawn from all corpora alike, with a seed of its own,
+    as many as come to at most ``most`` tokens (MOST_TOKENS).
+    """
+    most = MOST_TOKENS if most is None else most
+    tokens_R = np.concatenate([np.asarray(t, np.int64) for t in tokens_by_corpus])
+    if tokens_R.sum() <= most:
+        return [None] * len(tokens_by_corpus)
+    order_R = np.random.default_rng(seed).permutation(len(tokens_R))
+    drawn = np.sort(order_R[np.cumsum(tokens_R[order_R]) <= most])
+    ends = np.cumsum([len(t) for t in tokens_by_corpus])
+    parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+    return [part - (end - len(t)) for part, end, t in zip(parts, ends, tokens_by_corpus, strict=True)]
 
 
 def _with_masks(

@@ -206,9 +206,18 @@ class Corpus:
         """The tokenizer its rows were made with, as a transformers object."""
         return load_tokenizer(self.folder / "tokenizer")
 
-    def contexts(self) -> Iterator[np.ndarray]:
-        """Tokens that have one context: each row without its padding or, with isolated documents, each of its pieces."""
-        for row in self.rows.select_columns(["input_ids", "num_tokens", "doc_starts"]).with_format("numpy"):
+    def row_tokens(self) -> np.ndarray:
+        """Tokens of each row that are no padding. int32 [rows]"""
+        column = self.rows.select_columns(["num_tokens"]).with_format("arrow")[:]["num_tokens"]
+        return np.asarray(column.to_numpy())
+
+    def contexts(self, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Tokens that have one context: each row without its padding or, with isolated documents, each of its pieces.
+
+        ``rows``: of these alone, in their order; None: of all.
+        """
+        table = self.rows.select_columns(["input_ids", "num_tokens", "doc_starts"])
+        for row in (table if rows is None else table.select(rows)).with_format("numpy"):
             ids = np.asarray(row["input_ids"])[: int(row["num_tokens"])]
             yield from np.split(ids, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [ids]
 

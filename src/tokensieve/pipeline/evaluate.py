@@ -85,14 +85,18 @@ def work(config: EvaluateConfig) -> Work:
 
 
 def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Target]) -> Work:
+    from ..analysis.ngram import MOST_TOKENS
     from ..data.corpus import open_corpus
     from ..modeling.load import model_hash
 
+    baselines = [open_corpus(folder, verify="size") for folder in config.baselines]
     inputs = {
         "models": [(t.name, t.step, model_hash(t.folder)) for t in targets],
         "sets": {name: corpus.content_hash for name, corpus in sets.items()},
         "isolated_sets": {name: corpus.isolate_documents for name, corpus in sets.items()},
-        "baselines": [open_corpus(b, verify="size").content_hash for b in config.baselines],
+        "baselines": [b.content_hash for b in baselines],
+        # Of so much text earlier versions counted all.
+        "baseline_sample": MOST_TOKENS if sum(b.stats["tokens"] for b in baselines) > MOST_TOKENS else None,
     }
     return Work.of(KIND, config, NOT_WORK, inputs, models=sorted(config.models), sets=sorted(config.sets))
 
@@ -136,7 +140,12 @@ def render(results: list[dict[str, Any]]) -> str:
         }
         for r in last.values()
     ]
-    return table(lines, list(lines[0]))
+    notes = {
+        f"n-gram baselines from a sample of {r['counted_tokens']:,} of {r['counted_of']:,} tokens"
+        for r in last.values()
+        if "counted_tokens" in r
+    }
+    return "\n".join([table(lines, list(lines[0])), *sorted(notes)])
 
 
 @dataclass(frozen=True)
@@ -261,10 +270,13 @@ class _Sums:
 
 
 def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[dict[str, Any]]:
-    """n-gram models counted on the baseline corpora, on exactly the target positions of the neural evaluation."""
+    """n-gram models counted on the baseline corpora, on exactly the target positions of the neural evaluation.
+
+    Counted on a sample, their records also say of how many tokens of how many.
+    """
     if not config.baselines:
         return
-    from ..analysis.ngram import NGram
+    from ..analysis.ngram import NGram, sample_rows
     from ..data.corpus import open_corpus
     from ..data.rows import Rows
     from ..data.scored import join_scores
@@ -274,7 +286,13 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
     for corpus in [*corpora, *sets.values()]:
         if corpus.tokenizer_hash != corpora[0].tokenizer_hash:
             raise UserError(f"baselines: {corpus.folder} has another tokenizer than {corpora[0].folder}")
-    text = [row for corpus in corpora for row in corpus.contexts()]
+    sizes = [c.row_tokens() for c in corpora]
+    drawn = sample_rows(sizes)
+    text = [ids for corpus, rows in zip(corpora, drawn, strict=True) for ids in corpus.contexts(rows)]
+    total = sum(int(s.sum(dtype="int64")) for s in sizes)
+    told = {} if drawn[0] is None else {"counted_tokens": sum(map(len, text)), "counted_of": total}
+    if told:
+        print(f"n-gram baselines from a sample of {told['counted_tokens']:,} of {total:,} tokens", file=sys.stderr)
     for label, order in NGRAMS.items():
         ngram = NGram.fit(text, vocab_size, order)
         for name, corpus in sets.items():
@@ -282,7 +300,7 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
             for index in range(corpus.num_rows):
                 sums.add(index, _ngram_nll(ngram, rows[index]))
             for record in sums.records():
-                yield _record(Target(label, Path()), name, record)
+                yield {**_record(Target(label, Path()), name, record), **told}
 
 
 def _ngram_nll(ngram: Any, row: Any) -> np.ndarray:

@@ -79,16 +79,15 @@ def check_backend(name: str) -> None:
         _require("torch", TORCH_FLOOR)
 
 
-def selected_sum(
-    name: str, hidden_TD: Tensor, head: LinearHead, targets_T: Tensor, keep_T: Tensor, value: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """``value`` with the gradient of the backend's sum over kept rows: some sum in the input's dtype, ours is float32."""
-    index_R = keep_T.nonzero().squeeze(-1)
-    if not index_R.numel():
-        return value + 0 * (hidden_TD[:0].sum() + head.weight[:0].sum()).to(value.dtype)
-    hidden_RD = hidden_TD[index_R].to(dtype)
-    with torch.autocast(hidden_TD.device.type, enabled=False):
-        loss_sum = BACKENDS[name](hidden_RD, head, targets_T[index_R])
+def selected_sum(name: str, hidden_RD: Tensor, head: LinearHead, targets_R: Tensor, value: Tensor) -> Tensor:
+    """``value`` with the gradient of the backend's sum over kept rows: some sum in the input's dtype, ours is float32.
+
+    A row whose target is -100 adds nothing to either.
+    """
+    if not targets_R.numel():
+        return value + 0 * (hidden_RD.sum() + head.weight[:0].sum()).to(value.dtype)
+    with torch.autocast(hidden_RD.device.type, enabled=False):
+        loss_sum = BACKENDS[name](hidden_RD, head, targets_R)
     return value + (loss_sum - loss_sum.detach()).to(value.dtype)
 
 

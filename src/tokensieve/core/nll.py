@@ -138,7 +138,8 @@ class LinearNLL:
         """``(sum(weight * nll), sum(weight))`` over the tokens that have a target. See :func:`weighted_nll`.
 
         Called once: kept logits are freed by its backward. ``max_rows``, a known bound on the number of non-zero weights,
-        spares the GPU a synchronisation; exceeding it would drop tokens, so give a true bound.
+        spares the GPU a synchronisation; exceeding it would drop tokens, so give a true bound. With another backend soft
+        weights are then an error of the device's.
         """
         from .weighted import weighted_sum  # the two files are two halves of one thing; this is the later half
 

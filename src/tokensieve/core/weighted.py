@@ -57,21 +57,27 @@ def weighted_sum(nll: LinearNLL, weight: Tensor, max_rows: int | None) -> tuple[
     weight_T = weight.detach().reshape(-1).to(nll.nll.dtype)
     weight_T = weight_T.masked_fill(nll.targets_T == IGNORE_INDEX, 0)
     if nll.backend != OWN:
-        return _sum_of_backend(nll, weight_T), weight_T.sum()
+        return _sum_of_backend(nll, weight_T, max_rows), weight_T.sum()
     # apply() needs tensors as direct arguments to give them gradients; the rest travels in the object.
     inputs = (nll.hidden_TD, nll.head.weight, nll.head.bias, weight_T, nll, max_rows)
     loss_sum: Tensor = _WeightedSum.apply(*inputs)  # type: ignore[no-untyped-call]
     return loss_sum, weight_T.sum()
 
 
-def _sum_of_backend(nll: LinearNLL, weight_T: Tensor) -> Tensor:
+def _sum_of_backend(nll: LinearNLL, weight_T: Tensor, max_rows: int | None) -> Tensor:
     """Other libraries sum rows, they do not weigh them: a soft weight taken for 1 would train on something else."""
-    if not ((weight_T == 0) | (weight_T == 1)).all():
-        raise ValueError(
-            f"backend {nll.backend!r} takes weights of 0 and 1 only: use backend='tokensieve' for soft weights"
-        )
-    value = _dot(weight_T, nll.nll)
-    return selected_sum(nll.backend, nll.hidden_TD, nll.head, nll.targets_T, weight_T, value, nll.dtype)
+    refusal = f"backend {nll.backend!r} takes weights of 0 and 1 only: use backend='tokensieve' for soft weights"
+    if (
+        max_rows is not None
+    ):  # who gives a bound does not want to wait: on a GPU this fails where the device comes to it
+        torch._assert_async(((weight_T == 0) | (weight_T == 1)).all(), refusal)
+    elif not ((weight_T == 0) | (weight_T == 1)).all():
+        raise ValueError(refusal)
+    index_R, counts_R = _weighted_rows(weight_T, nll.softmax.total_T, max_rows)
+    # Rows that fill a bound up have no target for the backend, and nothing that 0 * NaN could bring back.
+    hidden_RD = torch.where(counts_R.unsqueeze(-1), nll.hidden_TD[index_R], 0)
+    targets_R = nll.targets_T[index_R].masked_fill(~counts_R, IGNORE_INDEX)
+    return selected_sum(nll.backend, hidden_RD.to(nll.dtype), nll.head, targets_R, _dot(weight_T, nll.nll))
 
 
 def _dot(weight_T: Tensor, nll: Tensor) -> Tensor:

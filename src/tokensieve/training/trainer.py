@@ -25,7 +25,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
-from ..core.backends import check_backend
+from ..core.backends import OWN, check_backend
 from ..core.objective import sum_dtype
 from ..core.stats import TokenStats, head_statistics, score_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, collate, next_token
@@ -315,6 +315,8 @@ class SelectiveTrainer(Guarded):
         """A bound on the rows with a weight where asking the device for their number would stall it; None on a CPU."""
         if weight.device.type == "cpu":
             return None
+        if self.head.backend != OWN and not self.objective.selects:
+            return None  # soft weights are refused by a sentence, which takes a look at them
         if self.step.rows_with_weight is not None:
             return self.step.rows_with_weight[self.step.index - 1]  # its weights are noted already
         return self._bound(weight, self.step.index - 1)

@@ -1,8 +1,15 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokensieve.data import corpus
 from tokensieve.data.pack import pack
+from tokensieve.data.scored import column_block, write_columns
+from tokensieve.runs import UserError
 
 PAD = -7
 documents = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 45)), max_size=12)
@@ -49,3 +56,31 @@ def test_no_documents_give_no_rows() -> None:
     rows = pack([], [], 8, PAD)
     assert rows.input_ids.shape == (0, 8)
     assert rows.offsets.tolist() == [0]
+
+
+@pytest.mark.parametrize("most", [1, 5, 12, 59, 60, 2**31 - 1])
+def test_columns_longer_than_an_offset_counts(most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Offsets are int32: from 2^31 tokens of one unit on they began again below 0. Here an array ends after ``most``."""
+    monkeypatch.setattr(corpus, "MOST_VALUES", most)
+    rows = pack([np.arange(57, dtype=np.int32)], [0], 5, PAD)
+    table = corpus.rows_table(rows, np.zeros(1, np.int64))
+    assert table["input_ids"].to_pylist() == rows.input_ids.tolist()
+    assert table["input_ids"].num_chunks == -(-12 // max(1, min(most // 5, 12)))
+    hashed = [corpus.ContentHash(), corpus.ContentHash()]
+    hashed[0].update(table)
+    hashed[1].update(table.combine_chunks())
+    assert hashed[0].hexdigest() == hashed[1].hexdigest()
+    values = np.arange(60, dtype=np.float16).reshape(12, 5)
+    write_columns(tmp_path / "x.arrow", [{"x": values}, {"x": values[:3]}])
+    stored = Dataset.from_file(str(tmp_path / "x.arrow"))
+    np.testing.assert_array_equal(column_block(stored, "x", 0, 15), np.concatenate([values, values[:3]]))
+
+
+def test_no_rows_are_a_column_too() -> None:
+    assert corpus.list_column(np.empty((0, 8), np.int32)).to_pylist() == []
+
+
+def test_a_document_whose_places_do_not_fit() -> None:
+    long = np.broadcast_to(np.int32(0), 2**31)  # no memory
+    with pytest.raises(UserError, match="a document of 2,147,483,648 tokens"):
+        pack([np.zeros(3, np.int32), long], [0, 0], 8, PAD)

@@ -89,7 +89,7 @@ def counted() -> Objective:
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "clm": lambda: objective("clm"),
-    **{f"random {s}": lambda s=s: objective("random", scope=s) for s in ("sequence", "batch", "step")},  # type: ignore[misc]
+    **{f"random {s}": lambda s=s: objective("random", scope=s) for s in ("batch",)},  # type: ignore[misc]
     **{f"rho1 {s}": lambda s=s: objective("rho1", scope=s) for s in ("sequence", "batch", "step")},  # type: ignore[misc]
     "a Python count": counted,
     "soft over the valid": lambda: soft(denominator="valid", most_rows=lambda rows, length: rows * length),

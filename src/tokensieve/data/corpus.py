@@ -41,19 +41,18 @@ MANIFEST_KEYS = (
     *("content_hash", "tokenizer_hash", "shards", "stats"),
 )
 _BATCH_TOKENS = 1 << 20  # what a reader of one row at most has to map
+MOST_VALUES = 2**31 - 1  # of one Arrow list array, whose offsets are int32: a table holds longer columns in several
 
 
 def rows_table(rows: Rows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
     """Packed rows as a table; ``doc_sources`` is each document's source, ``[D]``."""
-    num_rows, length = rows.input_ids.shape
-    grid = pa.array(np.arange(num_rows + 1, dtype=np.int32) * np.int32(length))
     pieces = pa.array(rows.offsets)
 
-    def lists(values: Any, offsets: pa.Array = pieces) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets, pa.array(values))
+    def lists(values: Any) -> pa.Array:
+        return pa.ListArray.from_arrays(pieces, pa.array(values))
 
     columns = {
-        "input_ids": lists(rows.input_ids.reshape(-1), grid),
+        "input_ids": list_column(rows.input_ids),
         "num_tokens": pa.array(rows.num_tokens),
         "doc_starts": lists(rows.doc_starts),
         "doc_ids": lists(rows.doc_ids),
@@ -62,6 +61,19 @@ def rows_table(rows: Rows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
         "doc_offsets": lists(rows.doc_offsets),
     }
     return pa.table(columns, schema=pa.schema([*COLUMNS.items(), *LATER_COLUMNS.items()]))
+
+
+def list_column(values_NT: np.ndarray[Any, Any]) -> pa.ChunkedArray:
+    """[rows, length] as a column of lists. From 2^31 values on in several arrays: int32 offsets would begin again below 0."""
+    num_rows, length = values_NT.shape
+    step = max(1, MOST_VALUES // max(1, length))
+    parts = [values_NT[first : first + step] for first in range(0, max(1, num_rows), step)]
+    grids = [np.arange(len(part) + 1, dtype=np.int64) * length for part in parts]
+    arrays = [
+        pa.ListArray.from_arrays(pa.array(grid.astype(np.int32)), pa.array(part.reshape(-1)))
+        for grid, part in zip(grids, parts, strict=True)
+    ]
+    return pa.chunked_array(arrays)
 
 
 def with_documents(table: pa.Table, doc_ids: np.ndarray[Any, Any], doc_sources: np.ndarray[Any, Any]) -> pa.Table:

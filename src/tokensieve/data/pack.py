@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tokensieve.runs import UserError
+
 Int32 = npt.NDArray[np.int32]
 
 
@@ -31,9 +33,14 @@ class Rows:
 def pack(documents: Sequence[Int32], targets: Sequence[int], length: int, pad_id: int) -> Rows:
     """Concatenate ``documents`` (each with its EOS) and cut into rows of ``length``.
 
-    ``targets[d]`` is where in document d the solution starts, 0 for plain text. No documents give no rows.
+    ``targets[d]`` is where in document d the solution starts, 0 for plain text. No documents give no rows. UserError for
+    a document of 2^31 tokens or more.
     """
     sizes = np.array([len(d) for d in documents], np.int64)  # [D]
+    if sizes.max(initial=0) > np.iinfo(np.int32).max:
+        raise UserError(
+            f"a document of {sizes.max():,} tokens is longer than 2,147,483,647: its places are stored as int32"
+        )
     ends = np.cumsum(sizes)
     starts = ends - sizes
     total = int(ends[-1]) if len(ends) else 0

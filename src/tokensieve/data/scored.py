@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..runs import UserError, atomic_file, read_manifest
-from .corpus import Corpus, open_corpus
+from .corpus import Corpus, list_column, open_corpus
 from .verify import Verify, check_input
 
 KIND = "scores"
@@ -104,7 +104,7 @@ def write_columns(path: Path, blocks: Iterable[Mapping[str, np.ndarray]]) -> Non
     schema = _features({name: str(values.dtype) for name, values in first.items()}).arrow_schema
     with atomic_file(path) as f, pa.ipc.new_stream(f, schema) as stream:
         for block in chain([first], blocks):
-            arrays = [_lists(values) for values in block.values()]
+            arrays = [list_column(values) for values in block.values()]
             stream.write_table(pa.Table.from_arrays(arrays, schema=schema), max_chunksize=1024)
 
 
@@ -124,10 +124,3 @@ def _features(dtypes: Mapping[str, str]) -> Any:
     from datasets import Features, Sequence, Value
 
     return Features({name: Sequence(Value(dtype)) for name, dtype in dtypes.items()})
-
-
-def _lists(values_NT: np.ndarray) -> Any:
-    import pyarrow as pa
-
-    offsets = np.arange(len(values_NT) + 1, dtype=np.int32) * values_NT.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_NT.reshape(-1)))

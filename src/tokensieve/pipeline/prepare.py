@@ -126,6 +126,8 @@ def validate(config: PrepareConfig) -> None:
     for name in ("length", "unit_bytes", "shard_tokens"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
+    if config.shard_tokens > 2**31 - 1:
+        raise UserError(f"shard_tokens must be at most 2,147,483,647, not {config.shard_tokens}: Arrow counts in int32")
     if config.length < 2:
         raise UserError("length must be at least 2: a row of one token has nothing to predict")
     if config.length > MAX_LENGTH:

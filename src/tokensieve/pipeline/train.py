@@ -411,9 +411,14 @@ def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
     # Clocks, a mean that starts again at each resume, and a sum of floats whose last digits depend on where the run was
     # saved (ours is in tokens.jsonl); sorted, because a resumed history is.
     left_out = ("total_flos", "_runtime", "_samples_per_second", "_steps_per_second", "train_loss")
-    lines = [{k: v for k, v in line.items() if not k.endswith(left_out)} for line in history]
+    lines = [{k: _number(v) for k, v in line.items() if not k.endswith(left_out)} for line in history]
     with atomic_file(out / layout.METRICS, "w") as f:
         f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+
+
+def _number(value: Any) -> Any:
+    """null for NaN and infinity, which are not JSON: the nll of a set with a target of probability 0 is infinite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarize(out: Path) -> dict[str, Any]:

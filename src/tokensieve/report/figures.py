@@ -225,9 +225,11 @@ def nll_over_time(run: Run) -> Iterator[Figure]:
 def windowed(steps: Sequence[dict[str, Any]], which: str, windows: int = 60) -> Any:
     """(tokens seen, mean nll) of ``kept`` or ``dropped`` tokens over about ``windows`` equal stretches of steps.
 
-    Means are over tokens, not over steps: sums travel. Stretches without such a token are left out.
+    Means are over tokens, not over steps: sums travel. Stretches without such a token are left out, and so are steps whose
+    mean is null, those without an update or with a dropped token of infinite nll: as 0 they pulled the curve down.
     """
-    count = np.array([s["kept"] if which == "kept" else s["valid"] - s["kept"] for s in steps], float)
+    known = np.array([s[f"{which}_nll"] is not None for s in steps], bool)
+    count = known * np.array([s["kept"] if which == "kept" else s["valid"] - s["kept"] for s in steps], float)
     nll = np.array([s[f"{which}_nll"] or 0.0 for s in steps])
     seen = np.array([s["tokens_seen"] for s in steps], float)
     starts = np.unique(np.linspace(0, len(steps), min(windows, len(steps)) + 1).astype(int))[:-1]
@@ -260,7 +262,10 @@ def loss_against_target(run: Run) -> Iterator[Figure]:
 
 
 def _around(steps: Sequence[dict[str, Any]], which: str, step: int, width: int) -> float:
-    return float(windowed([s for s in steps if step - width < s["step"] <= step], which, 1)[1][0])
+    """Mean nll over the last ``width`` steps; NaN where none of them says it."""
+    near = [s for s in steps if step - width < s["step"] <= step]
+    means = windowed(near, which, 1)[1] if near else []
+    return float(means[0]) if len(means) else float("nan")
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------------
@@ -280,7 +285,8 @@ def score_distributions(run: Run, logged: dict[str, Columns]) -> Iterator[Figure
 
 
 def _excess_histogram(arm: Arm, columns: Columns) -> Figure:
-    excess, keep = columns["nll"] - columns["ref_nll"], columns["keep"]
+    known = np.isfinite(columns["nll"])  # of a masked vocabulary's token it is inf, and no bin's
+    excess, keep = (columns["nll"] - columns["ref_nll"])[known], columns["keep"][known]
     figure, axes = panel("share of tokens in a bin", "excess: student nll - reference nll, nats")
     low, high = np.quantile(excess, [0.005, 0.995])
     edges = np.linspace(min(low, -0.5), max(high, 0.5), 50)

@@ -101,7 +101,7 @@ def _settled(stamp: tuple[int, int, int]) -> bool:
 def _read(place: Path | None) -> list[Entry]:
     """The entries of a record; none of one that is not there or cannot be read."""
     try:
-        record = json.loads(place.read_bytes()) if place is not None else []
+        record = json.loads(place.read_bytes()) if place is not None and place.is_file() else []
     except (OSError, ValueError, RecursionError):  # what JSON and UTF-8 raise are ValueErrors
         return []
     kinds = [str, int, int, int, str]

@@ -64,8 +64,7 @@ class Findings:
     """What was computed in."""
     finite: bool
     """The nll of all targets, and the model's own loss."""
-    own_loss: float | None
-    """None: the model makes no loss through its loss_function."""
+    own_loss: float
     our_loss: float
     changes: Changes
     moved_BT: Tensor
@@ -113,7 +112,7 @@ def broken_property(
         return (
             f"{type(seam.model).__name__} cannot be called with {', '.join(seam.inputs(collate(items)))} alone: {told}"
         )
-    return next((told for holds in PROPERTIES if (told := holds(found))), None)
+    return next(filter(None, (holds(found) for holds in PROPERTIES)), None)
 
 
 @contextmanager
@@ -153,7 +152,7 @@ def _look(
         return head.only(made, seam.calls)
 
     nll_BT = nll_of(batch, targets_BT, with_labels=True)
-    own, shown = seam.own_loss, (slice(None), slice(head.columns.start, head.columns.stop - 1))
+    own, shown = head.own(seam.own_loss), (slice(None), slice(head.columns.start, head.columns.stop - 1))
     ours = nll_BT[shown][fed_BT[shown] != IGNORE_INDEX].double().mean()
     changes = Changes.of(items, fed_BT.shape[1])
     changed = {**batch, "input_ids": changes.applied(batch["input_ids"], seam.layer.out_features)}
@@ -173,10 +172,9 @@ def _look(
     sizes = [n for item in items for n in pieces(item)[1] if n > 1]
     masked = seam.layer.bias is not None and _is_mask(seam.layer.bias)
     fine_BT = nll_BT.isfinite() | ((nll_BT == float("inf")) & masked)
-    finite = bool(fine_BT[fed_BT != IGNORE_INDEX].all()) and (own is None or masked or bool(own.isfinite()))
-    own_loss = None if own is None else float(own)
+    finite = bool(fine_BT[fed_BT != IGNORE_INDEX].all()) and (masked or bool(own.isfinite()))
     return Findings(
-        seam.model, head.dtype, finite, own_loss, float(ours), changes, moved_BT, apart_BT, (min(sizes), max(sizes))
+        seam.model, head.dtype, finite, float(own), float(ours), changes, moved_BT, apart_BT, (min(sizes), max(sizes))
     )
 
 
@@ -187,7 +185,7 @@ def _nats(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Head:
-    """What the head is shown: hidden states times one factor in all forwards; in the first, columns to make its own logits of."""
+    """What the head is shown: hidden states times one factor in all forwards; in the first, columns for logits of its own."""
 
     def __init__(self, seam: HeadSeam, targets_BT: Tensor) -> None:
         self.name, self.factor, self.dtype = type(seam.model).__name__, 0.0, torch.float32
@@ -220,6 +218,11 @@ class _Head:
         largest = float((some @ head.weight.T).float().abs().max()) * abs(head.logit_scale)
         self.factor = PROBE_LOGITS / largest if 0 < largest < float("inf") else 1.0
 
+    def own(self, loss: Tensor | None) -> Tensor:
+        if loss is None:
+            raise UserError(f"{self.name} makes its loss without loss_function: it cannot be made selective")
+        return loss
+
     def only(self, made: Sequence[Tensor], calls: int) -> Tensor:
         if calls == 1 and made:
             return made[0]
@@ -251,7 +254,7 @@ def _is_mask(bias: Tensor) -> bool:
 
 
 def first_nonfinite(model: nn.Module) -> str | None:
-    """The first parameter with a NaN or an infinity (of those that lie here, where ranks share them). Reads all weights once."""
+    """The first parameter with a NaN or an infinity (of a rank's own share). Reads all weights once."""
     names, largest = [], []
     for name, parameter in model.named_parameters():
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
@@ -265,8 +268,6 @@ def first_nonfinite(model: nn.Module) -> str | None:
 
 
 def _own_loss(found: Findings) -> str | None:
-    if found.own_loss is None:
-        return f"{found.name} makes its loss without loss_function: it cannot be made selective"
     if found.own_loss == found.our_loss:  # both infinite, perhaps
         return None
     if abs(found.own_loss - found.our_loss) <= TOLERANCES[found.dtype].loss * max(1.0, abs(found.own_loss)):
@@ -336,7 +337,7 @@ def rope_by_batch(model: nn.Module, shortest: int, most: int) -> str | None:
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     scaling = getattr(config, "rope_parameters", None) or {}
     for entry in [scaling, *(v for v in scaling.values() if isinstance(v, dict))]:
-        original = entry.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", most)
+        original = int(entry.get("original_max_position_embeddings") or config.max_position_embeddings or most)
         kind = entry.get("rope_type")
         if most > original and (
             (kind == "longrope" and shortest <= original) or (kind == "dynamic" and shortest < most)

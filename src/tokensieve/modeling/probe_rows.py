@@ -32,13 +32,18 @@ def choose_rows(rows: Rows, count: int) -> list[Item]:
     if not items and len(spread) < len(rows):
         items = [found for i in range(len(rows)) if has_target(found := rows[i])][:count]
     if count == 1 or len(items) < 2:
-        return [max(items, key=lambda item: (len(pieces(item)[1]) > 1, longest(item)))] if items else []
+        return [max(items, key=lambda item: (_second(item), longest(item)))] if items else []
     items.sort(key=longest)
     half = min(count, len(items)) // 2
     long, rest = items[len(items) - half :][::-1], items[: len(items) - half]
     rest.sort(key=lambda item: (len(pieces(item)[1]) < 2, longest(item) < ENOUGH, longest(item)))
     short = rest[: min(count, len(items)) - half]
     return [(short, long)[i % 2][i // 2] for i in range(len(short) + len(long))]
+
+
+def _second(item: Item) -> int:
+    """Tokens of the second longest piece, up to what shows enough."""
+    return min(ENOUGH, sorted([0, *pieces(item)[1]])[-2])
 
 
 def has_target(item: Item) -> bool:

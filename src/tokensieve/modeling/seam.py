@@ -126,8 +126,8 @@ class HeadSeam:
                 kwargs["labels"] = kwargs["labels"][:, self._shown]
             else:
                 args = (args[0], args[1][:, self._shown], *args[2:])
-            self.own_loss = self._own_loss(*args, **kwargs)
-            return self.own_loss
+            own = self.own_loss = self._own_loss(*args, **kwargs)
+            return own
         logits: Tensor = kwargs["logits"] if "logits" in kwargs else args[0]
         if self._loss is None:
             return logits.new_zeros((), dtype=torch.float32)
@@ -184,6 +184,10 @@ def _plain_head(model: nn.Module) -> nn.Linear:
         raise UserError(
             f"the head of {name} is {type(layer).__module__}.{type(layer).__name__}, not torch.nn.Linear: "
             "quantised or adapter-wrapped heads are not supported; leave the head out of the adapter or quantisation"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{name} is an encoder with a decoder: its encoder sees every token, it is not a causal language model"
         )
     if not hasattr(type(model), "loss_function"):
         raise UserError(f"{name} is not a transformers model with a settable loss_function")

@@ -192,7 +192,7 @@ class SelectiveTrainer(Guarded):
     # --- the step -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """As ``Trainer.train``, after what the method relies on was proved of the model as it is fed, see ``modeling/probe.py``."""
+        """As ``Trainer.train``, after what the method relies on was proved of the model as it is fed: ``modeling/probe.py``."""
         rows: Any = self.train_dataset
         if rows is None or not len(rows):
             raise UserError("there is nothing to train on: the data set is empty")
@@ -214,7 +214,7 @@ class SelectiveTrainer(Guarded):
                 self._prove(model, rows, self.args.eval_batch_size)
 
     def _prove(self, model: Any, rows: Any, count: int) -> None:
-        """Raise UserError on all ranks if ``model``, fed ``count`` of these rows, is not what the method relies on. Once a set."""
+        """Raise UserError, on all ranks, where the method cannot rely on ``model`` fed ``count`` of these rows. Once a set."""
         if any(rows is proved for proved in self._proved):
             return
         model = getattr(

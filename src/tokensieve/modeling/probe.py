@@ -83,9 +83,9 @@ class Findings:
         return bool(self.changes.later.any())
 
     def tolerance(self, bounds: tuple[float, float]) -> float:
-        """A tenth of what a change does to the tokens that may see it, within bounds."""
+        """A tenth of what a change does to the tokens that may see it, within bounds; the least where there are none."""
         through = self.moved_BT[self.changes.through]
-        return min(max(0.1 * float(through.median()), bounds[0]), bounds[1]) if through.numel() else bounds[1]
+        return min(max(0.1 * float(through.median()), bounds[0]), bounds[1]) if through.numel() else bounds[0]
 
 
 def broken_property(
@@ -333,11 +333,13 @@ def rope_by_batch(model: nn.Module, shortest: int, most: int) -> str | None:
 
     Known from the config: with new weights attention hardly depends on positions yet, and the numbers show little.
     """
-    config: Any = getattr(model, "config", None)
+    config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     scaling = getattr(config, "rope_parameters", None) or {}
     for entry in [scaling, *(v for v in scaling.values() if isinstance(v, dict))]:
-        original = int(entry.get("original_max_position_embeddings") or config.max_position_embeddings or most)
+        original = int(
+            entry.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0) or most
+        )
         kind = entry.get("rope_type")
         if most > original and (
             (kind == "longrope" and shortest <= original) or (kind == "dynamic" and shortest < most)

@@ -6,7 +6,7 @@ row 1, 3 ...  the longest piece             [ d d d d d d d d d d d ]  as it is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.rows import IGNORE_INDEX, Rows
 
-Item = Mapping[str, Tensor]
+Item = dict[str, Tensor]
 
 # Rows that are looked at, spread over the data set: reading them takes some ten milliseconds.
 LOOKED_AT = 128

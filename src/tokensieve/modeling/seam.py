@@ -46,10 +46,10 @@ class HeadSeam:
         self.layer = _plain_head(self.model)
         self.scale, self.softcap = _logit_transform(self.model)
         self._takes = inspect.signature(type(self.model).forward).parameters
-        self.calls, self.own_loss = (
-            0,
-            None,
-        )  # of the last run: calls of the head; the model's own loss of what was shown
+        self.calls = 0
+        """Calls of the head in the last run."""
+        self.own_loss: Tensor | None = None
+        """The model's own loss of what the last run showed it, see :meth:`run`."""
         self._compute: Compute | None = None
         self._show: Show | None = None
         self._shown = slice(0)
@@ -126,7 +126,12 @@ class HeadSeam:
                 kwargs["labels"] = kwargs["labels"][:, self._shown]
             else:
                 args = (args[0], args[1][:, self._shown], *args[2:])
-            own = self.own_loss = self._own_loss(*args, **kwargs)
+            if not self.calls:
+                raise UserError(
+                    f"{type(self.model).__name__} does not call its output embedding: its loss cannot be made selective"
+                )
+            own = self._own_loss(*args, **kwargs)
+            self.own_loss = own.clone()  # router losses are added in place
             return own
         logits: Tensor = kwargs["logits"] if "logits" in kwargs else args[0]
         if self._loss is None:

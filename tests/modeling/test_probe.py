@@ -46,7 +46,7 @@ HALF = {"llama": torch.float16, "mixtral-router": torch.float16, "gpt2": torch.f
 
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_classes_pass(name: str) -> None:
-    """Rows of one length, of several, and isolated pieces, in a micro-batch and one at a time; in float32 and a half precision."""
+    """Rows of one length, of several, and isolated pieces, several at a time or one; in float32 and a half precision."""
     model = build(name).float()
     assert [told(model, rows, 2) for rows in KINDS.values()] == [None] * 3
     model = model.to(HALF.get(name, torch.bfloat16))

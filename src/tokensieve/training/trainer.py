@@ -196,9 +196,7 @@ class SelectiveTrainer(Guarded):
         rows: Any = self.train_dataset
         if rows is None or not len(rows):
             raise UserError("there is nothing to train on: the data set is empty")
-        first = next((row for i in range(len(rows)) if has_target(row := rows[i])), None)
-        if first is None:
-            raise UserError("there is nothing to train on: every token is ignored")
+        first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         _refuse_deferred_router_loss(self.objective, self.seam.model)
         self.token_log.flops = token_flops(self.model, len(first["input_ids"]))
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)

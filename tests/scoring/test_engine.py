@@ -113,12 +113,47 @@ def test_a_first_row_without_targets_is_no_wrong_head() -> None:
 
 def test_broken_weights_are_seen() -> None:
     """NaN on a target passed for "no target": a broken model came out better by the tokens it could not predict."""
-    model, data = tiny.llama(), tiny.rows(uneven=False)
-    token = next(t for t in data[5]["input_ids"] if t not in data[0]["input_ids"])  # the probe looks at row 0
+    model, data = tiny.llama(), Rows(tiny.rows(uneven=False))
+    token = next(t for t in data.dataset[5]["input_ids"] if t not in data.dataset[0]["input_ids"])
+    scorer = Scorer(model, device="cpu", batch_rows=1)
+    before = [next(scorer.run(data)).nll]
     with torch.no_grad():
         model.model.embed_tokens.weight[token] = float("nan")
-    with pytest.raises(UserError, match="not finite at row"):
-        list(Scorer(model, device="cpu").run(Rows(data)))
+    with pytest.raises(UserError, match=r"not finite at row .* the first in model.embed_tokens.weight"):
+        before += [batch.nll for batch in scorer.run(data)]  # proved before they broke
+    with pytest.raises(UserError, match=r"^LlamaForCausalLM has weights that are not finite, the first in model.embed"):
+        list(Scorer(model, device="cpu").run(data))
+
+
+def rope_by_batch() -> Any:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    return tiny.llama(max_position_embeddings=8, rope_parameters=rope)
+
+
+@pytest.mark.parametrize("batch_rows", [2, 4])
+def test_rows_that_depend_on_their_neighbours_are_refused(batch_rows: int) -> None:
+    """The first row's first tokens were looked at, twice side by side: row 3, one long piece, moved all others by nats."""
+    rows = data(4).remove_columns("num_tokens").add_column("doc_starts", [[0, 7]] * 3 + [[0]])
+    with pytest.raises(UserError, match="'dynamic' follows the longest position in a batch"):
+        list(Scorer(rope_by_batch(), batch_rows=batch_rows).run(Rows(rows.add_column("isolated", [True] * 4))))
+    alike = Rows(rows.select(range(3)).add_column("isolated", [False] * 3))
+    assert len(scored(Scorer(rope_by_batch(), batch_rows=batch_rows), alike).nll) == 3
+
+
+def test_every_set_of_rows_is_proved() -> None:
+    """The first corpus was, at its first row; an isolated one that came after it was not. Each of them once."""
+    model, calls = tiny.llama(attn_implementation="eager"), []
+    model.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    scorer = Scorer(model, batch_rows=4)
+    first, second = Rows(data(4)), Rows(data(8))
+    for rows, forwards in ((first, 3 + 1), (first, 1), (second, 3 + 2), (second, 2)):
+        calls.clear()
+        list(scorer.run(rows))
+        assert len(calls) == forwards
+    model.model.layers[0].register_forward_hook(lambda module, args, out: out + 0.1 * out.roll(1, 1))
+    isolated = data(4).add_column("doc_starts", [[0, 7]] * 4).add_column("isolated", [True] * 4)
+    with pytest.raises(UserError, match="looks across document boundaries"):
+        list(scorer.run(Rows(isolated)))
 
 
 def test_items_are_made_ahead_and_in_order() -> None:

@@ -11,18 +11,22 @@ comes out as the model's own loss, with what else the model adds to it (router l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import IGNORE_INDEX, LinearHead, token_nll
-from ..data.rows import shift_targets
+from ..core import LinearHead
 from ..runs import UserError
 
 Compute = Callable[[Tensor, LinearHead], Tensor | None]
+# Of the head's input: (what it is taken for, the columns of it that the model makes its own logits and loss of).
+Show = Callable[[Tensor, LinearHead], tuple[Tensor, slice]]
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class HeadSeam:
@@ -41,7 +45,14 @@ class HeadSeam:
         self.model: Any = base_model(model)
         self.layer = _plain_head(self.model)
         self.scale, self.softcap = _logit_transform(self.model)
+        self._takes = inspect.signature(type(self.model).forward).parameters
+        self.calls = 0
+        """Calls of the head in the last run."""
+        self.own_loss: Tensor | None = None
+        """The model's own loss of what the last run showed it, see :meth:`run`."""
         self._compute: Compute | None = None
+        self._show: Show | None = None
+        self._shown = slice(0)
         self._hidden: Tensor | None = None
         self._loss: Tensor | None = None
         self._box: list[Tensor] = []
@@ -59,27 +70,49 @@ class HeadSeam:
             handle.remove()
         self.model.loss_function = self._own_loss
 
+    def takes(self, name: str) -> bool:
+        """Whether the model's forward has this argument, or any (``**kwargs``)."""
+        return name in self._takes or any(p.kind is p.VAR_KEYWORD for p in self._takes.values())
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model is called with for a collated batch, wherever it is: in training, in scoring and in the proof.
+
+        Never with a cache: beside one, positions that restart no longer stop attention.
+        """
+        fed = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        return {**fed, "use_cache": False} if self.takes("use_cache") else fed
+
     @contextmanager
-    def run(self, compute: Compute) -> Iterator[None]:
-        """While open, the model's head calls ``compute(hidden, head)`` instead of making logits."""
-        self._compute = compute
+    def run(self, compute: Compute, show: Show | None = None) -> Iterator[None]:
+        """While open, the model's head calls ``compute(hidden, head)`` instead of making logits.
+
+        ``show``, for the proof: may change the hidden states, and leaves columns on which the model makes its logits and its
+        own loss all the same; that is ``own_loss`` afterwards.
+        """
+        self._compute, self._show, self._shown, self.calls, self.own_loss = compute, show, slice(0), 0, None
         try:
             yield
         finally:
-            self._compute = self._hidden = self._loss = None
+            self._compute = self._show = self._hidden = self._loss = None
+
+    def head(self) -> LinearHead:
+        """The head as it is understood. Its weight is whole only while the head is being called."""
+        return LinearHead(self.layer.weight, self.layer.bias, self.scale, self.softcap)
 
     def _capture(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._compute is None:
             return None
+        self.calls += 1
         self._hidden = args[0]
-        return (args[0][:, :0], *args[1:])
+        if self._show is not None:
+            self._hidden, self._shown = self._show(args[0], self.head())
+        return (self._hidden[:, self._shown], *args[1:])
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if self._compute is None or self._hidden is None:
             return None
-        head = LinearHead(self.layer.weight, self.layer.bias, self.scale, self.softcap)
-        self._loss, self._box = self._compute(self._hidden, head), []
+        self._loss, self._box = self._compute(self._hidden, self.head()), []
         if self._loss is None or not self._loss.requires_grad:
             return None
         return _Carry.apply(output, self._loss, self._box)  # type: ignore[no-any-return, no-untyped-call]
@@ -88,6 +121,18 @@ class HeadSeam:
         """The model's own loss when idle; ours, for the model to add its router losses to, when running."""
         if self._compute is None:
             return self._own_loss(*args, **kwargs)
+        if self._show is not None:
+            if "labels" in kwargs:
+                kwargs["labels"] = kwargs["labels"][:, self._shown]
+            else:
+                args = (args[0], args[1][:, self._shown], *args[2:])
+            if not self.calls:
+                raise UserError(
+                    f"{type(self.model).__name__} does not call its output embedding: its loss cannot be made selective"
+                )
+            own = self._own_loss(*args, **kwargs)
+            self.own_loss = own.clone()  # router losses are added in place
+            return own
         logits: Tensor = kwargs["logits"] if "logits" in kwargs else args[0]
         if self._loss is None:
             return logits.new_zeros((), dtype=torch.float32)
@@ -130,97 +175,9 @@ class _Release(torch.autograd.Function):
 
 
 def base_model(model: nn.Module) -> Any:
-    """The transformers model inside PEFT's wrapper, or the model itself."""
+    """The transformers model inside the wrappers of torch.compile and PEFT, or the model itself."""
+    model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
-# The probes stretch the hidden states until logits reach this: with fresh weights all logits are near 0, every head then gives
-# log V, and a scale or cap that nobody knew of would not be seen.
-PROBE_LOGITS = 30.0
-
-
-@contextmanager
-def _stretched(seam: HeadSeam, factor: float) -> Iterator[None]:
-    """While open, the head sees its hidden states times ``factor``."""
-    handle = seam.layer.register_forward_pre_hook(lambda _, args: (args[0] * factor, *args[1:]), prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def _stretch(model: nn.Module, seam: HeadSeam, input_ids: Tensor) -> float:
-    """The factor on hidden states that brings the largest raw logit of some tokens to PROBE_LOGITS."""
-    largest: list[float] = []
-
-    def look(hidden: Tensor, head: LinearHead) -> None:
-        logits = hidden[:, :8].float() @ head.weight.float().T
-        largest.append(float(logits.abs().max()) * abs(head.logit_scale))
-
-    with seam.run(look):
-        model(input_ids=input_ids, use_cache=False)
-    if not largest:
-        raise UserError(
-            f"{type(seam.model).__name__} does not call its output embedding: its loss cannot be made selective"
-        )
-    return PROBE_LOGITS / largest[0] if largest[0] > 0 else 1.0
-
-
-@torch.no_grad()
-def probe_head(model: nn.Module, seam: HeadSeam, input_ids: Tensor, labels: Tensor) -> None:
-    """Refuse a model whose head we do not understand: our full-keep loss must equal the model's own on one batch.
-
-    Done with hidden states stretched so that logits spread to +-30, where a scale, cap or bias left out shows. Raises
-    UserError with both numbers. Tolerance 1e-3 relative in float32, 2e-2 in half precision.
-    """
-    nll: list[Tensor] = []
-    targets = shift_targets(labels)
-    with _evaluating(model), _stretched(seam, _stretch(model, seam, input_ids)):
-        own = model(input_ids=input_ids, labels=labels, use_cache=False).loss.float()
-        with seam.run(lambda hidden, head: nll.append(token_nll(hidden, head, targets))):
-            added = model(input_ids=input_ids, labels=labels, use_cache=False).loss.float()
-    ours = nll[0].sum() / (targets != IGNORE_INDEX).sum() + added
-    tolerance = 1e-3 if seam.layer.weight.dtype in (torch.float32, torch.float64) else 2e-2
-    if not abs(float(ours - own)) <= tolerance * max(1.0, float(own)):
-        raise UserError(
-            f"{type(seam.model).__name__} computes a loss of {float(own):.5f} where its head's weights give "
-            f"{float(ours):.5f}: its head does more than tokensieve knows of"
-        )
-
-
-@torch.no_grad()
-def probe_isolation(model: nn.Module, seam: HeadSeam, input_ids: Tensor) -> None:
-    """Refuse a model that looks across a document boundary: positions that restart must also stop its attention.
-
-    The second half of a row, given with positions that restart there, must have the nll it has alone; in a batch of two,
-    since some attention kernels see packed rows only one at a time. input_ids [1, T].
-    """
-    input_ids = input_ids.expand(2, -1)
-    half = input_ids.shape[1] // 2
-    alone, positions = input_ids[:, half:], torch.arange(input_ids.shape[1], device=input_ids.device).expand(2, -1)
-    positions = torch.where(positions >= half, positions - half, positions)
-    nll: list[Tensor] = []
-    with _evaluating(model), _stretched(seam, _stretch(model, seam, input_ids)):
-        for ids, places in ((input_ids, positions), (alone, positions[:, half:])):
-            targets = shift_targets(ids)
-            with seam.run(lambda hidden, head, targets=targets: nll.append(token_nll(hidden, head, targets))):  # type: ignore[misc]
-                model(input_ids=ids, position_ids=places, use_cache=False)
-    gap = float((nll[0][:, half:] - nll[1]).abs().max())
-    if not gap <= (1e-2 if seam.layer.weight.dtype in (torch.float32, torch.float64) else 0.5):
-        raise UserError(
-            f"{type(seam.model).__name__} looks across document boundaries (nll differs by {gap:.3f} nats): "
-            "prepare the corpus with isolate_documents: false for it"
-        )
 
 
 def _plain_head(model: nn.Module) -> nn.Linear:
@@ -233,13 +190,17 @@ def _plain_head(model: nn.Module) -> nn.Linear:
             f"the head of {name} is {type(layer).__module__}.{type(layer).__name__}, not torch.nn.Linear: "
             "quantised or adapter-wrapped heads are not supported; leave the head out of the adapter or quantisation"
         )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{name} is an encoder with a decoder: its encoder sees every token, it is not a causal language model"
+        )
     if not hasattr(type(model), "loss_function"):
         raise UserError(f"{name} is not a transformers model with a settable loss_function")
     return layer
 
 
 def _logit_transform(model: nn.Module) -> tuple[float, float | None]:
-    """(scale, soft-cap) that the model applies to its logits, from its config; :func:`probe_head` proves them."""
+    """(scale, soft-cap) that the model applies to its logits, from its config; :mod:`.probe` proves them."""
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere

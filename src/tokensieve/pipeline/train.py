@@ -152,6 +152,8 @@ def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Wo
     if sets:
         inputs["eval_sets"] = {name: found.content_hash for name, found in sets.items()}
         inputs["isolated_sets"] = {name: found.isolate_documents for name, found in sets.items()}
+    if config.training.get("use_cache") and any(c.isolate_documents for c in [corpus, *sets.values()]):
+        inputs["use_cache"] = False  # runs that were made with one saw across documents
     if not isinstance(config.model, str):
         return Work.of(KIND, config, NOT_WORK, inputs)
     return Work.of(KIND, config, NOT_WORK, {**inputs, "model": model_hash(config.model)}, model=None)

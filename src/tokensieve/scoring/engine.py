@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL
 from ..data.rows import Rows, collate
-from ..modeling.seam import HeadSeam, probe_head, probe_isolation
+from ..modeling.probe import broken_property, nonfinite
+from ..modeling.seam import MODEL_INPUTS, HeadSeam
 from ..runs import UserError
 
 Item = TypeVar("Item")
@@ -37,7 +38,8 @@ class RowStatistics:
 class Scorer:
     """``Scorer(model).run(rows)`` yields the statistics of all rows, in order, ``batch_rows`` at a time.
 
-    The model is put into eval mode on ``device``. Raises UserError if its head is not understood (probed on the first row).
+    The model is put into eval mode on ``device``. What the method relies on is proved for each set of rows, on a batch as it
+    will be fed: raises UserError where :func:`broken_property` finds something.
     """
 
     def __init__(self, model: Any, *, device: str | None = None, batch_rows: int = 0, entropy: bool = False) -> None:
@@ -45,15 +47,15 @@ class Scorer:
         self.model = model.to(self.device).eval()
         self.seam = HeadSeam(self.model)
         self.batch_rows, self.entropy = batch_rows, entropy
-        self._probed = False
+        self._proved: list[Rows] = []
 
     def run(self, rows: Rows, *, start: int = 0, stop: int | None = None) -> Iterator[RowStatistics]:
         """Statistics of rows ``start`` to ``stop``. Batches are counted from ``start``: the same call gives the same bytes."""
         stop = len(rows) if stop is None else stop
         if start >= stop:
             return
-        self._probe(rows)
-        step = self.batch_rows or max(1, BATCH_TOKENS // len(rows[start]["input_ids"]))
+        step = self.batch_rows or max(1, BATCH_TOKENS // max(1, len(rows[start]["input_ids"])))
+        self._prove(rows, min(step, stop - start))
         spans = (range(first, min(first + step, stop)) for first in range(start, stop, step))
         queued: _Queued | None = None
         for first, batch in ahead((span.start, self._read(rows, span)) for span in spans):
@@ -71,32 +73,29 @@ class Scorer:
     @torch.inference_mode()
     def _forward(self, first: int, batch: dict[str, Tensor]) -> _Queued:
         made: list[LinearNLL] = []
-        names = ("input_ids", "attention_mask", "position_ids", "targets")
-        inputs = {k: batch[k].to(self.device, non_blocking=True) for k in names if k in batch}
-        targets = inputs.pop("targets")
+        there = {k: batch[k].to(self.device, non_blocking=True) for k in (*MODEL_INPUTS, "targets") if k in batch}
+        targets = there["targets"]
 
         def compute(hidden: Tensor, head: LinearHead) -> None:
             made.append(LinearNLL(hidden, head, targets, entropy=self.entropy))
 
         with self.seam.run(compute):
-            self.model(**inputs, use_cache=False)
-        return _Queued(first, batch["targets"], made[0].nll, made[0].entropy if self.entropy else None)
+            self.model(**self.seam.inputs(there))
+        entropy = made[0].entropy if self.entropy else None
+        return _Queued(first, batch["targets"], made[0].nll, entropy, self.model)
 
-    def _probe(self, rows: Rows) -> None:
-        if not self._probed:
-            row = collate([rows[0]])
-            ids = row["input_ids"][:, :64].to(self.device)
-            probe_head(self.model, self.seam, ids, ids)  # not its labels: they may all be ignored
-            if "position_ids" in row:
-                probe_isolation(self.model, self.seam, ids)
-            self._probed = True
+    def _prove(self, rows: Rows, count: int) -> None:
+        if not any(rows is proved for proved in self._proved):
+            if told := broken_property(self.seam, rows, count, self.model, self.device, labels=False):
+                raise UserError(told)
+            self._proved.append(rows)
 
 
 class _Queued:
     """A batch whose numbers are under way to the CPU: from a GPU into pinned memory, without waiting for them."""
 
-    def __init__(self, first: int, targets: Tensor, nll: Tensor, entropy: Tensor | None) -> None:
-        self.first, self.targets = first, targets
+    def __init__(self, first: int, targets: Tensor, nll: Tensor, entropy: Tensor | None, model: Any) -> None:
+        self.first, self.targets, self.model = first, targets, model
         self.nll = nll.to("cpu", non_blocking=True)
         self.entropy = None if entropy is None else entropy.to("cpu", non_blocking=True)
         self.copied = torch.cuda.current_stream(nll.device).record_event() if nll.is_cuda else None
@@ -105,9 +104,9 @@ class _Queued:
         """Waits. Raises UserError for an nll or an entropy that is not finite."""
         if self.copied is not None:
             self.copied.synchronize()
-        _check_finite("nll", self.nll, self.targets, self.first)
+        _check_finite("nll", self.nll, self.targets, self.first, self.model)
         if self.entropy is not None:
-            _check_finite("entropy", self.entropy, self.targets, self.first)
+            _check_finite("entropy", self.entropy, self.targets, self.first, self.model)
         entropy = None if self.entropy is None else _aligned(self.entropy, self.targets)
         return RowStatistics(self.first, _aligned(self.nll, self.targets), entropy)
 
@@ -122,13 +121,13 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-def _check_finite(what: str, values: Tensor, targets: Tensor, first: int) -> None:
+def _check_finite(what: str, values: Tensor, targets: Tensor, first: int, model: Any) -> None:
     """A broken model must not come out better by the targets on which it gave no number."""
     broken = ~values.isfinite() & (targets != IGNORE_INDEX)
     if broken.any():
         row, position = broken.nonzero()[0].tolist()
         raise UserError(
-            f"the model's {what} is not finite at row {first + row}, position {position + 1}: its weights are broken"
+            f"the model's {what} is not finite at row {first + row}, position {position + 1}: {nonfinite(model, model.dtype)}"
         )
 
 

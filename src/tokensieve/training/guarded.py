@@ -50,6 +50,9 @@ class Guarded(Trainer):
         """Whether rows of one forward of all ranks decide together what is trained on: a resumed run must keep their number."""
         return False
 
+    def before_training(self, model: Any) -> None:
+        """Called with the model as it will be trained, its weights in place, before the first step; may raise."""
+
     def before_update(self) -> None:
         """Called between a step's last backward and its update; may raise."""
 
@@ -255,6 +258,7 @@ class Guarded(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
+        self.before_training(prepared[0])
         if self.guards.dry_step:
             dry_step(self, prepared[0])
         return prepared

@@ -30,7 +30,9 @@ from ..core.objective import sum_dtype
 from ..core.stats import TokenStats, head_statistics, score_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
-from ..modeling.seam import HeadSeam, probe_head, probe_isolation
+from ..modeling.probe import broken_property
+from ..modeling.probe_rows import has_target
+from ..modeling.seam import HeadSeam
 from ..runs import UserError
 from .checkpoints import tensors_only
 from .guarded import Guarded
@@ -49,7 +51,6 @@ from .step import (
 )
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 MODEL_ONLY = ("attention_mask", "position_ids", "labels")
 
 
@@ -129,6 +130,8 @@ class SelectiveTrainer(Guarded):
             first_pass=self._needs_first_pass,
         )
         self._eval_sums: Any = None
+        self._evaluated: Any = None
+        self._proved: list[Any] = []
         self._tokens_seen: Tensor | int = 0
         self._claims_checked = False
         self.init_guards(guards or GuardConfig())
@@ -189,20 +192,47 @@ class SelectiveTrainer(Guarded):
     # --- the step -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """As ``Trainer.train``, after the head was probed on one row of the data."""
+        """As ``Trainer.train``, after what the method relies on was proved of the model as it is fed: ``modeling/probe.py``."""
         rows: Any = self.train_dataset
         if rows is None or not len(rows):
             raise UserError("there is nothing to train on: the data set is empty")
+        first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         _refuse_deferred_router_loss(self.objective, self.seam.model)
-        probe = collate([rows[0]])
-        ids = probe["input_ids"][:, :64].to(next(self.seam.model.parameters()).device)
-        probe_head(self.model, self.seam, ids, ids)  # not its labels: a row may begin with a long ignored prompt
-        if "position_ids" in probe:
-            probe_isolation(self.model, self.seam, ids)
-        self.token_log.flops = token_flops(self.model, int(probe["input_ids"].shape[1]))
+        self.token_log.flops = token_flops(self.model, len(first["input_ids"]))
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         with self.guarded(), tensors_only(Path(checkpoint) if checkpoint else None):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def before_training(self, model: Any) -> None:
+        self._proved = []
+        self._prove(model, self.train_dataset, self._train_batch_size)
+        if self.args.eval_strategy != "no" and self.eval_dataset is not None:
+            sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+            for rows in sets:
+                self._prove(model, rows, self.args.eval_batch_size)
+
+    def _prove(self, model: Any, rows: Any, count: int) -> None:
+        """Raise UserError, on all ranks, where the method cannot rely on ``model`` fed ``count`` of these rows. Once a set."""
+        if any(rows is proved for proved in self._proved):
+            return
+        model = getattr(
+            model, "_orig_mod", model
+        )  # compiled it is the same model, and each of the proof's forwards a graph
+
+        def call(**inputs: Any) -> Any:
+            with self.compute_loss_context_manager():
+                return model(**inputs)
+
+        told = broken_property(self.seam, rows, count, call, self.args.device)
+        if told := self._first_of_ranks(told):
+            raise UserError(told)
+        self._proved.append(rows)
+
+    def _first_of_ranks(self, told: str | None) -> str | None:
+        """A rank of several may hold the only broken weight: none may go on without the others."""
+        from accelerate.utils import gather_object
+
+        return next((t for t in gather_object([told]) if t), None)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -286,7 +316,7 @@ class SelectiveTrainer(Guarded):
             return None if loss_of is None else loss_of(made[0])
 
         with self.seam.run(compute):
-            outputs = model(**{k: inputs[k] for k in MODEL_INPUTS if k in inputs}, labels=inputs["labels"])
+            outputs = model(**self.seam.inputs(inputs), labels=inputs["labels"])
         return outputs, made[0]
 
     def compute_loss(
@@ -393,6 +423,8 @@ class SelectiveTrainer(Guarded):
     # --- evaluation during training -------------------------------------------------------------------------------------
 
     def _eval_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if self._evaluated is not None:
+            self._prove(model, self._evaluated, self.args.eval_batch_size)
         with torch.no_grad():
             outputs, made = self._forward(model, inputs, loss_of=None)
         valid, wide = inputs["targets"] != IGNORE_INDEX, sum_dtype(made.nll)
@@ -407,6 +439,7 @@ class SelectiveTrainer(Guarded):
         The second name is what ``metric_for_best_model`` and others look for.
         """
         self._eval_sums = None
+        self._evaluated = args[0].dataset  # proved at its first batch, if it was not before training
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._eval_sums is not None and output.metrics is not None:
             nll_sum, count = self.accelerator.reduce(self._eval_sums, "sum").tolist()

@@ -1,0 +1,352 @@
+"""Proof, before work begins, of all that the method takes for granted of a model, on a micro-batch as it will be fed.
+
+    forward 1   the rows as they are          finite weights and numbers; our full-keep loss is the model's own (head)
+    forward 2   every other row changed       tokens before the change keep their nll (causality), later pieces do (isolation),
+                                              and the rows left as they are (independence)
+    forward 3   every other row, or one of    the same nll without the neighbours: nothing follows the longest row or piece of
+                its pieces, by itself         the batch (rope scaling, padding)
+
+The forward is the caller's own: same module, autocast, collation, arguments and number of rows as in the run. Hidden states are
+stretched until logits reach +-30: with new weights all logits are near 0, every head then gives log V, and what attention lets
+through would not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import IGNORE_INDEX, LinearHead, token_nll
+from ..data.rows import Rows, collate, shift_targets
+from ..runs import UserError
+from .probe_rows import Changes, Item, alone, choose_rows, pieces, real_tokens
+from .seam import HeadSeam, Show
+
+PROBE_LOGITS = 30.0
+# Logits that the model makes of its own here, all that exist at a time: 0.25 GiB in float32.
+OWN_LOGITS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What rounding may do in one dtype, with logits of +-30. Measured on the classes of tests/modeling/test_probe.py."""
+
+    loss: float
+    """Of the model's own loss against ours, relative."""
+    same: tuple[float, float]
+    """Nats between forwards of one shape: least and most. Between them a tenth of what a change does to the tokens after it."""
+    apart: tuple[float, float]
+    """Nats between forwards of other shapes."""
+
+
+_FLOAT32 = Tolerance(1e-3, (1e-4, 1e-2), (1e-3, 1e-2))
+TOLERANCES = {
+    torch.float64: _FLOAT32,  # transformers' norms compute in float32 all the same
+    torch.float32: _FLOAT32,
+    torch.float16: Tolerance(5e-3, (5e-3, 0.1), (0.05, 0.1)),
+    torch.bfloat16: Tolerance(2e-2, (2e-2, 0.5), (0.25, 0.5)),
+}
+# Share of tokens that may move all the same: a mixture's router may send some elsewhere for the last bit of a number.
+MOVED_SAME, MOVED_APART = 0.1, 0.25
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the forwards of a micro-batch showed."""
+
+    model: nn.Module
+    dtype: torch.dtype
+    """What was computed in."""
+    finite: bool
+    """The nll of all targets, and the model's own loss."""
+    own_loss: float
+    our_loss: float
+    changes: Changes
+    moved_BT: Tensor
+    """Nats between the nll with the changes and without; 0 where there is no target."""
+    apart_BT: Tensor
+    """Nats between the nll of what was fed by itself and in its batch; NaN elsewhere."""
+    lengths: tuple[int, int]
+    """Tokens of the shortest and of the longest piece (row)."""
+
+    @property
+    def name(self) -> str:
+        return type(self.model).__name__
+
+    @property
+    def isolated(self) -> bool:
+        return bool(self.changes.later.any())
+
+    def tolerance(self, bounds: tuple[float, float]) -> float:
+        """A tenth of what a change does to the tokens that may see it, within bounds; the least where there are none."""
+        through = self.moved_BT[self.changes.through]
+        return min(max(0.1 * float(through.median()), bounds[0]), bounds[1]) if through.numel() else bounds[0]
+
+
+def broken_property(
+    seam: HeadSeam, rows: Rows, count: int, call: Callable[..., Any], device: torch.device, *, labels: bool = True
+) -> str | None:
+    """A sentence on the first of PROPERTIES that does not hold for a micro-batch of ``count`` of the rows, or None.
+
+    ``call(**inputs)``: the model's forward as in the run, with ``labels`` or without. Ranks call it together and look at the
+    same rows. Rows without a target show nothing: None if there are only such. At most three forwards, no gradient; training
+    mode and random state are put back.
+    """
+    items = choose_rows(rows, count)
+    if not items:
+        return None
+    try:
+        with _untouched(seam.model, device):
+            found = _look(seam, items, call, device, labels)
+    except UserError as e:
+        return str(e)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as e:
+        if isinstance(e, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(e):
+            raise
+        told = (str(e).strip() or type(e).__name__).split("\n")[0]
+        return (
+            f"{type(seam.model).__name__} cannot be called with {', '.join(seam.inputs(collate(items)))} alone: {told}"
+        )
+    return next(filter(None, (holds(found) for holds in PROPERTIES)), None)
+
+
+@contextmanager
+def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """In eval mode and without gradient; each module's mode and the random state are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _look(
+    seam: HeadSeam, items: Sequence[Item], call: Callable[..., Any], device: torch.device, labels: bool
+) -> Findings:
+    """The forwards of all properties, whatever they come to: ranks must make the same number."""
+    if "position_ids" in items[0] and not seam.takes("position_ids"):
+        raise UserError(
+            f"{type(seam.model).__name__} takes no position_ids and cannot keep documents apart: "
+            "prepare the corpus with isolate_documents: false for it"
+        )
+    batch = {k: v.to(device) for k, v in collate(items).items()}
+    fed_BT = batch["targets"]
+    # More is compared than is trained on: a row may have a single target.
+    targets_BT = torch.where(fed_BT == IGNORE_INDEX, shift_targets(batch["input_ids"]), fed_BT)
+    head = _Head(seam, fed_BT)
+
+    def nll_of(fed: Mapping[str, Tensor], targets: Tensor, with_labels: bool = labels) -> Tensor:
+        inputs, made = seam.inputs(fed), list[Tensor]()
+        if with_labels:
+            inputs["labels"] = fed["labels"]
+        with seam.run(lambda hidden, by: made.append(token_nll(hidden, by, targets)), head.show(targets.shape)):
+            call(**inputs)
+        return head.only(made, seam.calls)
+
+    nll_BT = nll_of(batch, targets_BT, with_labels=True)
+    own, shown = head.own(seam.own_loss), (slice(None), slice(head.columns.start, head.columns.stop - 1))
+    ours = nll_BT[shown][fed_BT[shown] != IGNORE_INDEX].double().mean()
+    changes = Changes.of(items, fed_BT.shape[1])
+    changed = {**batch, "input_ids": changes.applied(batch["input_ids"], seam.layer.out_features)}
+    moved_BT = _nats(nll_of(changed, targets_BT), nll_BT)
+
+    apart_BT = torch.full_like(moved_BT, float("nan"))
+    if cut := alone(items):
+        single = {k: v.to(device) for k, v in collate([item for item, _, _ in cut]).items()}
+        wide, length = (
+            torch.nn.functional.pad(targets_BT, (0, fed_BT.shape[1]), value=IGNORE_INDEX),
+            single["labels"].shape[1],
+        )
+        nll = nll_of(single, torch.stack([wide[row, start : start + length] for _, row, start in cut]))
+        for i, (item, row, start) in enumerate(cut):
+            here = slice(start, start + min(real_tokens(item), fed_BT.shape[1] - 1 - start))
+            apart_BT[row, here] = _nats(nll[i, : here.stop - start], nll_BT[row, here])
+    sizes = [n for item in items for n in pieces(item)[1] if n > 1]
+    masked = seam.layer.bias is not None and _is_mask(seam.layer.bias)
+    fine_BT = nll_BT.isfinite() | ((nll_BT == float("inf")) & masked)
+    finite = bool(fine_BT[fed_BT != IGNORE_INDEX].all()) and (masked or bool(own.isfinite()))
+    return Findings(
+        seam.model, head.dtype, finite, float(own), float(ours), changes, moved_BT, apart_BT, (min(sizes), max(sizes))
+    )
+
+
+def _nats(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b| on the CPU; infinite where one is no number."""
+    gap = torch.where(a == b, 0.0, (a - b).abs().float())  # both infinite: a masked vocabulary
+    return gap.nan_to_num(nan=float("inf"), posinf=float("inf")).cpu()
+
+
+class _Head:
+    """What the head is shown: hidden states times one factor in all forwards; in the first, columns for logits of its own."""
+
+    def __init__(self, seam: HeadSeam, targets_BT: Tensor) -> None:
+        self.name, self.factor, self.dtype = type(seam.model).__name__, 0.0, torch.float32
+        rows, length = targets_BT.shape
+        width = min(length, max(2, OWN_LOGITS // (rows * seam.layer.out_features)))
+        first = int((targets_BT != IGNORE_INDEX).any(0).int().argmax())
+        start = min(first, length - width)
+        self.columns = slice(start, start + width)
+
+    def show(self, shape: torch.Size) -> Show:
+        def shown(hidden: Tensor, head: LinearHead) -> tuple[Tensor, slice]:
+            if hidden.shape[:-1] != shape:
+                raise UserError(
+                    f"{self.name} has hidden states of {list(hidden.shape[:-1])} for {list(shape)} tokens: what makes a "
+                    "sequence longer (prompt tuning, P-tuning) is not supported"
+                )
+            columns = slice(0) if self.factor else self.columns
+            if not self.factor:
+                self._measure(hidden, head)
+            return hidden * self.factor, columns
+
+        return shown
+
+    def _measure(self, hidden: Tensor, head: LinearHead) -> None:
+        """The factor that brings the largest logit of some tokens to PROBE_LOGITS, and the dtype."""
+        device = hidden.device.type
+        self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+        some = hidden.reshape(-1, hidden.shape[-1])
+        some = some[:: max(1, len(some) // 64)].to(head.weight.dtype)
+        largest = float((some @ head.weight.T).float().abs().max()) * abs(head.logit_scale)
+        self.factor = PROBE_LOGITS / largest if 0 < largest < float("inf") else 1.0
+
+    def own(self, loss: Tensor | None) -> Tensor:
+        if loss is None:
+            raise UserError(f"{self.name} makes its loss without loss_function: it cannot be made selective")
+        return loss
+
+    def only(self, made: Sequence[Tensor], calls: int) -> Tensor:
+        if calls == 1 and made:
+            return made[0]
+        how = "does not call its output embedding" if not calls else f"calls its output embedding {calls} times"
+        raise UserError(f"{self.name} {how}: its loss cannot be made selective")
+
+
+# --- properties ---------------------------------------------------------------------------------------------------------
+
+
+def _finite(found: Findings) -> str | None:
+    return nonfinite(found.model, found.dtype) if not found.finite or first_nonfinite(found.model) else None
+
+
+def nonfinite(model: nn.Module, dtype: torch.dtype) -> str:
+    """What is wrong with a model whose numbers are not finite: its weights, or what it computes in."""
+    if name := first_nonfinite(model):
+        return f"{type(model).__name__} has weights that are not finite, the first in {name}: take another checkpoint"
+    told = str(dtype).removeprefix("torch.")
+    return (
+        f"{type(model).__name__} gives numbers that are not finite, though all of its weights are: it overflows in {told}"
+        + (", compute in bfloat16 or float32" if dtype == torch.float16 else "")
+    )
+
+
+def _is_mask(bias: Tensor) -> bool:
+    """-inf for some, a number for the others: a vocabulary of which a part is never predicted."""
+    return bool((bias == float("-inf")).any()) and not bool((bias.isnan() | (bias == float("inf"))).any())
+
+
+def first_nonfinite(model: nn.Module) -> str | None:
+    """The first parameter with a NaN or an infinity (of a rank's own share). Reads all weights once."""
+    names, largest = [], []
+    for name, parameter in model.named_parameters():
+        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if (
+            local.dtype in TOLERANCES and local.numel() and not (name.endswith(".bias") and _is_mask(local))
+        ):  # isfinite would write a mask of the weights' size
+            names.append(name)
+            largest.append(torch.linalg.vector_norm(local.detach(), float("inf")).float())
+    finite = torch.stack([n.to(largest[0].device) for n in largest]).isfinite().tolist() if largest else []
+    return next((name for name, fine in zip(names, finite, strict=True) if not fine), None)
+
+
+def _own_loss(found: Findings) -> str | None:
+    if found.own_loss == found.our_loss:  # both infinite, perhaps
+        return None
+    if abs(found.own_loss - found.our_loss) <= TOLERANCES[found.dtype].loss * max(1.0, abs(found.own_loss)):
+        return None
+    return (
+        f"{found.name} computes a loss of {found.own_loss:.5f} where its head's weights give {found.our_loss:.5f}: "
+        "its head does more than tokensieve knows of"
+    )
+
+
+def _same(found: Findings, where_BT: Tensor) -> str | None:
+    """What moved of tokens that a change must not reach: too many, or those nearest to it in every other row."""
+    tolerance = found.tolerance(TOLERANCES[found.dtype].same)
+    near_BT = where_BT & found.changes.nearest
+    moved_BT = where_BT & (found.moved_BT > tolerance)
+    rows = near_BT.any(1)
+    nearest = bool(rows.any()) and float((moved_BT & near_BT).any(1)[rows].float().mean()) >= 0.5
+    if not nearest and int(moved_BT.sum()) <= MOVED_SAME * int(where_BT.sum()):
+        return None
+    return f"{int(moved_BT.sum())} of {int(where_BT.sum())} tokens by up to {float(found.moved_BT[where_BT].max()):.3f} nats"
+
+
+def _independent(found: Findings) -> str | None:
+    told = _same(found, found.changes.still)
+    return told and (
+        f"{found.name} lets the rows of a batch see each other: other tokens in a neighbour move the nll of {told}"
+    )
+
+
+def _causal(found: Findings) -> str | None:
+    told = _same(found, found.changes.before)
+    return told and (
+        f"{found.name} sees later tokens: a change moves the nll of {told} that come before it; it is no causal language "
+        "model as it is configured (is_decoder, use_bidirectional_attention ...)"
+    )
+
+
+def _isolating(found: Findings) -> str | None:
+    told = _same(found, found.changes.later)
+    return told and (
+        f"{found.name} looks across document boundaries: a change in one document moves the nll of {told} in later ones; "
+        "prepare the corpus with isolate_documents: false for it"
+    )
+
+
+def _alone(found: Findings) -> str | None:
+    there = found.apart_BT[~found.apart_BT.isnan()]
+    moved = int((there > found.tolerance(TOLERANCES[found.dtype].apart)).sum())
+    shortest, most = found.lengths
+    rope = rope_by_batch(found.model, shortest, most)
+    if not rope and moved <= MOVED_APART * len(there):
+        return None
+    why = f": its rope scaling {rope!r} follows the longest position in a batch" if rope else ""
+    return (
+        f"{found.name} gives a document or row another nll beside others than alone{why} ({moved} of {len(there)} tokens moved "
+        f"by up to {float(there.max()) if len(there) else 0:.3f} nats, with pieces of {shortest} to {most} tokens); "
+        "use rows of one length that are not isolated, or another model"
+    )
+
+
+def rope_by_batch(model: nn.Module, shortest: int, most: int) -> str | None:
+    """The name of a rope scaling that gives pieces of these lengths other frequencies in one batch than apart, or None.
+
+    Known from the config: with new weights attention hardly depends on positions yet, and the numbers show little.
+    """
+    config: Any = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    scaling = getattr(config, "rope_parameters", None) or {}
+    for entry in [scaling, *(v for v in scaling.values() if isinstance(v, dict))]:
+        original = int(
+            entry.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0) or most
+        )
+        kind = entry.get("rope_type")
+        if most > original and (
+            (kind == "longrope" and shortest <= original) or (kind == "dynamic" and shortest < most)
+        ):
+            return str(kind)
+    return None
+
+
+# In the order in which they are told: each means something only if those before it hold.
+PROPERTIES = (_finite, _own_loss, _independent, _causal, _isolating, _alone)

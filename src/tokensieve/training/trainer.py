@@ -28,10 +28,11 @@ from ..core import objective as make_objective
 from ..core.backends import check_backend
 from ..core.objective import sum_dtype
 from ..core.stats import TokenStats, head_statistics, score_columns
-from ..data.rows import ON_REQUEST, EpochSampler, Rows, collate, next_token
+from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows, collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation
 from ..runs import UserError
+from .arguments import check_fields, check_keywords, check_some_steps
 from .checkpoints import tensors_only
 from .guarded import Guarded
 from .guards import GuardConfig
@@ -75,10 +76,12 @@ class SelectiveTrainer(Guarded):
         scored  = tokensieve.load_scored("corpus", "scores")
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
-    ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs. ``args``
-    are plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes
-    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a
-    missing column, a head it does not understand, or an engine it does not support.
+    ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; what else of
+    it is read: docs/formats.md, "Data sets of your own". ``ignore_columns``: columns that are not to be read. ``args`` are plain
+    TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``,
+    ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing column, one that
+    speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine it does not
+    support, or where no step can be done; for a row with values that cannot be meant when it is read.
     """
 
     loss_is_scaled_for_ga = True
@@ -96,19 +99,21 @@ class SelectiveTrainer(Guarded):
         sources: Sequence[str] = (),
         head: HeadOptions | None = None,
         guards: GuardConfig | None = None,
+        ignore_columns: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         self.objective = objective or make_objective("clm")
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
-        needs = self.objective.needs
+        needs, self._ignored = self.objective.needs, tuple(ignore_columns)
+        self._vocab_size = _vocab_size(model)
         wrap = {"scores": score_columns(needs), "statistics": tuple(n for n in ON_REQUEST if n in needs)}
         kwargs.setdefault("data_collator", collate)
         super().__init__(
             model,
             args,
-            train_dataset=None if train_dataset is None else _rows(train_dataset, **wrap),
-            eval_dataset=_each(eval_dataset, lambda d: _rows(d)),
+            train_dataset=None if train_dataset is None else self._rows(train_dataset, **wrap),
+            eval_dataset=_each(eval_dataset, self._rows),
             **kwargs,
         )
         _check_parallelism(self.accelerator)
@@ -137,6 +142,34 @@ class SelectiveTrainer(Guarded):
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
+    def _rows(self, dataset: Any, **wanted: Any) -> Rows:
+        if isinstance(dataset, Rows):
+            return dataset
+        if isinstance(dataset, Mapping):
+            raise UserError(
+                f"a data set is needed, not {type(dataset).__name__} of {', '.join(dataset)}: give one of them"
+            )
+        if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
+            raise UserError(
+                f"a datasets.Dataset with input_ids is needed, not {type(dataset).__name__}: Dataset.from_list, from_generator "
+                "and load_from_disk make one"
+            )
+        return Rows(dataset, **wanted, ignore_columns=self._ignored, vocab_size=self._vocab_size)
+
+    def check_steps(self) -> None:
+        """Raise UserError where no step can be done or no row has a token to predict. Writes nothing; :meth:`train` does it too."""
+        rows: Any = self.train_dataset
+        if rows is None or not len(rows):
+            raise UserError("there is nothing to train on: the data set is empty")
+        check_some_steps(self.args)
+        sampler = self._get_train_sampler()
+        if not len(sampler):
+            raise UserError(
+                f"no step can be done: {len(rows)} rows, {sampler.multiple} a step, and dataloader_drop_last leaves out a step "
+                "that is not full"
+            )
+        check_rows(rows, "the data set")
+
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -161,7 +194,7 @@ class SelectiveTrainer(Guarded):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As the Trainer's, for a data set given here too: its rows are read as the training rows are."""
         named = eval_dataset is None or isinstance(eval_dataset, str)
-        return super().get_eval_dataloader(eval_dataset if named else _rows(eval_dataset))
+        return super().get_eval_dataloader(eval_dataset if named else self._rows(eval_dataset))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: no logits exist here. Use the model itself, or ``tokensieve evaluate``."""
@@ -181,7 +214,7 @@ class SelectiveTrainer(Guarded):
 
     def _gather_rows(self, values: Tensor) -> Tensor:
         """[B, T] of each rank, one below the other. Rows of a prepared corpus have one length; others are widened first."""
-        if "num_tokens" not in self.train_dataset.dataset.column_names:
+        if not self.train_dataset.whole_rows:
             # Padding turns bool into int64, on the ranks that are padded only: they could not be gathered.
             values = self.accelerator.pad_across_processes(values, dim=1).to(values.dtype)
         return self.accelerator.gather(values)  # type: ignore[no-any-return]
@@ -190,9 +223,8 @@ class SelectiveTrainer(Guarded):
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As ``Trainer.train``, after the head was probed on one row of the data."""
+        self.check_steps()
         rows: Any = self.train_dataset
-        if rows is None or not len(rows):
-            raise UserError("there is nothing to train on: the data set is empty")
         _refuse_deferred_router_loss(self.objective, self.seam.model)
         probe = collate([rows[0]])
         ids = probe["input_ids"][:, :64].to(next(self.seam.model.parameters()).device)
@@ -480,33 +512,25 @@ class SelectiveTrainer(Guarded):
             write_sample(self.token_log.folder, step, [rows[i] for i in chosen.tolist()])
 
 
-def _rows(dataset: Any, scores: Sequence[str] = (), statistics: Sequence[str] = ()) -> Rows:
-    if isinstance(dataset, Rows):
-        return dataset
-    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
-        raise UserError(f"a datasets.Dataset with input_ids is needed, not {type(dataset).__name__}")
-    return Rows(dataset, scores, statistics)
-
-
 def _each(value: Any, change: Any) -> Any:
     if value is None:
         return None
     return {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
 
 
+def _vocab_size(model: Any) -> int | None:
+    """How many ids the model has a vector and a logit for; None where it does not say."""
+    try:
+        layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    except (AttributeError, NotImplementedError):
+        return None
+    sizes = [layer.weight.shape[0] for layer in layers if getattr(getattr(layer, "weight", None), "ndim", 0) == 2]
+    return min(sizes, default=None)
+
+
 def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
-    if kwargs.get("compute_loss_func") is not None:
-        raise UserError("compute_loss_func and an objective are two losses: give the objective only")
-    if kwargs.get("compute_metrics") is not None:
-        raise UserError("compute_metrics needs logits, which this trainer does not make: use tokensieve evaluate")
-    if kwargs.get("data_collator") not in (None, collate):
-        raise UserError(
-            "a data_collator of its own would make its own labels: give them as the column 'labels' instead"
-        )
-    if kwargs.get("model_init") is not None:
-        raise UserError("model_init is not supported: give the model itself")
-    if args.label_smoothing_factor:
-        raise UserError("label_smoothing_factor changes what nll means: set it to 0")
+    check_keywords(kwargs, collate)
+    check_fields(args)
     if args.n_gpu > 1:
         raise UserError(
             "several GPUs in one process (DataParallel) are not supported: use torchrun or accelerate launch"

@@ -14,6 +14,7 @@ import numpy as np
 from ..core.stats import STATISTICS
 from ..runs import UserError
 from .pieces import PACKING
+from .row_checks import as_array
 
 # Columns of a corpus that `prepare` wrote. With the first two a data set is one: its rows have one length, and it says itself
 # where documents begin.
@@ -21,11 +22,12 @@ CORPUS = ("num_tokens", "doc_starts")
 OF_CORPUS = (*CORPUS, "isolated", "doc_sources", "doc_ids", "doc_targets", "doc_offsets")
 # Read where they are there: those of a corpus, and those of a data set made elsewhere.
 READ = ("labels", "attention_mask", "position_ids", "row_id", "num_tokens", "isolated", "doc_starts", "doc_sources")
+SCALARS = ("row_id", "num_tokens")  # a whole number a row; of another type they are somebody else's, and metadata
 OPTIONAL = (*READ, *PACKING)
 # 1 where there is a loss. None makes labels: which of a row's masks count together differs from one trainer to the next.
 LOSS_MASKS = {"completion_mask", "assistant_masks", "assistant_mask", "loss_mask", "prompt_mask"}
 # What tokenizers write beside ids. It says nothing of the loss.
-METADATA = {"special_tokens_mask", "word_ids", "offset_mapping", "length", "tokens"}
+METADATA = {*SCALARS, "special_tokens_mask", "word_ids", "offset_mapping", "length", "tokens"}
 LOOKED_AT = 16  # rows, spread over the data set, that say what an unknown column holds
 
 
@@ -90,10 +92,18 @@ def packing_columns(dataset: Any, names: Collection[str]) -> tuple[str, ...]:
         return ()
     rows = _looked_at(dataset, there) if len(dataset) else []
     # One number a row, as the id of its document, or some of no fixed count, are metadata.
-    lists = [n for n in there if any(np.ndim(row[n]) == 1 and _divides(n, row) for row in rows)]
-    if wrong := [n for n in there if n not in lists and any(np.ndim(row[n]) > 1 for row in rows)]:
+    lists = [n for n in there if any(as_array(row[n]).ndim == 1 and _divides(n, row) for row in rows)]
+    if wrong := [n for n in there if n not in lists and any(as_array(row[n]).ndim > 1 for row in rows)]:
         raise UserError(f"row 0: column {wrong[0]!r} is not a list of whole numbers")
     return tuple(lists)
+
+
+def numbered_masks(dataset: Any, names: Collection[str]) -> bool:
+    """Whether an ``attention_mask`` of some rows looked at numbers their pieces."""
+    if "attention_mask" not in names or not len(dataset):
+        return False
+    masks = [as_array(row["attention_mask"]) for row in _looked_at(dataset, ["attention_mask"])]
+    return any(m.dtype.kind in "iu" and m.size and m.max() > 1 for m in masks)
 
 
 def _divides(name: str, row: Mapping[str, Any]) -> bool:
@@ -101,6 +111,16 @@ def _divides(name: str, row: Mapping[str, Any]) -> bool:
     return name not in ("doc_ids", "document_ids", "sequence_ids", "segment_ids") or len(row[name]) == len(
         row["input_ids"]
     )
+
+
+def readable(dataset: Any, names: Collection[str]) -> set[str]:
+    """Those of READ that are there and can be meant: SCALARS are, where they hold whole numbers."""
+    there = {name for name in READ if name in names}
+    if has_transform(dataset):
+        first = dataset[0] if len(dataset) else {}
+        return {n for n in there if n not in SCALARS or isinstance(first.get(n), (int, np.integer))}
+    dtypes = {n: str(getattr(dataset.features[n], "dtype", "")) for n in SCALARS if n in there}
+    return {n for n in there if dtypes.get(n, "int").startswith(("int", "uint"))}
 
 
 def value_type(feature: Any) -> str | None:
@@ -135,10 +155,7 @@ def _says(name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
     """What the column seems to say, by the rows where it has values; None if it is no list of numbers of such a kind."""
     pairs = []
     for row in rows:
-        try:
-            values = np.asarray(row[name])
-        except ValueError:  # nested lists
-            return None
+        values = as_array(row[name])
         if values.ndim == 1 and values.size and values.dtype.kind in "iufb":
             pairs.append((values, len(row["input_ids"])))
     if not pairs:

@@ -82,12 +82,18 @@ def read_pieces(row: Mapping[str, Any], length: int, mask_T: IntArray | None, in
 
 
 def _check_numbered(told: Mapping[str, IntArray], mask_T: IntArray | None, index: int) -> None:
-    """A numbered mask with padding inside a number: :func:`cut_off_padding` would take what follows for another piece."""
+    """The numbers of a mask must rise: one that comes back is no numbering, or a document with padding inside it."""
     if mask_T is None or "attention_mask" not in told:
         return
-    for start, end in _runs(mask_T)[1:-1]:
-        if mask_T[start] == 0 and mask_T[start - 1] == mask_T[end]:
-            raise UserError(_HOLE.format(index, start))
+    starts = _changes(mask_T)
+    starts = starts[mask_T[starts] != 0]
+    back = np.diff(mask_T[starts]) <= 0
+    if back.any():
+        at = int(starts[1:][back][0])
+        raise UserError(
+            f"row {index}: column 'attention_mask' comes back to {mask_T[at]} at position {at}: where it numbers documents, "
+            "the numbers rise"
+        )
 
 
 def positions(values: Any, length: int, index: int) -> IntArray:
@@ -95,7 +101,9 @@ def positions(values: Any, length: int, index: int) -> IntArray:
     positions_T = as_long(integers(values, "position_ids", index), "position_ids", length, index)
     if (positions_T < 0).any():
         at = int((positions_T < 0).argmax())
-        raise UserError(f"row {index}: position_ids is {positions_T[at]} at position {at}: positions count from 0")
+        raise UserError(
+            f"row {index}: column 'position_ids' is {positions_T[at]} at position {at}, 0 or more is needed"
+        )
     return positions_T
 
 

@@ -21,10 +21,7 @@ def integers(values: Any, name: str, index: int, *, bools: bool = False) -> IntA
     where = f"row {index}: column {name!r}"
     if values is None:
         raise UserError(f"{where} is null")
-    try:
-        found = np.asarray(values)
-    except ValueError:  # lists of unequal lengths
-        found = np.empty((0, 0))
+    found = as_array(values)
     if found.ndim != 1:
         raise UserError(f"{where} is not a list of whole numbers")
     if not found.size:
@@ -36,6 +33,14 @@ def integers(values: Any, name: str, index: int, *, bools: bool = False) -> IntA
     if found.dtype.kind not in ("iub" if bools else "iu"):
         raise UserError(f"{where} holds {_kind(found)}, whole numbers are needed")
     return found.astype(np.int64)
+
+
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """The values as an array; of lists in lists of unequal lengths an empty one of two dimensions."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return np.empty((0, 0))
 
 
 def _kind(values: npt.NDArray[Any]) -> str:
@@ -106,7 +111,7 @@ def scores(values: Any, name: str, labels_T: IntArray, index: int, *, half: bool
     """
     if values is None:
         raise UserError(f"row {index}: column {name!r} is null")
-    found = np.asarray(values)
+    found = as_array(values)
     if found.dtype.kind == "O":
         found = np.array([np.nan if v is None else v for v in found.tolist()], dtype=object)
     try:

@@ -20,11 +20,13 @@ from ..runs import UserError
 from .columns import (
     CORPUS,
     LOSS_MASKS,
-    READ,
+    OPTIONAL,
     check_columns,
     check_types,
     has_transform,
+    numbered_masks,
     packing_columns,
+    readable,
     value_type,
     visible,
 )
@@ -47,6 +49,8 @@ class Rows(Dataset[dict[str, Tensor]]):
     UserError for columns that are needed and not there, or that speak of single tokens and are not read, unless they are among
     ``ignore_columns``; when a row is read, for values that cannot be meant, naming row and column: a label that is no id (of
     ``vocab_size``, if given) nor -100, lists of unequal length, null, a score on a target that is not finite.
+
+    ``packs``: whether rows may hold pieces kept apart; of numbered masks, by the rows looked at.
 
     ``statistics`` are names of ON_REQUEST that items have too, [T]: ``segment``, from a column of that name, ``doc_starts`` or
     what else says where pieces begin; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``,
@@ -71,18 +75,23 @@ class Rows(Dataset[dict[str, Tensor]]):
                 raise UserError(f"the objective needs a column {name!r}; the data set has {', '.join(shown)}")
         told = {"source_id"} if {"doc_sources", "doc_starts"} <= {*names} else set()  # training counts by it
         self.scores, self.statistics = tuple(scores), tuple(n for n in ON_REQUEST if n in told | {*statistics})
-        for name in self.statistics:
-            _check_source(name, names)
         packing = packing_columns(dataset, names)
-        read = {*READ, *packing, *(c for name in self.statistics for c in ON_REQUEST[name][0] if c not in PACKING)}
-        read = (read & {*names}) - {"input_ids", *scores}
+        for name in self.statistics:
+            _check_source(name, [n for n in names if n not in PACKING or n in packing])
+        asked = {c for name in self.statistics for c in ON_REQUEST[name][0] if c not in PACKING}
+        read = (readable(dataset, names) | {*packing} | (asked & {*names})) - {"input_ids", *scores}
         check_columns(dataset, names, {*read, *scores}, ignore_columns)
         check_types(dataset, read)
         self.loss_masks = sorted((LOSS_MASKS - {"prompt_mask"}) & {*names}) if "labels" in read else []
         self.vocab_size, self.whole_rows = vocab_size, {*CORPUS} <= {*names}
         self.read = {"input_ids", *scores, *read, *self.loss_masks}
-        self.half: set[str] = set()  # score columns stored as float16
-        if has_transform(dataset):
+        self.packs = bool({*packing, "position_ids", "isolated"} & read) or numbered_masks(dataset, read)
+        self.transformed, self.half = has_transform(dataset), set[str]()
+        self.unread = ({*OPTIONAL} | LOSS_MASKS) - {
+            *ignore_columns,
+            *shown,
+        }  # if an item has one all the same, it is refused
+        if self.transformed:
             self.dataset = dataset
         else:
             self.half = {n for n in scores if value_type(dataset.features[n]) == "float16"}
@@ -98,9 +107,12 @@ class Rows(Dataset[dict[str, Tensor]]):
         return [self._pad_row() if i == PAD_ROW else self._row(self.dataset[int(i)], int(i)) for i in indices]
 
     def _row(self, row: Mapping[str, Any], index: int) -> dict[str, Tensor]:
-        row = {name: row[name] for name in self.read if name in row}
-        if "input_ids" not in row:
-            raise UserError(f"row {index}: the data set's transform gave no 'input_ids'")
+        if self.transformed:  # every item says anew which columns it has
+            if missing := self.read - row.keys():
+                raise UserError(f"row {index}: the data set's transform gave no {min(missing)!r}, which row 0 has")
+            if new := row.keys() & self.unread:
+                raise UserError(f"row {index}: the data set's transform gave {min(new)!r}, which row 0 has not")
+        row = {name: row[name] for name in self.read}
         ids_T = token_ids(row["input_ids"], index, self.vocab_size)
         labels_T = ids_T.copy()
         if "labels" in row:

@@ -27,14 +27,14 @@ from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
 from ..core.backends import check_backend
 from ..core.objective import sum_dtype
-from ..core.stats import TokenStats, head_statistics, score_columns
-from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows, collate, next_token
+from ..core.stats import TokenStats, head_statistics
+from ..data.rows import collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.seam import HeadSeam, probe_head, probe_isolation
 from ..runs import UserError
-from .arguments import check_fields, check_keywords, check_some_steps
+from .arguments import check_fields, check_keywords
 from .checkpoints import tensors_only
-from .guarded import Guarded
+from .feeding import Fed
 from .guards import GuardConfig
 from .progress import TokenProgress
 from .step import (
@@ -70,18 +70,18 @@ class HeadOptions:
             raise UserError(f"backend: {e}") from None
 
 
-class SelectiveTrainer(Guarded):
+class SelectiveTrainer(Fed):
     """``Trainer`` for any transformers causal LM whose loss is ``sum(weight * nll) / denominator`` of an Objective.
 
         scored  = tokensieve.load_scored("corpus", "scores")
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
-    ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; what else of
-    it is read: docs/formats.md, "Data sets of your own". ``ignore_columns``: columns that are not to be read. ``args`` are plain
-    TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``,
-    ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing column, one that
-    speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine it does not
-    support, or where no step can be done; for a row with values that cannot be meant when it is read.
+    ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
+    columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read. ``args`` are
+    plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes
+    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
+    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
+    it does not support, or where no step can be done; for a row with values that cannot be meant when it is read.
     """
 
     loss_is_scaled_for_ga = True
@@ -105,15 +105,13 @@ class SelectiveTrainer(Guarded):
         self.objective = objective or make_objective("clm")
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
-        needs, self._ignored = self.objective.needs, tuple(ignore_columns)
-        self._vocab_size = _vocab_size(model)
-        wrap = {"scores": score_columns(needs), "statistics": tuple(n for n in ON_REQUEST if n in needs)}
+        self.init_rows(model, self.objective.needs, ignore_columns)
         kwargs.setdefault("data_collator", collate)
         super().__init__(
             model,
             args,
-            train_dataset=None if train_dataset is None else self._rows(train_dataset, **wrap),
-            eval_dataset=_each(eval_dataset, self._rows),
+            train_dataset=None if train_dataset is None else self.rows_of(train_dataset, to_train=True),
+            eval_dataset=_each(eval_dataset, self.rows_of),
             **kwargs,
         )
         _check_parallelism(self.accelerator)
@@ -139,85 +137,6 @@ class SelectiveTrainer(Guarded):
         self.init_guards(guards or GuardConfig())
         self.objective_name = f"objective {self.objective.name!r}"
         self.token_log.skipped = self.skipped_steps
-
-    # --- data ---------------------------------------------------------------------------------------------------------
-
-    def _rows(self, dataset: Any, **wanted: Any) -> Rows:
-        if isinstance(dataset, Rows):
-            return dataset
-        if isinstance(dataset, Mapping):
-            raise UserError(
-                f"a data set is needed, not {type(dataset).__name__} of {', '.join(dataset)}: give one of them"
-            )
-        if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
-            raise UserError(
-                f"a datasets.Dataset with input_ids is needed, not {type(dataset).__name__}: Dataset.from_list, from_generator "
-                "and load_from_disk make one"
-            )
-        return Rows(dataset, **wanted, ignore_columns=self._ignored, vocab_size=self._vocab_size)
-
-    def check_steps(self) -> None:
-        """Raise UserError where no step can be done or no row has a token to predict. Writes nothing; :meth:`train` does it too."""
-        rows: Any = self.train_dataset
-        if rows is None or not len(rows):
-            raise UserError("there is nothing to train on: the data set is empty")
-        check_some_steps(self.args)
-        sampler = self._get_train_sampler()
-        if not len(sampler):
-            raise UserError(
-                f"no step can be done: {len(rows)} rows, {sampler.multiple} a step, and dataloader_drop_last leaves out a step "
-                "that is not full"
-            )
-        check_rows(rows, "the data set")
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        rows = train_dataset if train_dataset is not None else self.train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        per_step = self.args.gradient_accumulation_steps * self.args.world_size * self._train_batch_size
-        self._sampler = EpochSampler(
-            len(rows),
-            seed,
-            multiple=per_step,
-            drop_last=self.args.dataloader_drop_last,
-            shuffle=self.args.train_sampling_strategy != "sequential",
-        )
-        return self._sampler
-
-    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
-        # On several ranks a resumed epoch's sampler sits below two wrappers that do not pass its number on.
-        self._sampler.set_epoch(epoch)
-        self.restore_loss_sums()
-        in_epoch = kwargs["steps_trained_in_current_epoch"] if epoch == kwargs["epochs_trained"] else 0
-        self._rng_from = kwargs["resume_from_checkpoint"] if in_epoch else None
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As the Trainer's, for a data set given here too: its rows are read as the training rows are."""
-        named = eval_dataset is None or isinstance(eval_dataset, str)
-        return super().get_eval_dataloader(eval_dataset if named else self._rows(eval_dataset))
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: no logits exist here. Use the model itself, or ``tokensieve evaluate``."""
-        raise UserError(
-            "predict needs logits, which this trainer does not make: call the model, or tokensieve evaluate"
-        )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
-        return EpochSampler(
-            len(eval_dataset), 0, multiple=self.args.world_size * self.args.eval_batch_size, shuffle=False
-        )
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        needed = (*ON_REQUEST, *score_columns(self.objective.needs))
-        self._signature_columns += ["row_id", "position_ids", *needed]
-
-    def _gather_rows(self, values: Tensor) -> Tensor:
-        """[B, T] of each rank, one below the other. Rows of a prepared corpus have one length; others are widened first."""
-        if not self.train_dataset.whole_rows:
-            # Padding turns bool into int64, on the ranks that are padded only: they could not be gathered.
-            values = self.accelerator.pad_across_processes(values, dim=1).to(values.dtype)
-        return self.accelerator.gather(values)  # type: ignore[no-any-return]
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -516,16 +435,6 @@ def _each(value: Any, change: Any) -> Any:
     if value is None:
         return None
     return {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
-
-
-def _vocab_size(model: Any) -> int | None:
-    """How many ids the model has a vector and a logit for; None where it does not say."""
-    try:
-        layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    except (AttributeError, NotImplementedError):
-        return None
-    sizes = [layer.weight.shape[0] for layer in layers if getattr(getattr(layer, "weight", None), "ndim", 0) == 2]
-    return min(sizes, default=None)
 
 
 def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 
 from tokensieve.data.rows import Rows, check_targets
+from tokensieve.data.scan import look_through
 from tokensieve.runs import UserError
 
 IDS = [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
@@ -228,3 +229,46 @@ def test_short_first_rows(first: list[int]) -> None:
     check_targets(data, "the data set")
     with pytest.raises(UserError, match="nothing to predict"):
         check_targets(data.select([0]), "the data set")
+
+
+# --- before training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("labels", [-1, 5]),
+        ("labels", [5]),
+        ("labels", None),
+        ("input_ids", [5, 16]),
+        ("attention_mask", [1, None]),
+        ("position_ids", [-1, 0]),
+        ("ref_nll", [0.0, np.nan]),
+        ("ref_nll", [0.0]),
+    ],
+)
+def test_a_bad_row_is_found_before_training(column: str, value: Any) -> None:
+    """It ended a run at the hour in which its turn came, by an index error on the device."""
+    good: dict[str, Any] = {
+        "labels": [-100, 6],
+        "attention_mask": [1, 1],
+        "position_ids": [0, 1],
+        "ref_nll": [np.nan, 1.0],
+    }
+    columns = {"input_ids": [[5, 6]] * 3000, **{name: [values] * 3000 for name, values in good.items()}}
+    look_through(Rows(Dataset.from_dict(columns), ["ref_nll"], vocab_size=16))
+    columns[column] = [*columns[column][:2500], value, *columns[column][2501:]]
+    rows = Rows(Dataset.from_dict(columns), ["ref_nll"], vocab_size=16)
+    with pytest.raises(UserError, match=f"^row 2500: .*{column}"):
+        look_through(rows)
+    look_through(rows, max_tokens=4096)  # it stands behind what is looked at
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"labels": [[], [-100], [-100, 3]]}, {"attention_mask": [[], [True], [True, False]]}]
+)
+def test_rows_that_are_fine_are_passed(columns: dict[str, Any]) -> None:
+    scores = [[], [np.nan], [np.nan, np.inf if "attention_mask" in columns else 1.0]]
+    data = Dataset.from_dict({"input_ids": [[], [1], [2, 3]], "ref_nll": scores, **columns})
+    look_through(Rows(data, ["ref_nll"], vocab_size=16))
+    look_through(Rows(data.select([2, 0]), ["ref_nll"], vocab_size=16))

@@ -133,7 +133,7 @@ def test_plain_rows_beside_packed_ones(mask: list[int], positions: list[int]) ->
         collate(Rows(hole).__getitems__([0, 1]))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.data())
 def test_all_ways_say_the_same(sizes: list[int], data: Any) -> None:
     ids, ends = list(range(sum(sizes))), [sum(sizes[:i]) for i in range(len(sizes) + 1)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.stats import score_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows
+from ..data.scan import look_through
 from ..runs import UserError
 from .arguments import check_some_steps
 from .guarded import Guarded
@@ -43,7 +44,7 @@ class Fed(Guarded):
         return Rows(dataset, score_columns(needs), statistics, ignore_columns=ignored, vocab_size=vocab_size)
 
     def check_steps(self) -> None:
-        """Raise UserError where no step can be done, or no row has a token to predict. Writes nothing."""
+        """Raise UserError where no step can be done, no row has a token to predict, or a row cannot be read. Writes nothing."""
         rows: Any = self.train_dataset
         if rows is None or not len(rows):
             raise UserError("there is nothing to train on: the data set is empty")
@@ -55,6 +56,7 @@ class Fed(Guarded):
                 "that is not full"
             )
         check_rows(rows, "the data set")
+        look_through(rows)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset

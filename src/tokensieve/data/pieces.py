@@ -60,6 +60,12 @@ def read_pieces(row: Mapping[str, Any], length: int, mask_T: IntArray | None, in
         covered = min(covered, here)
     if mask_T is not None and int(mask_T.max(initial=0)) > 1:
         told["attention_mask"] = _changes(mask_T)
+    if not told and "position_ids" not in row:
+        return None
+    if mask_T is None and covered == length and list(told) == ["doc_starts"] and "position_ids" not in row:
+        return Pieces(
+            row["doc_starts"], piece_positions(row["doc_starts"], length), True, length
+        )  # a corpus: no detours
     real_T = np.ones(length, bool) if mask_T is None else mask_T != 0
     real_T[covered:] = False
     positions_T = None
@@ -68,8 +74,6 @@ def read_pieces(row: Mapping[str, Any], length: int, mask_T: IntArray | None, in
         restarts = restarts_of(positions_T)
         if not told or len(_inside(restarts, real_T)):  # positions that just count on say nothing beside other columns
             told["position_ids"] = restarts
-    if not told:
-        return None
     _check_agreement(told, real_T, index)
     starts = np.unique(np.concatenate(list(told.values())))
     if positions_T is None or "position_ids" not in told:

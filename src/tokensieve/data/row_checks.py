@@ -32,7 +32,7 @@ def integers(values: Any, name: str, index: int, *, bools: bool = False) -> IntA
         raise UserError(f"{where} is null at position {listed.index(None)}")
     if found.dtype.kind not in ("iub" if bools else "iu"):
         raise UserError(f"{where} holds {_kind(found)}, whole numbers are needed")
-    return found.astype(np.int64)
+    return found.astype(np.int64, copy=False)
 
 
 def as_array(values: Any) -> npt.NDArray[Any]:
@@ -67,7 +67,7 @@ def labels(values: Any, length: int, index: int, vocab_size: int | None) -> IntA
     """``labels`` of a row: one a token, a token id or -100."""
     labels_T = as_long(integers(values, "labels", index), "labels", length, index)
     _check_range(labels_T, "labels", index, vocab_size, ignored=True)
-    return labels_T
+    return labels_T.copy()  # what is put to -100 here must not reach the data set
 
 
 def _check_range(ids_T: IntArray, name: str, index: int, vocab_size: int | None, *, ignored: bool = False) -> None:
@@ -116,20 +116,24 @@ def scores(values: Any, name: str, labels_T: IntArray, index: int, *, half: bool
         found = np.array([np.nan if v is None else v for v in found.tolist()], dtype=object)
     try:
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite below
-            values_T = found.astype(np.float32)
+            values_T = found.astype(np.float32, copy=False)
     except (TypeError, ValueError):
         raise UserError(f"row {index}: column {name!r} does not hold numbers") from None
     if values_T.shape != labels_T.shape:
         raise UserError(f"row {index}: column {name!r} has {values_T.size} entries for {labels_T.size} tokens")
+    finite_T = np.isfinite(values_T)
+    if finite_T.all():
+        return values_T
     if half:
         values_T = np.where(values_T == np.inf, np.float32(65504), values_T)
-    broken_T = ~np.isfinite(values_T) & (labels_T != IGNORE_INDEX)
+        finite_T = np.isfinite(values_T)
+    broken_T = ~finite_T & (labels_T != IGNORE_INDEX)
     broken_T[:1] = False  # the first token of a row is nobody's target
     if broken_T.any():
         at = int(broken_T.argmax())
         what = "NaN" if np.isnan(values_T[at]) else "infinite"
         raise UserError(f"row {index}: {name} is {what} at position {at}, which is a target")
-    return np.where(np.isfinite(values_T), values_T, np.float32(0))
+    return np.where(finite_T, values_T, np.float32(0))
 
 
 def whole_number(value: Any, name: str, index: int) -> int:

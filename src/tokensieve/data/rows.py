@@ -142,7 +142,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     ) -> tuple[np.ndarray | None, Pieces | None]:
         """(attention mask, pieces) of a row, as far as its columns tell of them; what follows from them for its labels."""
         mask_T = mask(row["attention_mask"], len(labels_T), index) if "attention_mask" in row else None
-        if mask_T is not None:
+        if mask_T is not None and not mask_T.all():
             labels_T[mask_T == 0] = IGNORE_INDEX
             labels_T[1:][mask_T[:-1] == 0] = IGNORE_INDEX  # predicted from padding
         pieces = read_pieces(row, len(labels_T), mask_T, index)

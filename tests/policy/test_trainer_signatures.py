@@ -9,6 +9,7 @@ import re
 import pytest
 from transformers import Trainer
 
+from tokensieve.training.feeding import Fed
 from tokensieve.training.guarded import Guarded
 from tokensieve.training.trainer import SelectiveTrainer
 
@@ -40,7 +41,7 @@ PARAMETERS = {
 
 def overridden() -> set[str]:
     """Methods of ours that the Trainer has, too."""
-    ours = {**vars(Guarded), **vars(SelectiveTrainer)}
+    ours = {**vars(Guarded), **vars(Fed), **vars(SelectiveTrainer)}
     return {n for n, f in ours.items() if inspect.isfunction(f) and hasattr(Trainer, n) and n != "__init__"}
 
 
@@ -57,7 +58,7 @@ def test_parameters_are_those_it_was_written_for(name: str) -> None:
 def test_the_base_class_reads_nothing_of_its_subclass() -> None:
     """``Guarded`` read the objective, the token log and the step's totals of the class that is built on it."""
     source = inspect.getsource(Guarded)
-    own = {n for n in vars(SelectiveTrainer) if not hasattr(Guarded, n)} | {
+    own = {n for n in {**vars(Fed), **vars(SelectiveTrainer)} if not hasattr(Guarded, n)} | {
         "objective",
         "token_log",
         "scope",

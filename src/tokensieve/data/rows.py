@@ -17,52 +17,85 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..runs import UserError
-from .half import within
+from .columns import (
+    CORPUS,
+    LOSS_MASKS,
+    OPTIONAL,
+    check_columns,
+    check_types,
+    has_transform,
+    numbered_masks,
+    packing_columns,
+    readable,
+    value_type,
+    visible,
+)
+from .pieces import PACKING, Pieces, cut_off_padding, doc_starts, read_pieces
+from .pieces import per_token as per_token
+from .pieces import piece_positions as piece_positions
+from .pieces import solution_mask as solution_mask
+from .row_checks import IGNORE_INDEX, check_loss_mask, labels, mask, scores, token_ids, whole_number
 
-IGNORE_INDEX = -100
 PAD_ROW = -1  # as a row index: a row that is all padding
 
 
-# Columns that are read where they are there: those of a corpus, and those of a data set made elsewhere.
-OPTIONAL = ("labels", "num_tokens", "isolated", "doc_starts", "doc_sources", "row_id", "attention_mask", "position_ids")
-LOSS_MASKS = {"completion_mask", "assistant_masks", "assistant_mask", "loss_mask", "prompt_mask"}
-
-
 class Rows(Dataset[dict[str, Tensor]]):
-    """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], float32 ``scores`` columns, ``position_ids`` if isolated.
+    """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], float32 ``scores`` columns, ``position_ids`` if packed apart.
 
-    ``dataset`` has at least ``input_ids``;
-    optional: ``labels``, ``num_tokens``, ``doc_starts`` with ``isolated``, ``doc_sources``, ``row_id``. Item -1 (PAD_ROW)
-    is an ignored row: labels all -100. A score on a target that is no number raises UserError naming row and position; inf in
-    a float16 column is taken as 65,504, with a word on stderr.
+    ``dataset``, a ``datasets.Dataset``, has at least ``input_ids``; a transform of its own is called. Which other columns are
+    read, and how: docs/formats.md, "Data sets of your own". A piece's first token is no target, nor is one behind padding. Item
+    -1 (PAD_ROW) is an ignored row: labels all -100.
+
+    UserError for columns that are needed and not there, or that speak of single tokens and are not read, unless they are among
+    ``ignore_columns``; when a row is read, for values that cannot be meant, naming row and column: a label that is no id (of
+    ``vocab_size``, if given) nor -100, lists of unequal length, null, a score on a target that is not finite.
+
+    ``packs``: whether rows may hold pieces kept apart; of numbered masks, by the rows looked at.
 
     ``statistics`` are names of ON_REQUEST that items have too, [T]: ``segment``, from a column of that name, ``doc_starts`` or
-    positions that restart; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``, asked for or
-    not, from ``doc_sources``. UserError where none of these is there.
+    what else says where pieces begin; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``,
+    asked for or not, from ``doc_sources``. UserError where none of these is there.
     """
 
-    def __init__(self, dataset: Any, scores: Sequence[str] = (), statistics: Collection[str] = ()) -> None:
-        if "input_ids" not in dataset.column_names:
-            raise UserError(f"the data set has no column 'input_ids', only {', '.join(dataset.column_names)}")
+    def __init__(
+        self,
+        dataset: Any,
+        scores: Sequence[str] = (),
+        statistics: Collection[str] = (),
+        *,
+        ignore_columns: Collection[str] = (),
+        vocab_size: int | None = None,
+    ) -> None:
+        shown = visible(dataset)
+        names = [n for n in shown if n not in ignore_columns]
+        if "input_ids" not in names:
+            raise UserError(f"the data set has no column 'input_ids', only {', '.join(shown)}")
         for name in scores:
-            if name not in dataset.column_names:
-                raise UserError(
-                    f"the objective needs a column {name!r}; the data set has {', '.join(dataset.column_names)}"
-                )
-        if "labels" not in dataset.column_names and (masks := LOSS_MASKS & set(dataset.column_names)):
-            raise UserError(f"column {min(masks)!r} is not read: give the column 'labels', -100 where there is no loss")
-        told = (
-            {"source_id"} if {"doc_sources", "doc_starts"} <= {*dataset.column_names} else set()
-        )  # training counts by it
+            if name not in names:
+                raise UserError(f"the objective needs a column {name!r}; the data set has {', '.join(shown)}")
+        told = {"source_id"} if {"doc_sources", "doc_starts"} <= {*names} else set()  # training counts by it
         self.scores, self.statistics = tuple(scores), tuple(n for n in ON_REQUEST if n in told | {*statistics})
+        packing = packing_columns(dataset, names)
         for name in self.statistics:
-            _check_source(name, dataset.column_names)
-        read = {*OPTIONAL, *(c for name in self.statistics for c in ON_REQUEST[name][0])} - {"input_ids", *scores}
-        columns = ["input_ids", *scores, *sorted(read & set(dataset.column_names))]
-        self.dataset = dataset.select_columns(columns).with_format("numpy")
-        features = getattr(dataset, "features", None) or {}
-        kinds = {name: getattr(features.get(name), "feature", None) for name in scores}
-        self._halves = {name for name, kind in kinds.items() if getattr(kind, "dtype", None) == "float16"}
+            _check_source(name, [n for n in names if n not in PACKING or n in packing])
+        asked = {c for name in self.statistics for c in ON_REQUEST[name][0] if c not in PACKING}
+        read = (readable(dataset, names) | {*packing} | (asked & {*names})) - {"input_ids", *scores}
+        check_columns(dataset, names, {*read, *scores}, ignore_columns)
+        check_types(dataset, read)
+        self.loss_masks = sorted((LOSS_MASKS - {"prompt_mask"}) & {*names}) if "labels" in read else []
+        self.vocab_size, self.whole_rows = vocab_size, {*CORPUS} <= {*names}
+        self.read = {"input_ids", *scores, *read, *self.loss_masks}
+        self.packs = bool({*packing, "position_ids", "isolated"} & read) or numbered_masks(dataset, read)
+        self.transformed, self.half = has_transform(dataset), set[str]()
+        self.unread = ({*OPTIONAL} | LOSS_MASKS) - {
+            *ignore_columns,
+            *shown,
+        }  # if an item has one all the same, it is refused
+        if self.transformed:
+            self.dataset = dataset
+        else:
+            self.half = {n for n in scores if value_type(dataset.features[n]) == "float16"}
+            self.dataset = dataset.select_columns(sorted(self.read)).with_format("numpy")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,44 +107,58 @@ class Rows(Dataset[dict[str, Tensor]]):
         return [self._pad_row() if i == PAD_ROW else self._row(self.dataset[int(i)], int(i)) for i in indices]
 
     def _row(self, row: Mapping[str, Any], index: int) -> dict[str, Tensor]:
-        ids_T = np.asarray(row["input_ids"], dtype=np.int64)
-        labels_T = np.array(row.get("labels", ids_T), dtype=np.int64)
-        labels_T[int(row.get("num_tokens", len(ids_T))) :] = IGNORE_INDEX
-        item = {"input_ids": torch.from_numpy(ids_T)}
-        if "attention_mask" in row:
-            mask_T = np.asarray(row["attention_mask"], dtype=np.int64)
-            labels_T[mask_T == 0] = IGNORE_INDEX
-            item["attention_mask"] = torch.from_numpy(mask_T)
-        if "position_ids" in row:
-            item["position_ids"] = torch.from_numpy(np.asarray(row["position_ids"], dtype=np.int64))
-        if bool(row.get("isolated", False)):
-            starts = np.asarray(row["doc_starts"], dtype=np.int64)
-            labels_T[starts] = IGNORE_INDEX
-            item["position_ids"] = torch.from_numpy(piece_positions(starts, len(ids_T)))
-        item["labels"] = torch.from_numpy(labels_T)
-        item["row_id"] = torch.tensor(int(row.get("row_id", index)))
+        if self.transformed:  # every item says anew which columns it has
+            if missing := self.read - row.keys():
+                raise UserError(f"row {index}: the data set's transform gave no {min(missing)!r}, which row 0 has")
+            if new := row.keys() & self.unread:
+                raise UserError(f"row {index}: the data set's transform gave {min(new)!r}, which row 0 has not")
+        row = {name: row[name] for name in self.read}
+        ids_T = token_ids(row["input_ids"], index, self.vocab_size)
+        labels_T = ids_T.copy()
+        if "labels" in row:
+            labels_T = labels(row["labels"], len(ids_T), index, self.vocab_size)
+        if "doc_starts" in row:
+            row["doc_starts"] = doc_starts(row["doc_starts"], len(ids_T), index)
+        if "num_tokens" in row:
+            labels_T[whole_number(row["num_tokens"], "num_tokens", index) :] = IGNORE_INDEX
+        mask_T, pieces = self._layout(row, labels_T, index)
+        item: dict[str, np.ndarray] = {"input_ids": ids_T, "labels": labels_T}
+        if pieces is not None:
+            item["position_ids"] = pieces.positions_T
+            row.setdefault("doc_starts", pieces.starts)
+        if mask_T is not None and (pieces is None or not pieces.packed):
+            item["attention_mask"] = mask_T
+        for name in self.loss_masks:
+            check_loss_mask(row[name], name, labels_T, index)
+        item["row_id"] = np.array(whole_number(row["row_id"], "row_id", index) if "row_id" in row else index)
         for name in self.statistics:
-            item[name] = torch.from_numpy(ON_REQUEST[name][1](row, len(ids_T)).astype(np.int64))
+            item[name] = ON_REQUEST[name][1](row, len(ids_T)).astype(np.int64)
         for name in self.scores:
-            item[name] = torch.from_numpy(self._scores(row, name, labels_T, index))
-        return item
+            item[name] = scores(row[name], name, labels_T, index, half=name in self.half)
+        return {name: torch.from_numpy(values) for name, values in item.items()}
 
-    def _scores(self, row: Mapping[str, Any], name: str, labels_T: np.ndarray, index: int) -> np.ndarray:
-        values_T = np.asarray(row[name], dtype=np.float32)
-        if name in self._halves:
-            values_T = within(values_T, f"column {name!r}")
-        if values_T.shape != labels_T.shape:
-            raise UserError(f"row {index}: column {name!r} has {values_T.size} entries for {labels_T.size} tokens")
-        missing_T = ~np.isfinite(values_T) & (labels_T != IGNORE_INDEX)
-        missing_T[0] = False  # the first token of a row is nobody's target
-        if missing_T.any():
-            at = int(missing_T.argmax())
-            what = "NaN" if np.isnan(values_T[at]) else "infinite"
-            raise UserError(f"row {index}: {name} is {what} at position {at}, which is a target")
-        return np.nan_to_num(values_T, nan=0.0, posinf=0.0, neginf=0.0)
+    def _layout(
+        self, row: Mapping[str, Any], labels_T: np.ndarray, index: int
+    ) -> tuple[np.ndarray | None, Pieces | None]:
+        """(attention mask, pieces) of a row, as far as its columns tell of them; what follows from them for its labels."""
+        mask_T = mask(row["attention_mask"], len(labels_T), index) if "attention_mask" in row else None
+        if mask_T is not None and not mask_T.all():
+            labels_T[mask_T == 0] = IGNORE_INDEX
+            labels_T[1:][mask_T[:-1] == 0] = IGNORE_INDEX  # predicted from padding
+        pieces = read_pieces(row, len(labels_T), mask_T, index)
+        if pieces is not None:
+            if (labels_T[pieces.covered :] != IGNORE_INDEX).any():
+                raise UserError(
+                    f"row {index}: its pieces end at token {pieces.covered} of {len(labels_T)}, and there are labels behind "
+                    "it: set labels to -100, or attention_mask to 0, where there is padding"
+                )
+            labels_T[pieces.starts] = IGNORE_INDEX
+        if mask_T is not None and not mask_T.any():
+            mask_T = np.ones_like(mask_T)  # attention over nothing is NaN in some kernels
+        return mask_T, pieces
 
     def _pad_row(self) -> dict[str, Tensor]:
-        row = self._row(self.dataset[0], PAD_ROW)
+        row = self._row(self.dataset[0], 0)
         row["labels"] = torch.full_like(row["labels"], IGNORE_INDEX)
         row["row_id"] = torch.tensor(PAD_ROW)
         return row
@@ -120,12 +167,8 @@ class Rows(Dataset[dict[str, Tensor]]):
 def _segment(row: Mapping[str, Any], length: int) -> np.ndarray:
     if "segment" in row:
         return np.asarray(row["segment"])
-    if "doc_starts" in row:
-        starts = np.asarray(row["doc_starts"], np.int64)
-        return per_token(np.arange(len(starts)), starts, length)
-    restarts_T = np.asarray(row["position_ids"]) == 0
-    restarts_T[0] = False
-    return np.cumsum(restarts_T)
+    starts = np.asarray(row["doc_starts"], np.int64)  # of a packed row: put there from what tells them
+    return per_token(np.arange(len(starts)), starts, length)
 
 
 def _source_id(row: Mapping[str, Any], length: int) -> np.ndarray:
@@ -143,7 +186,7 @@ def _document_position(row: Mapping[str, Any], length: int) -> np.ndarray:
 
 # Statistics that are made of a row only where an objective needs them: (columns that one may come from, how).
 ON_REQUEST: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any], int], np.ndarray]]] = {
-    "segment": (("segment", "doc_starts", "position_ids"), _segment),
+    "segment": (("segment", "doc_starts", "position_ids", *PACKING), _segment),
     "document_position": (("document_position", "doc_offsets"), _document_position),
     "source_id": (("doc_sources",), _source_id),
 }
@@ -189,7 +232,11 @@ class EpochSampler(Sampler[int]):
 
 def check_targets(dataset: Any, what: str) -> None:
     """Raise UserError if no row has a token to predict. Costs a row, unless there is none: then all of them are read."""
-    rows = Rows(dataset)
+    check_rows(Rows(dataset), what)
+
+
+def check_rows(rows: Rows, what: str) -> None:
+    """:func:`check_targets` of rows that are there already."""
     if not any(bool((rows[i]["labels"][1:] != IGNORE_INDEX).any()) for i in range(len(rows))):
         raise UserError(f"{what}: every token is ignored, there is nothing to predict")
 
@@ -198,19 +245,37 @@ def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack rows to [B, T], with their ``targets``; shorter ones are padded on the right: ids 0, labels -100, scores 0.
 
     Rows of one length get no attention mask: with padding only at the right a causal model does not need one. Nor do rows of
-    isolated pieces: their positions say where attention stops, and a mask beside them would turn that off.
+    isolated pieces: their positions say where attention stops, and a mask beside them would turn that off; rows with a mask
+    get positions beside them. T is at least 1: rows may be empty.
     """
-    longest = max(len(item["input_ids"]) for item in items)
+    if any("position_ids" in item and "attention_mask" not in item for item in items):
+        items = [_by_positions(item) for item in items]
+    lengths = torch.tensor([len(item["input_ids"]) for item in items])
+    longest = max(1, int(lengths.max()))
     fills = {"labels": IGNORE_INDEX}
     batch = {
         name: torch.stack([_right_padded(item[name], longest, fills.get(name, 0)) for item in items])
         for name in items[0]
     }
-    if not {"position_ids", "attention_mask"} & set(batch) and any(len(item["input_ids"]) != longest for item in items):
-        lengths = torch.tensor([len(item["input_ids"]) for item in items])
+    if not {"position_ids", "attention_mask"} & set(batch) and bool((lengths != longest).any()):
         batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
+    if (
+        "attention_mask" in batch
+    ):  # an empty row attends to its first padding: over nothing, attention is NaN in some kernels
+        batch["attention_mask"][lengths == 0, 0] = 1
     batch["targets"] = shift_targets(batch["labels"])
     return batch
+
+
+def _by_positions(item: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A row among packed ones: what its attention mask says, said by its positions."""
+    made = {name: values for name, values in item.items() if name != "attention_mask"}
+    length = len(item["input_ids"])
+    positions_T = item["position_ids"] if "position_ids" in item else torch.arange(length)
+    if "attention_mask" in item:
+        real_T = item["attention_mask"].numpy() != 0
+        positions_T = torch.from_numpy(cut_off_padding(positions_T.numpy(), real_T, int(item["row_id"])))
+    return {**made, "position_ids": positions_T}
 
 
 def shift_targets(labels: Tensor) -> Tensor:
@@ -222,22 +287,6 @@ def shift_targets(labels: Tensor) -> Tensor:
 def next_token(values: Tensor) -> Tensor:
     """``values[..., t + 1]`` at t, as targets are: the last entry has no target and is 0. [B, T] -> [B, T]"""
     return torch.nn.functional.pad(values[..., 1:], (0, 1))
-
-
-def piece_positions(starts: np.ndarray, length: int) -> np.ndarray:
-    """Position of each token within its piece: 0 at every start. int64 [T]"""
-    positions_T: np.ndarray = np.arange(length, dtype=np.int64) - per_token(starts, starts, length)
-    return positions_T
-
-
-def per_token(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """A value of each piece, repeated for each of its tokens. [pieces] -> [T]"""
-    return np.repeat(values, np.diff(np.append(starts, length)))
-
-
-def solution_mask(starts: np.ndarray, targets: np.ndarray, length: int) -> np.ndarray:
-    """Whether each token belongs to its piece's solution: bool [T], all true for plain text (``targets == starts``)."""
-    return np.arange(length) >= per_token(np.asarray(targets, np.int64), starts, length)
 
 
 def _right_padded(values: Tensor, length: int, fill: int) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..runs import UserError
+from ..training.arguments import AUTO_BATCH, LIGER, check_fields, check_some_steps
 from .config import from_fields, one_line
 
 DEEPSPEED = "DeepSpeed owns the gradients and is not supported: use DDP or FSDP2"
@@ -17,8 +18,9 @@ REFUSED = {
     "push_to_hub": "nothing is uploaded by a run: upload its folder model/ when it is done",
     "resume_from_checkpoint": "set the field resume of train instead",
     "ignore_data_skip": "a resumed run would see its first rows again",
-    "auto_find_batch_size": "it changes how many rows a step has: set per_device_train_batch_size",
-    "use_liger_kernel": "it replaces the head that the token loss is computed with",
+    "auto_find_batch_size": AUTO_BATCH,
+    "use_liger_kernel": LIGER,
+    "enable_jit_checkpoint": "a run saves a checkpoint at SIGTERM by itself",
 }
 AT_LEAST_ZERO = ("learning_rate", "weight_decay", "max_grad_norm", "dataloader_num_workers")
 AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -39,16 +41,14 @@ def refuse_fields(given: Mapping[str, Any]) -> None:
 
 def check_arguments(args: Any) -> None:
     """Raise UserError for numbers that make no sense, and for an optimizer or schedule that cannot be made."""
-    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
-        raise UserError("training: max_steps and num_train_epochs leave no step to do")
+    check_some_steps(args, "training: ")
+    check_fields(args, "training.")
     for names, least in ((AT_LEAST_ZERO, 0), (AT_LEAST_ONE, 1)):
         for name in names:
             if not getattr(args, name) >= least:
                 raise UserError(f"training.{name} must be at least {least}, not {getattr(args, name)}")
     if args.save_strategy == "steps" and not args.save_steps > 0:
         raise UserError(f"training.save_steps must be above 0, not {args.save_steps}; save_strategy: no saves none")
-    if args.train_sampling_strategy not in ("random", "sequential"):
-        raise UserError(f"training.train_sampling_strategy: random or sequential, not {args.train_sampling_strategy}")
     _check_checkpointing(args.gradient_checkpointing_kwargs or {})
     try:
         _make_optimizer(args)

@@ -117,9 +117,9 @@ def validate(config: ScoreConfig) -> None:
 
 def _check_columns(columns: list[str] | dict[str, str]) -> None:
     from ..core.stats import STATISTICS
+    from ..data.columns import LOSS_MASKS, OPTIONAL
     from ..data.corpus import COLUMNS as OF_CORPUS
     from ..data.corpus import LATER_COLUMNS
-    from ..data.rows import LOSS_MASKS, OPTIONAL
 
     if not columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))

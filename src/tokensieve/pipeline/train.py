@@ -300,7 +300,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             raise UserError(f"eval_sets: {name} has another tokenizer than {config.corpus}")
         check_length(model.config, found.length, what)
     try:
-        return SelectiveTrainer(
+        trainer = SelectiveTrainer(
             model,
             args,
             train_dataset=scored,
@@ -313,6 +313,8 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             guards=_guards(config, corpus, args.device.type),
             processing_class=corpus.tokenizer(),
         )
+        trainer.check_steps()
+        return trainer
     except UserError:
         raise
     except (ValueError, ImportError, RuntimeError) as e:  # arguments that do not go together, a tracker not installed

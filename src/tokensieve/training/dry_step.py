@@ -41,7 +41,7 @@ def dry_step(trainer: Any, model: Any) -> None:
 def longest_rows(rows: Any, count: int, looked_at: int = 4096) -> list[int]:
     """Indices of ``count`` longest rows; those of a prepared corpus have one length. Beyond ``looked_at`` nobody looks."""
     first = list(range(min(len(rows), looked_at)))
-    if "num_tokens" not in rows.dataset.column_names:
+    if not rows.whole_rows:
         first.sort(key=lambda i: -len(rows.dataset[i]["input_ids"]))
     return [first[i % len(first)] for i in range(count)]
 

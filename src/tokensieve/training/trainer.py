@@ -27,15 +27,16 @@ from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
 from ..core.backends import OWN, check_backend
 from ..core.objective import sum_dtype
-from ..core.stats import TokenStats, head_statistics, score_columns
-from ..data.rows import ON_REQUEST, EpochSampler, Rows, collate, next_token
+from ..core.stats import TokenStats, head_statistics
+from ..data.rows import collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.probe import broken_property
 from ..modeling.probe_rows import has_target
 from ..modeling.seam import HeadSeam
 from ..runs import UserError
+from .arguments import check_fields, check_keywords
 from .checkpoints import tensors_only
-from .guarded import Guarded
+from .feeding import Fed
 from .guards import GuardConfig
 from .progress import TokenProgress
 from .step import (
@@ -70,16 +71,18 @@ class HeadOptions:
             raise UserError(f"backend: {e}") from None
 
 
-class SelectiveTrainer(Guarded):
+class SelectiveTrainer(Fed):
     """``Trainer`` for any transformers causal LM whose loss is ``sum(weight * nll) / denominator`` of an Objective.
 
         scored  = tokensieve.load_scored("corpus", "scores")
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
-    ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs. ``args``
-    are plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes
-    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a
-    missing column, a head it does not understand, or an engine it does not support.
+    ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
+    columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read. ``args`` are
+    plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes
+    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
+    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
+    it does not support, or where no step can be done; for a row with values that cannot be meant when it is read.
     """
 
     loss_is_scaled_for_ga = True
@@ -97,19 +100,19 @@ class SelectiveTrainer(Guarded):
         sources: Sequence[str] = (),
         head: HeadOptions | None = None,
         guards: GuardConfig | None = None,
+        ignore_columns: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         self.objective = objective or make_objective("clm")
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
-        needs = self.objective.needs
-        wrap = {"scores": score_columns(needs), "statistics": tuple(n for n in ON_REQUEST if n in needs)}
+        self.init_rows(model, self.objective.needs, ignore_columns)
         kwargs.setdefault("data_collator", collate)
         super().__init__(
             model,
             args,
-            train_dataset=None if train_dataset is None else _rows(train_dataset, **wrap),
-            eval_dataset=_each(eval_dataset, lambda d: _rows(d)),
+            train_dataset=None if train_dataset is None else self.rows_of(train_dataset, to_train=True),
+            eval_dataset=_each(eval_dataset, self.rows_of),
             **kwargs,
         )
         _check_parallelism(self.accelerator)
@@ -138,64 +141,12 @@ class SelectiveTrainer(Guarded):
         self.objective_name = f"objective {self.objective.name!r}"
         self.token_log.skipped = self.skipped_steps
 
-    # --- data ---------------------------------------------------------------------------------------------------------
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        rows = train_dataset if train_dataset is not None else self.train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        per_step = self.args.gradient_accumulation_steps * self.args.world_size * self._train_batch_size
-        self._sampler = EpochSampler(
-            len(rows),
-            seed,
-            multiple=per_step,
-            drop_last=self.args.dataloader_drop_last,
-            shuffle=self.args.train_sampling_strategy != "sequential",
-        )
-        return self._sampler
-
-    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
-        # On several ranks a resumed epoch's sampler sits below two wrappers that do not pass its number on.
-        self._sampler.set_epoch(epoch)
-        self.restore_loss_sums()
-        in_epoch = kwargs["steps_trained_in_current_epoch"] if epoch == kwargs["epochs_trained"] else 0
-        self._rng_from = kwargs["resume_from_checkpoint"] if in_epoch else None
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As the Trainer's, for a data set given here too: its rows are read as the training rows are."""
-        named = eval_dataset is None or isinstance(eval_dataset, str)
-        return super().get_eval_dataloader(eval_dataset if named else _rows(eval_dataset))
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: no logits exist here. Use the model itself, or ``tokensieve evaluate``."""
-        raise UserError(
-            "predict needs logits, which this trainer does not make: call the model, or tokensieve evaluate"
-        )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
-        return EpochSampler(
-            len(eval_dataset), 0, multiple=self.args.world_size * self.args.eval_batch_size, shuffle=False
-        )
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        needed = (*ON_REQUEST, *score_columns(self.objective.needs))
-        self._signature_columns += ["row_id", "position_ids", *needed]
-
-    def _gather_rows(self, values: Tensor) -> Tensor:
-        """[B, T] of each rank, one below the other. Rows of a prepared corpus have one length; others are widened first."""
-        if "num_tokens" not in self.train_dataset.dataset.column_names:
-            # Padding turns bool into int64, on the ranks that are padded only: they could not be gathered.
-            values = self.accelerator.pad_across_processes(values, dim=1).to(values.dtype)
-        return self.accelerator.gather(values)  # type: ignore[no-any-return]
-
     # --- the step -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As ``Trainer.train``, after what the method relies on was proved of the model as it is fed: ``modeling/probe.py``."""
+        self.check_steps()
         rows: Any = self.train_dataset
-        if rows is None or not len(rows):
-            raise UserError("there is nothing to train on: the data set is empty")
         first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         _refuse_deferred_router_loss(self.objective, self.seam.model)
         self.token_log.flops = token_flops(self.model, len(first["input_ids"]))
@@ -515,14 +466,6 @@ class SelectiveTrainer(Guarded):
             write_sample(self.token_log.folder, step, [rows[i] for i in chosen.tolist()])
 
 
-def _rows(dataset: Any, scores: Sequence[str] = (), statistics: Sequence[str] = ()) -> Rows:
-    if isinstance(dataset, Rows):
-        return dataset
-    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
-        raise UserError(f"a datasets.Dataset with input_ids is needed, not {type(dataset).__name__}")
-    return Rows(dataset, scores, statistics)
-
-
 def _each(value: Any, change: Any) -> Any:
     if value is None:
         return None
@@ -530,18 +473,8 @@ def _each(value: Any, change: Any) -> Any:
 
 
 def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
-    if kwargs.get("compute_loss_func") is not None:
-        raise UserError("compute_loss_func and an objective are two losses: give the objective only")
-    if kwargs.get("compute_metrics") is not None:
-        raise UserError("compute_metrics needs logits, which this trainer does not make: use tokensieve evaluate")
-    if kwargs.get("data_collator") not in (None, collate):
-        raise UserError(
-            "a data_collator of its own would make its own labels: give them as the column 'labels' instead"
-        )
-    if kwargs.get("model_init") is not None:
-        raise UserError("model_init is not supported: give the model itself")
-    if args.label_smoothing_factor:
-        raise UserError("label_smoothing_factor changes what nll means: set it to 0")
+    check_keywords(kwargs, collate)
+    check_fields(args)
     if args.n_gpu > 1:
         raise UserError(
             "several GPUs in one process (DataParallel) are not supported: use torchrun or accelerate launch"

@@ -155,7 +155,7 @@ def _count(docs: pa.Table, tokens: npt.NDArray[np.int64], state: Assembly) -> No
         tally.bytes += int(size[mine].sum())
 
 
-def figures(state: Assembly, rows: int, parts: Sequence[Part]) -> dict[str, Any]:
+def figures(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> dict[str, Any]:
     """``stats`` of a corpus's manifest."""
     tokens = sum(t.tokens for t in state.by_source)
     size = sum(t.bytes for t in state.by_source)
@@ -166,6 +166,7 @@ def figures(state: Assembly, rows: int, parts: Sequence[Part]) -> dict[str, Any]
     return {
         "rows": rows,
         "tokens": tokens,
+        "padding": 1 - tokens / (rows * length),
         "documents": state.num_documents,
         "bytes": size,
         "bytes_per_token": size / tokens,

@@ -39,6 +39,7 @@ MANIFEST_KEYS = (
     *("length", "isolate_documents", "vocab_size", "eos_id", "pad_id", "sources"),
     *("content_hash", "tokenizer_hash", "shards", "stats"),
 )
+MUCH_PADDING = 0.1  # a share of the rows above which describe() says what it costs
 _BATCH_TOKENS = 1 << 20  # what a reader of one row at most has to map
 
 
@@ -259,10 +260,16 @@ def describe(manifest: dict[str, Any]) -> str:
 
 def _lines(manifest: dict[str, Any]) -> Iterator[str]:
     stats = manifest["stats"]
+    padding = 1 - stats["tokens"] / max(1, stats["rows"] * manifest["length"])
     yield (
         f"{stats['tokens']:,} tokens in {stats['rows']:,} rows of {manifest['length']}, {stats['documents']:,} documents, "
-        f"{stats['bytes_per_token']:.2f} bytes per token, vocabulary {manifest['vocab_size']:,}"
+        f"{stats['bytes_per_token']:.2f} bytes per token, vocabulary {manifest['vocab_size']:,}, {padding:.1%} padding"
     )
+    if padding > MUCH_PADDING:
+        yield (
+            f"  NOTE: {padding:.1%} of the rows is padding, and every forward pass pays for it: there is little text for "
+            "rows of this length, or little in each unit of work (a larger unit_bytes, or a smaller length)"
+        )
     width = max(map(len, stats["by_source"]), default=0)
     for name, found in stats["by_source"].items():
         per_token = found["bytes"] / max(1, found["tokens"])

@@ -47,3 +47,4 @@ class Block:
     path: str = ""  # as the user wrote it, in messages
     start: int = 1  # number of its first line or row in the file
     cost: int = 0  # bytes of input, for progress
+    size: int = 0  # bytes it brings into memory: short blocks of several files make a unit together

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokensieve.data import row_files, text_files
+from tokensieve.data.compressed import RATIO
 from tokensieve.data.documents import BadRow, Block, Document, Item
-from tokensieve.data.sources import Source, sample_position
+from tokensieve.data.sources import Source, packs_across, sample_position, text_bytes
 
 _READ_BYTES = 2 << 30  # what a tokenizer's training sample is taken from
 _KEEP_TEXTS_BYTES = 64 << 20  # sampling docstrings keeps what it extracted up to here, past it they are extracted again
@@ -42,6 +43,23 @@ READERS: dict[str, Reader] = {
 def blocks(source: Source, size: int) -> Iterator[Block]:
     """Cut a source into blocks of about ``size`` bytes, in order."""
     return READERS[_container(source)].blocks(source, size)
+
+
+def groups(source: Source, size: int) -> Iterator[tuple[Block, ...]]:
+    """Blocks that make a unit together: short ones of several files, up to ``size`` bytes; any other block is one alone."""
+    if not packs_across(source, size):
+        yield from ((block,) for block in blocks(source, size))
+        return
+    group: list[Block] = []
+    filled = 0
+    for block in blocks(source, size):
+        if group and filled + block.size > size:
+            yield tuple(group)
+            group, filled = [], 0
+        group.append(block)
+        filled += block.size
+    if group:
+        yield tuple(group)
 
 
 def documents(source: Source, block: Block) -> Iterator[Item]:
@@ -144,5 +162,4 @@ def training_texts(source: Source, share: int, size: int) -> Iterator[str]:
 
 def input_bytes(source: Source) -> int:
     """About how much text a source's files hold: compressed ones hold about three times their size."""
-    packed = (".gz", ".parquet")
-    return sum(f.size * (3 if f.name.lower().endswith(packed) else 1) for f in source.files)
+    return round(sum(f.size * RATIO if f.name.lower().endswith(".parquet") else text_bytes(f) for f in source.files))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from tokensieve.data.compressed import opened
 from tokensieve.data.documents import BadRow, Block, Document, Item, Skipped
 from tokensieve.data.sources import Source
 from tokensieve.runs import UserError, read_json
@@ -72,23 +71,11 @@ def jsonl_blocks(source: Source, size: int) -> Iterator[Block]:
     """Whole lines. A compressed file is read once, here: it cannot be entered in the middle."""
     for file in source.files:
         line, done = 1, 0
-        try:
-            with open(file.path, "rb") as raw:
-                lines: IO[bytes] = gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw  # type: ignore[assignment]
-                while data := lines.read(size):
-                    data += b"" if data.endswith(b"\n") else lines.readline()
-                    yield Block(data, file.name, file.path, line, raw.tell() - done)
-                    line, done = line + data.count(b"\n"), raw.tell()
-        except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-            raise UserError(f"{file.path} is a damaged gzip file after line {line - 1}: {e}") from None
-        except OSError as e:
-            raise UserError(f"{file.path} cannot be read: {e.strerror or e}") from None
-
-
-def _is_gzip(raw: IO[bytes]) -> bool:
-    magic = raw.read(2)
-    raw.seek(0)
-    return magic == b"\x1f\x8b"
+        with opened(file.path, lambda: f"line {line - 1}") as (lines, raw, _):  # noqa: B023
+            while data := lines.read(size):
+                data += b"" if data.endswith(b"\n") else lines.readline()
+                yield Block(data, file.name, file.path, line, raw.tell() - done, len(data))
+                line, done = line + data.count(b"\n"), raw.tell()
 
 
 def jsonl_documents(source: Source, block: Block) -> Iterator[Item]:
@@ -138,12 +125,12 @@ def parquet_blocks(source: Source, size: int) -> Iterator[Block]:
         for i in range(meta.num_row_groups):
             group = meta.row_group(i)
             if groups and filled + group.total_byte_size > size:
-                yield Block((groups, read), file.name, file.path, start, filled)
+                yield Block((groups, read), file.name, file.path, start, filled, filled)
                 groups, filled, start = [], 0, row
             groups.append(i)
             filled, row = filled + group.total_byte_size, row + group.num_rows
         if groups:
-            yield Block((groups, read), file.name, file.path, start, filled)
+            yield Block((groups, read), file.name, file.path, start, filled, filled)
 
 
 def parquet_documents(source: Source, block: Block) -> Iterator[Item]:

@@ -1,4 +1,4 @@
-"""A unit of work: one block of one source, read, encoded, packed, and written as a part.
+"""A unit of work: a block of a source, or short ones of several files, read, encoded, packed, and written as a part.
 
 parts.tmp/0002-000017.rows.arrow    packed rows; documents and sources numbered within the unit
 parts.tmp/0002-000017.docs.arrow    its documents
@@ -25,22 +25,27 @@ from tokensieve.data.sources import Source
 from tokensieve.data.tokenizer import Encoder
 from tokensieve.runs import UserError, atomic_file, read_json, write_json
 
-PART_FORMAT = 2  # parts of another one (1 had no doc_offsets) are made again
+PART_FORMAT = 3  # parts of another one (2 ended with each file, 1 had no doc_offsets) are made again
 MAX_BAD_ROWS_LISTED = 100
 _BATCH_CHARS = 1 << 20
 
 
 class Unit(NamedTuple):
-    """Block ``number`` of source ``source_index``."""
+    """Unit ``number`` of source ``source_index``."""
 
     source_index: int
     number: int
     source: Source
-    block: Block
+    blocks: tuple[Block, ...]
 
     @property
     def name(self) -> str:
         return f"{self.source_index:04d}-{self.number:06d}"
+
+    @property
+    def cost(self) -> int:
+        """Bytes of input, for progress."""
+        return sum(block.cost for block in self.blocks)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class Encoded(NamedTuple):
 def run_unit(unit: Unit, setup: Setup) -> Counts:
     """Do one unit and write its part. :class:`UserError` for a bad row, unless these are to be skipped."""
     counts = Counts()
-    found = list(_encode(_good(documents(unit.source, unit.block), counts, setup), counts, setup))
+    items = (item for block in unit.blocks for item in documents(unit.source, block))
+    found = list(_encode(_good(items, counts, setup), counts, setup))
     _write_part(found, counts, setup, unit.name)
     return counts
 

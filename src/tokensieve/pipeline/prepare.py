@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, resolve
+from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, resolve, text_bytes
 from tokensieve.runs import Stage, UserError, Work, atomic_file, read_json, stage, write_json
 
 from .config import check_seed
@@ -36,7 +36,6 @@ MAX_VOCAB_SIZE = 1 << 24
 _TOKENIZER_SAMPLE_BYTES = 20 << 20
 _ONE_PROCESS_BYTES = 32 << 20  # below this, starting processes costs more than they bring
 _BYTES_PER_TOKEN = 3.5  # of text, before a tokenizer has been seen: between small and large vocabularies
-_GZIP = 3  # how much larger text is than its gzip
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def work(config: PrepareConfig) -> Work:
 
 
 def _work(config: PrepareConfig, sources: list[Source]) -> Work:
-    inputs = {f"source {i}": identity(s) for i, s in enumerate(sources)}
+    inputs = {f"source {i}": identity(s, config.unit_bytes) for i, s in enumerate(sources)}
     if config.tokenizer is not None:
         from tokensieve.data.tokenizer import tokenizer_identity
 
@@ -114,7 +113,7 @@ def _text_bytes(source: Source) -> float:
     if source.format == "hub":
         raise UserError(f"{source.label} is not on this machine: nobody knows how large it is")
     low, high = source.config.split
-    size = sum(f.size * (_GZIP if f.name.endswith(".gz") else 1) for f in source.files) * (high - low)
+    size = sum(map(text_bytes, source.files)) * (high - low)
     return size if source.config.max_bytes is None else min(size, source.config.max_bytes)
 
 
@@ -195,7 +194,7 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
         content_hash=content_hash,
         tokenizer_hash=tokenizer_hash(tokenizer),
         shards=writer.shards,
-        stats=assemble.figures(state, sum(rows), parts),
+        stats=assemble.figures(state, sum(rows), config.length, parts),
     )
 
 
@@ -234,13 +233,13 @@ def _train(config: PrepareConfig, sources: list[Source]) -> Any:
 
 
 def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[Unit]:
-    from tokensieve.data.readers import blocks
+    from tokensieve.data.readers import groups
     from tokensieve.data.units import Unit
 
     for s, source in enumerate(sources):
         light = replace(source, texts={}, files=source.files[:1])  # all that reading a block needs
-        for i, block in enumerate(blocks(source, config.unit_bytes)):
-            yield Unit(s, i, light, block)
+        for i, group in enumerate(groups(source, config.unit_bytes)):
+            yield Unit(s, i, light, group)
 
 
 def _run_units(config: PrepareConfig, sources: list[Source], setup: Setup, progress: bool) -> list[Part]:
@@ -259,7 +258,7 @@ def _run_units(config: PrepareConfig, sources: list[Source], setup: Setup, progr
         for unit, counts in results(_units(config, sources), setup, _num_workers(config, size)):
             found[unit.source_index, unit.number] = Part(unit.source_index, setup.parts / unit.name, counts)
             tokens += counts.tokens
-            bar.update(unit.block.cost)
+            bar.update(unit.cost)
             elapsed = bar.format_dict["elapsed"]
             bar.set_postfix_str(f"{tokens / 1e6:.1f}M tokens, {tokens / max(1e-3, elapsed):,.0f} tokens/s")
     return [found[key] for key in sorted(found)]

@@ -101,6 +101,10 @@ def _compression(head: bytes) -> tuple[str, Callable[[IO[bytes]], Any]] | None:
     return next((found for magic, found in _READ.items() if head.startswith(magic)), None)
 
 
+def _stream(found: tuple[str, Callable[[IO[bytes]], Any]] | None, raw: IO[bytes]) -> Any:
+    return contextlib.nullcontext(raw) if found is None else found[1](raw)
+
+
 def _open(path: str) -> IO[bytes]:
     try:
         return open(path, "rb")
@@ -121,7 +125,7 @@ def opened(path: str, place: Callable[[], str]) -> Iterator[Opened]:
         if found is None and (what := not_text(head)) is not None:
             raise UserError(f"{path} {what}")
         try:
-            with found[1](raw) if found is not None else contextlib.nullcontext(raw) as text:
+            with _stream(found, raw) as text:
                 if found is not None and (what := not_text(text.peek(HEAD_BYTES)[:HEAD_BYTES])) is not None:
                     raise UserError(f"{path}: what is compressed in it {what}")
                 yield Opened(text, raw, found is not None)

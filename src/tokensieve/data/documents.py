@@ -15,6 +15,7 @@ class Document(NamedTuple):
     text: str = ""
     solution: int = 0  # characters before the solution; 0 where all of the text counts
     tokens: list[int] | None = None
+    labels: list[int] | None = None  # of the tokens: -100 no target, else the token; None: all are targets
 
     @property
     def size(self) -> int:

@@ -64,6 +64,8 @@ class SourceConfig:
     """Keep the documents whose hash lies in [lo, hi): disjoint ranges give disjoint documents."""
     max_bytes: int | None = None
     """Keep a seeded sample of at most this many bytes of text."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns of a ``tokens`` source to leave unread; a list for each token that nothing reads is refused unless it is here."""
     weight: float | None = None
     """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
 
@@ -204,6 +206,11 @@ def identity(source: Source, unit_bytes: int = 0) -> str:
 
         return hash_json(["hub", source.config.path, hub_revision(source)])
     since = ["packed across files"] if packs_across(source, unit_bytes) else []
+    if "tokens" in (source.format, source.config.format):
+        from tokensieve.data.row_files import first_columns
+        from tokensieve.data.token_rows import READ
+
+        since += [c for c in READ if c in first_columns(source) and c not in source.config.ignore_columns]
     if source.config.path.startswith("package:"):
         return hash_json(["package", _version(source.name), [(f.name, f.size) for f in source.files], *since])
     whole = source.size <= _HASH_WHOLE_BYTES

@@ -180,7 +180,7 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
     writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed)
     content_hash = writer.content.hexdigest()
     names = [shard["file"] for shard in writer.shards] + ["documents.parquet"]
-    names += write_dataset_files(out, writer.shards, content_hash) + _write_bad_rows(out, parts)
+    names += write_dataset_files(out, writer.shards, content_hash, labels=writer.labels) + _write_bad_rows(out, parts)
     names += sorted(f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir() if p.is_file())
     _remove_strangers(out, names)
     s.finish(

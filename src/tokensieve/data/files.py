@@ -96,6 +96,7 @@ def once(root: Path, files: Iterable[InputFile]) -> list[InputFile]:
 
     :class:`UserError` for a link that leads nowhere: its documents would be missing without a word.
     """
+    files = list(dict.fromkeys(files))
     home = os.path.realpath(root)
     best: dict[str, InputFile] = {}
     for file in files:
@@ -107,7 +108,7 @@ def once(root: Path, files: Iterable[InputFile]) -> list[InputFile]:
         if real not in best or (real == os.path.join(home, file.name) and best[real].name != file.name):
             best[real] = file
     kept = {f.path for f in best.values()}
-    return [f for f in dict.fromkeys(files) if f.path in kept]
+    return [f for f in files if f.path in kept]
 
 
 def _input(root: Path, path: Path) -> InputFile:

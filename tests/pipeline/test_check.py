@@ -75,7 +75,10 @@ def prepare(tokensieve: Any, tiny: Any, out: Path, rows: list[dict[str, str]]) -
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"id": "same", "text": "seven hills"}, "share 1 documents by id, the first is 'same'"),
+        (
+            {"id": "same", "text": "the cat sat  "},
+            "share 1 documents by id, with nearly the same text, the first is 'same'",
+        ),
         ({"id": "renamed", "text": "the cat sat"}, "share 1 documents by text, the first is 'same'"),
     ],
 )

@@ -245,6 +245,24 @@ class Corpus:
             ids = [ids[int(np.searchsorted(found["doc_starts"], position, side="right")) - 1]]
         return self.documents()["id"].take(ids).to_pylist()  # type: ignore[no-any-return]
 
+    def tokens_of(self, documents: np.ndarray) -> list[np.ndarray]:
+        """Tokens of each of these documents, as far as they are in the corpus. Reads the rows that they lie in."""
+        from tokensieve.data.scored import list_values
+
+        found: list[np.ndarray] = []
+        pieces, each = list_values(self.rows, "doc_ids", 0, self.num_rows)  # ascending
+        rows = np.repeat(np.arange(self.num_rows), each)
+        for lo, hi in zip(np.searchsorted(pieces, documents), np.searchsorted(pieces, documents, "right"), strict=True):
+            parts = [self._piece(int(row), doc) for row, doc in zip(rows[lo:hi], pieces[lo:hi], strict=True)]
+            found.append(np.concatenate(parts) if parts else np.empty(0, np.int32))
+        return found
+
+    def _piece(self, index: int, document: int) -> np.ndarray:
+        row = self.rows[index]
+        i = row["doc_ids"].index(document)
+        ends = [*row["doc_starts"][1:], row["num_tokens"]]
+        return np.array(row["input_ids"][row["doc_starts"][i] : ends[i]], np.int32)
+
     def documents(self) -> pa.Table:
         """``documents.parquet``: one row a document, index = doc_id."""
         import pyarrow.parquet as pq

@@ -168,11 +168,10 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
 def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool) -> None:
     from tokensieve.data import assemble
     from tokensieve.data.corpus import write_dataset_files
-    from tokensieve.data.readers import sample
     from tokensieve.data.tokenizer import tokenizer_hash, vocab_size
 
     out = s.folder
-    sources = [sample(source, config.unit_bytes) for source in sources]
+    sources = [_sample(config, out / PARTS / f"sample-{i:04d}.json", s, progress) for i, s in enumerate(sources)]
     tokenizer, setup = _setup(config, out, sources)
     parts = _run_units(config, sources, setup, progress)
     rows = _allot(config, sources, parts)
@@ -230,6 +229,32 @@ def _train(config: PrepareConfig, sources: list[Source]) -> Any:
 
 
 # ---- units ----
+
+
+def _sample(config: PrepareConfig, kept: Path, source: Source, progress: bool) -> Source:
+    """The source cut down to its ``max_bytes``. Rows are read for it, by all processes; a resumed run need not do so again."""
+    from tqdm.auto import tqdm
+
+    from tokensieve.data.readers import groups, input_bytes, sample
+    from tokensieve.data.workers import sampled
+
+    if source.config.max_bytes is None or source.format in ONE_DOCUMENT_A_FILE:
+        return sample(source, config.unit_bytes)
+    if kept.is_file():
+        return replace(source, limit=read_json(kept)["limit"])
+
+    def placed() -> Iterator[tuple[float, int]]:
+        total = None if source.format == "hub" else source.size
+        found = sampled(light, groups(source, config.unit_bytes), _num_workers(config, input_bytes(source)))
+        with tqdm(total=total, unit="B", unit_scale=True, desc="sample", disable=not progress) as bar:
+            for group, places in found:
+                yield from places
+                bar.update(sum(block.cost for block in group))
+
+    light = replace(source, files=source.files[:1])  # all that reading a block needs
+    made = sample(source, config.unit_bytes, placed())
+    write_json(kept, {"limit": made.limit})
+    return made
 
 
 def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[Unit]:

@@ -11,9 +11,10 @@ reads ``.py`` files as code and the other reads their docstrings.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -179,6 +180,29 @@ def _guess(path: str, files: list[InputFile]) -> str:
 
 def _suffixes(files: list[InputFile]) -> str:
     return ", ".join(sorted({Path(f.name).suffix or Path(f.name).name for f in files})[:12])
+
+
+def read_twice(sources: Sequence[Source]) -> list[str]:
+    """A sentence on each two sources that take the same documents of the same file: it may be meant, and is told."""
+    found = []
+    for (i, one), (j, other) in itertools.combinations(enumerate(sources), 2):
+        lo, hi = max(one.config.split[0], other.config.split[0]), min(one.config.split[1], other.config.split[1])
+        if lo >= hi or _reads(one) != _reads(other):
+            continue
+        paths = {os.path.realpath(f.path) for f in one.files} or {one.config.path}
+        others = {os.path.realpath(f.path): f.path for f in other.files} or {other.config.path: other.config.path}
+        if both := sorted(path for real, path in others.items() if real in paths):
+            found.append(
+                f"sources {i} ({one.label}) and {j} ({other.label}) both read {both[0]}"
+                f"{f' and {len(both) - 1} more' if len(both) > 1 else ''}: its documents count twice, unless their splits "
+                "are disjoint"
+            )
+    return found
+
+
+def _reads(source: Source) -> tuple[str, ...]:
+    c = source.config
+    return (source.format, *((c.problem, c.solution or "") if c.problem is not None else (c.text,)))
 
 
 def packs_across(source: Source, unit_bytes: int) -> bool:

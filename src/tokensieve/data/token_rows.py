@@ -12,7 +12,6 @@ numbers and ``ignore_columns`` pass.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from tokensieve.data.documents import BadRow, Document, Item, Skipped
@@ -43,6 +42,8 @@ def tokens_document(row: Mapping[str, Any], key: str, label: str, where: str, ig
     if (wrong := _not_integers(ids)) is not None:
         return BadRow(where, f"column 'input_ids' must be a list of integers, this is {wrong}")
     given = {name: _plain(row[name]) for name in READ if name in row and name not in ignore}
+    if isinstance(mask := given.get("attention_mask"), list):
+        given["attention_mask"] = [int(m) if isinstance(m, bool) else m for m in mask]
     for name, values in given.items():
         if (wrong := _not_integers(values)) is not None:
             return BadRow(where, f"column {name!r} must be a list of integers, this is {wrong}")
@@ -51,9 +52,9 @@ def tokens_document(row: Mapping[str, Any], key: str, label: str, where: str, ig
     if (fault := _fault(ids, given) or _unread(row, len(ids), given, ignore)) is not None:
         return BadRow(where, fault)
     labels = given.get("labels")
-    if 0 in (mask := given.get("attention_mask", ())):
-        labels = [t for t, m in zip(labels, mask, strict=True) if m] if labels is not None else None
-        ids = [t for t, m in zip(ids, mask, strict=True) if m]
+    if 0 in (kept := given.get("attention_mask", ())):
+        labels = [t for t, m in zip(labels, kept, strict=True) if m] if labels is not None else None
+        ids = [t for t, m in zip(ids, kept, strict=True) if m]
     if not ids:
         return Skipped("empty")
     return Document(key, label, where, tokens=ids, labels=labels if labels and IGNORED in labels else None)
@@ -127,12 +128,14 @@ def _several(name: str, values: Sequence[Any], length: int) -> str | None:
         return "column 'position_ids' does not count from 0 to the row's end, as in a row of several documents"
     if name in _SEGMENTS and len(values) == length:
         return f"column {name!r} numbers several documents in the row"
-    if not all(type(v) is int for v in values) or len(values) < 2:
-        return None  # a float, or one number alone: the whole row
-    if sum(values) == length and min(values) >= 0 and len(values) < length:
+    if not all(type(v) is int and v >= 0 for v in values):
+        return None
+    bounds = sorted({0, *values})
+    if len(values) > 1 and bounds == sorted({*values}) and list(values) == sorted(values) and values[-1] == length:
+        if len(bounds) > 2:
+            return f"column {name!r} rises from 0 to the row's {length} tokens, as bounds of several documents do"
+    elif sum(values) == length and sum(v > 0 for v in values) > 1 and len(values) < length:
         return f"column {name!r} adds up to the row's {length} tokens, as lengths of several documents do"
-    if len(values) > 2 and values[0] == 0 and values[-1] == length and all(a <= b for a, b in pairwise(values)):
-        return f"column {name!r} rises from 0 to the row's {length} tokens, as bounds of several documents do"
     return None
 
 

@@ -8,8 +8,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..runs import MANIFEST, UserError, check_files, read_manifest
 
 OVERLAP_TOKENS = 50_000_000  # 8 bytes a token are held at once
@@ -98,6 +96,8 @@ def check_disjoint(corpora: Sequence[str]) -> list[str]:
     stands once in each of two corpora, the documents count as one if they differ in white space and case alone, or are long and
     half of their runs of 8 tokens are the same. Returns a line on ids that stand over different texts, if there are any.
     """
+    import numpy as np
+
     different = 0
     for a, b in combinations(corpora, 2):
         first, second = _documents(a), _documents(b)
@@ -119,6 +119,7 @@ def _shared(a: str, b: str, number: int, what: str, example: str) -> str:
 
 def _same_ids(a: str, first: Any, b: str, second: Any) -> tuple[list[str], int]:
     """(ids of documents that are nearly the same in both, how many ids they share otherwise); MAX_IDS_READ are looked at."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -137,7 +138,7 @@ def _same_ids(a: str, first: Any, b: str, second: Any) -> tuple[list[str], int]:
     ]
     decode = corpora[0].tokenizer().decode
 
-    def nearly(x: np.ndarray, y: np.ndarray) -> bool:
+    def nearly(x: Any, y: Any) -> bool:
         if min(len(x), len(y)) >= LONG:
             return alike(x, y) >= ALIKE
         one, other = ("".join(str(decode(ids)).casefold().split()) for ids in (x, y))
@@ -157,6 +158,8 @@ def _said_once(ids: Any) -> Any:
 
 def _repeats(folder: Path) -> Iterator[str]:
     """A line if documents of a corpus have the same text."""
+    import numpy as np
+
     table = _documents(str(folder))
     _, first, number = np.unique(table["text_hash"].to_numpy(), return_index=True, return_counts=True)
     if (again := int((number - 1).sum())) > 0:

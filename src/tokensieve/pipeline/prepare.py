@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, resolve, text_bytes
+from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, read_twice, resolve, text_bytes
 from tokensieve.runs import Stage, UserError, Work, atomic_file, read_json, stage, write_json
 
 from .config import check_seed
@@ -76,6 +77,8 @@ def run(config: PrepareConfig, progress: bool = True) -> Path:
     with stage(out, _work(config, sources), refuse=False) as s:  # parts of other work are thrown away: they cost little
         if not s.done:
             _start_parts(config, s)
+            for sentence in read_twice(sources):
+                print(f"tokensieve: {out}: {sentence}", file=sys.stderr, flush=True)
             _make(config, s, sources, progress)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return out
@@ -152,6 +155,7 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     out, parts = s.folder, s.folder / PARTS
     plan = parts / "plan.json"
     everything = {k: v for k, v in asdict(config).items() if k != "workers"}
+    everything["sources"] = [{k: v for k, v in c.items() if k != "ignore_columns" or v} for c in everything["sources"]]
     earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
     if plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier)):
         return
@@ -245,7 +249,9 @@ def _sample(config: PrepareConfig, kept: Path, source: Source, progress: bool) -
 
     def placed() -> Iterator[tuple[float, int]]:
         total = None if source.format == "hub" else source.size
-        found = sampled(light, groups(source, config.unit_bytes), _num_workers(config, input_bytes(source)))
+        size = input_bytes(source)
+        workers = _num_workers(config, size) if size > _ONE_PROCESS_BYTES else 1
+        found = sampled(light, groups(source, config.unit_bytes), workers)
         with tqdm(total=total, unit="B", unit_scale=True, desc="sample", disable=not progress) as bar:
             for group, places in found:
                 yield from places

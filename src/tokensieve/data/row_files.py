@@ -119,7 +119,7 @@ def first_columns(source: Source) -> list[str]:
             return list(read_json(Path(source.config.path) / "dataset_info.json").get("features") or ())
         parquet = source.files[0].name.lower().endswith(".parquet")
         block = next((parquet_blocks if parquet else jsonl_blocks)(source, 1))
-        row = dict.fromkeys(block.payload[1]) if parquet else json.loads(block.payload)
+        row = dict.fromkeys(block.payload[1]) if parquet else json.loads(block.payload.decode("utf-8-sig"))
         return list(row) if isinstance(row, dict) else []
     except (UserError, ValueError, StopIteration):
         return []  # whatever it is, reading it will say so

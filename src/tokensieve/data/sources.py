@@ -184,18 +184,16 @@ def _suffixes(files: list[InputFile]) -> str:
 
 def read_twice(sources: Sequence[Source]) -> list[str]:
     """A sentence on each two sources that take the same documents of the same file: it may be meant, and is told."""
+    paths = [{os.path.realpath(f.path): f.path for f in s.files} or {s.label: s.label} for s in sources]
     found = []
-    for (i, one), (j, other) in itertools.combinations(enumerate(sources), 2):
+    for i, j in itertools.combinations(range(len(sources)), 2):
+        one, other = sources[i], sources[j]
         lo, hi = max(one.config.split[0], other.config.split[0]), min(one.config.split[1], other.config.split[1])
-        if lo >= hi or _reads(one) != _reads(other):
-            continue
-        paths = {os.path.realpath(f.path) for f in one.files} or {one.config.path}
-        others = {os.path.realpath(f.path): f.path for f in other.files} or {other.config.path: other.config.path}
-        if both := sorted(path for real, path in others.items() if real in paths):
+        both = sorted(paths[j][real] for real in paths[i].keys() & paths[j].keys())
+        if lo < hi and both and _reads(one) == _reads(other):
             found.append(
                 f"sources {i} ({one.label}) and {j} ({other.label}) both read {both[0]}"
-                f"{f' and {len(both) - 1} more' if len(both) > 1 else ''}: its documents count twice, unless their splits "
-                "are disjoint"
+                f"{f' and {len(both) - 1} more' if len(both) > 1 else ''}: they count twice; disjoint splits would not"
             )
     return found
 

@@ -79,7 +79,10 @@ def prepare(tokensieve: Any, tiny: Any, out: Path, rows: list[dict[str, str]]) -
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"id": "same", "text": "seven hills"}, "share 1 documents by id, the first is 'same'"),
+        (
+            {"id": "same", "text": "the cat sat  "},
+            "share 1 documents by id, with nearly the same text, the first is 'same'",
+        ),
         ({"id": "renamed", "text": "the cat sat"}, "share 1 documents by text, the first is 'same'"),
     ],
 )
@@ -95,6 +98,89 @@ def test_a_document_in_two_corpora_is_named(
     done = tokensieve("check", a, tiny.target, b, "--disjoint")
     assert done.code == 2
     assert done.error.startswith(f"tokensieve check: error: {a} and {b} {said}")
+
+
+def corpus_of(tokensieve: Any, tiny: Any, folder: Path, files: dict[str, list[dict[str, str]]]) -> Path:
+    for name, rows in files.items():
+        (folder / "text" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "text" / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    words = ("--sources", f"[{{path: {folder / 'text'}}}]", "--tokenizer", tiny.corpus, "--length", 8)
+    done = tokensieve("prepare", "--out", folder / "out", *words)
+    assert done.code == 0, done.err
+    return folder / "out"
+
+
+LONG = " ".join(f"the cat sat on mat {i}" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "said"),
+    [
+        # ids that are numbers within a file
+        ({"a.jsonl": [{"id": "0", "text": "seven hills"}]}, {"b.jsonl": [{"id": "0", "text": "the cat ran"}]}, None),
+        # no ids: file and line, and files of different folders have equal names
+        ({"train.jsonl": [{"text": "seven hills"}]}, {"train.jsonl": [{"text": "the cat ran"}]}, None),
+        # begin again in each file of one corpus
+        (
+            {n: [{"id": "0", "text": f"{n} hills"}, {"id": "1", "text": f"{n} cats"}] for n in ("a.jsonl", "b.jsonl")},
+            {"c.jsonl": [{"id": "0", "text": "the cat ran"}, {"id": "1", "text": "on a mat"}]},
+            None,
+        ),
+        # texts of one template
+        (
+            {"a.jsonl": [{"id": "0", "text": "train text 0"}]},
+            {"b.jsonl": [{"id": "0", "text": "test text 0"}]},
+            None,
+        ),
+        # the same but for white space and case, or for a part of a long one
+        (
+            {"a.jsonl": [{"id": "0", "text": "Seven  hill"}]},
+            {"b.jsonl": [{"id": "0", "text": "seven hill\n"}]},
+            "by id, with",
+        ),
+        (
+            {"a.jsonl": [{"id": "0", "text": LONG}]},
+            {"b.jsonl": [{"id": "0", "text": LONG + " and ran"}]},
+            "by id, with",
+        ),
+        # the same under the same name
+        ({"a.jsonl": [{"text": "seven hills"}]}, {"a.jsonl": [{"text": "seven hills"}]}, "by text"),
+    ],
+)
+def test_an_id_alone_is_no_document(
+    mine: Any, theirs: Any, said: str | None, tiny: Any, tokensieve: Any, tmp_path: Path
+) -> None:
+    """Ids that begin again in each file ("0", "1", or its line) were taken for equal documents, and corpora refused."""
+    a, b = (corpus_of(tokensieve, tiny, tmp_path / n, files) for n, files in (("one", mine), ("two", theirs)))
+    done = tokensieve("check", a, b, "--disjoint")
+    assert (done.code == 0) == (said is None), done.err
+    if said is None:
+        assert "disjoint: no document stands in two of 2 corpora" in done.out
+    else:
+        assert f"{a} and {b} share 1 documents {said}" in done.error
+
+
+@pytest.mark.parametrize(
+    ("files", "repeats"),
+    [
+        ({"a.jsonl": ["x", "y"]}, None),
+        (
+            {"a.jsonl": ["x", "y", "x"]},
+            "1 of its 3 documents have the text of an earlier one, the first is that of 'a.",
+        ),
+        ({"a.jsonl": ["y", "x"], "copy.jsonl": ["y", "x"]}, "2 of its 4 documents"),
+        ({"a.jsonl": ["x"] * 4}, "3 of its 4 documents"),
+    ],
+)
+def test_documents_that_stand_twice_in_one_corpus_are_told(
+    files: dict[str, list[str]], repeats: str | None, tiny: Any, tokensieve: Any, tmp_path: Path
+) -> None:
+    """``check --disjoint`` compares corpora and could not see it."""
+    folder = corpus_of(tokensieve, tiny, tmp_path, {n: [{"text": t} for t in texts] for n, texts in files.items()})
+    done = tokensieve("check", folder)
+    assert done.code == 0
+    assert (repeats is None) == ("have the text of an earlier one" not in done.out)
+    assert (repeats or "") in done.out
 
 
 def test_disjoint_corpora(tiny: Any, tokensieve: Any) -> None:

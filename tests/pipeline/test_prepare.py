@@ -112,7 +112,11 @@ def test_the_corpus_does_not_depend_on_the_number_of_processes(tmp_path: Path) -
     sources = [
         SourceConfig(str(paths[0]), weight=1.0, max_bytes=9000),
         SourceConfig(str(tmp_path / "b.jsonl.gz"), weight=2.0),
+        SourceConfig(str(tmp_path / "many"), weight=1.0),
     ]
+    (tmp_path / "many").mkdir()
+    for i in range(30):
+        write_rows(tmp_path / f"many/{i:02d}.jsonl", 3, i, source="many")
     config = PrepareConfig("", sources, vocab_size=300, length=32, max_rows=90, unit_bytes=700, shard_tokens=500)
     found = []
     for workers in (1, 3):

@@ -29,3 +29,11 @@ def run_hashes(rows: Iterable[np.ndarray], length: int = RUN) -> np.ndarray:
 def shared(runs: np.ndarray, others: np.ndarray) -> float:
     """Share of ``runs`` that stand in ``others`` too, 0 to 1; 0 if there are none."""
     return float(np.isin(runs, others).mean()) if len(runs) else 0.0
+
+
+def alike(document: np.ndarray, other: np.ndarray, length: int = 8) -> float:
+    """Runs of ``length`` tokens that both have / runs that either has, 0 to 1; runs are no longer than the shorter document."""
+    length = max(1, min(length, len(document), len(other)))
+    runs, others = (np.unique(run_hashes([ids], length)) for ids in (document, other))
+    common = len(np.intersect1d(runs, others, assume_unique=True))
+    return common / max(1, len(runs) + len(others) - common)

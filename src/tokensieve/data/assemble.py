@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokensieve.data.corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents
+from tokensieve.data.corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels
+from tokensieve.data.pack import NO_TARGET
 from tokensieve.data.units import Counts, read_table
 from tokensieve.runs import UserError, atomic_file
 
@@ -44,6 +45,7 @@ class Assembly:
     numbers: dict[str, int] = field(default_factory=dict)  # source name -> index, in the order of their first document
     by_source: list[Tally] = field(default_factory=list)
     num_documents: int = 0
+    no_targets: int = 0  # tokens that labels say are none
 
 
 def allot(
@@ -76,12 +78,16 @@ def assemble(
     parts: Sequence[Part], rows: Sequence[int], out: Path, length: int, shard_rows: int, seed: int
 ) -> tuple[ShardWriter, Assembly]:
     """Write the shards and ``documents.parquet``; ``rows[s]`` is how many rows source s gives, chosen by the seed."""
-    state, writer = Assembly(), ShardWriter(out, length, shard_rows)
+    labels = any(p.counts.labels for p in parts)
+    state, writer = Assembly(), ShardWriter(out, length, shard_rows, labels=labels)
     schema = pa.schema(list(DOCUMENT_COLUMNS.items()))
     with atomic_file(out / "documents.parquet") as f, pq.ParquetWriter(f, schema) as documents:
         for part, chosen in _choose(parts, rows, seed):
             if len(chosen):
                 table, docs = _take(part, chosen, state)
+                if labels:
+                    table = with_labels(table)
+                    state.no_targets += _no_targets(table)
                 writer.write(table)
                 documents.write_table(docs.cast(schema))
     writer.close()
@@ -124,6 +130,12 @@ def _take(part: Part, chosen: npt.NDArray[np.int64], state: Assembly) -> tuple[p
     return table, docs
 
 
+def _no_targets(table: pa.Table) -> int:
+    labels = table["labels"].combine_chunks().flatten().to_numpy()
+    padding = len(labels) - int(table["num_tokens"].to_numpy().sum())
+    return int((labels == NO_TARGET).sum()) - padding
+
+
 def _number(name: str, state: Assembly) -> int:
     if name not in state.numbers:
         if len(state.numbers) == MAX_SOURCES:
@@ -155,7 +167,7 @@ def _count(docs: pa.Table, tokens: npt.NDArray[np.int64], state: Assembly) -> No
         tally.bytes += int(size[mine].sum())
 
 
-def figures(state: Assembly, rows: int, parts: Sequence[Part]) -> dict[str, Any]:
+def figures(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> dict[str, Any]:
     """``stats`` of a corpus's manifest."""
     tokens = sum(t.tokens for t in state.by_source)
     size = sum(t.bytes for t in state.by_source)
@@ -166,6 +178,8 @@ def figures(state: Assembly, rows: int, parts: Sequence[Part]) -> dict[str, Any]
     return {
         "rows": rows,
         "tokens": tokens,
+        "padding": 1 - tokens / (rows * length),
+        **({"no_targets": state.no_targets} if state.no_targets else {}),
         "documents": state.num_documents,
         "bytes": size,
         "bytes_per_token": size / tokens,

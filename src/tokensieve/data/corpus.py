@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from tokensieve.data.pack import Rows
+from tokensieve.data.pack import NO_TARGET, Rows
 from tokensieve.data.tokenizer import load_tokenizer
 from tokensieve.data.verify import Verify, check_input
 from tokensieve.runs import UserError, atomic_file, hash_json, read_manifest, write_json
@@ -28,6 +28,9 @@ COLUMNS: dict[str, pa.DataType] = {
 # Written since 0.1.0 stood; corpora without it are read, and what needs it says so. It follows from the documents, and is not
 # part of a corpus's identity: scores of the same rows stay theirs.
 LATER_COLUMNS: dict[str, pa.DataType] = {"doc_offsets": pa.list_(pa.int32())}
+# Only in a corpus some document of which says by labels that not all of its tokens are targets; there it is part of the
+# identity, since it decides what is trained on.
+LABELS: dict[str, pa.DataType] = {"labels": pa.list_(pa.int32())}
 DOCUMENT_COLUMNS: dict[str, pa.DataType] = {
     "doc_id": pa.int64(),
     "id": pa.string(),
@@ -40,6 +43,7 @@ MANIFEST_KEYS = (
     *("length", "isolate_documents", "vocab_size", "eos_id", "pad_id", "sources"),
     *("content_hash", "tokenizer_hash", "shards", "stats"),
 )
+MUCH_PADDING = 0.1  # a share of the rows above which describe() says what it costs
 _BATCH_TOKENS = 1 << 20  # what a reader of one row at most has to map
 MOST_VALUES = 2**31 - 1  # of one Arrow list array, whose offsets are int32: a table holds longer columns in several
 
@@ -60,7 +64,25 @@ def rows_table(rows: Rows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
         "doc_targets": lists(rows.doc_targets),
         "doc_offsets": lists(rows.doc_offsets),
     }
-    return pa.table(columns, schema=pa.schema([*COLUMNS.items(), *LATER_COLUMNS.items()]))
+    table = pa.table(columns, schema=pa.schema([*COLUMNS.items(), *LATER_COLUMNS.items()]))
+    return table if rows.labels is None else _append_labels(table, rows.labels.reshape(-1))
+
+
+def with_labels(table: pa.Table) -> pa.Table:
+    """The table with a column ``labels``: where it has none every token is a target, and padding is not."""
+    if "labels" in table.column_names:
+        return table
+    ids = table["input_ids"].combine_chunks().flatten().to_numpy()
+    length = len(ids) // max(1, len(table))
+    padding = np.arange(length) >= table["num_tokens"].to_numpy()[:, None]  # [R, L]
+    return _append_labels(table, np.where(padding.reshape(-1), np.int32(NO_TARGET), ids))
+
+
+def _append_labels(table: pa.Table, flat: np.ndarray[Any, Any]) -> pa.Table:
+    length = len(flat) // max(1, len(table))
+    grid = pa.array(np.arange(len(table) + 1, dtype=np.int32) * np.int32(length))
+    labels = pa.ListArray.from_arrays(grid, pa.array(flat, pa.int32()))
+    return table.append_column(pa.field("labels", LABELS["labels"]), labels)
 
 
 def list_column(values_NT: np.ndarray[Any, Any]) -> pa.ChunkedArray:
@@ -89,8 +111,9 @@ def with_documents(table: pa.Table, doc_ids: np.ndarray[Any, Any], doc_sources: 
 class ContentHash:
     """xxh3-128 over every column's values and list lengths, in row order; how rows lie in batches or shards does not count."""
 
-    def __init__(self) -> None:
-        self._digests = {name: (xxhash.xxh3_128(), xxhash.xxh3_128()) for name in COLUMNS}
+    def __init__(self, *, labels: bool = False) -> None:
+        names = [*COLUMNS, *(LABELS if labels else ())]
+        self._digests = {name: (xxhash.xxh3_128(), xxhash.xxh3_128()) for name in names}
 
     def update(self, table: pa.Table) -> None:
         for name, (values, lengths) in self._digests.items():
@@ -107,10 +130,10 @@ class ContentHash:
 class ShardWriter:
     """Writes rows, in the order given, to ``rows-00000.arrow`` ... of ``shard_rows`` rows each (the last: what is left)."""
 
-    def __init__(self, folder: Path, length: int, shard_rows: int) -> None:
-        self.folder, self.length, self.shard_rows = folder, length, shard_rows
+    def __init__(self, folder: Path, length: int, shard_rows: int, *, labels: bool = False) -> None:
+        self.folder, self.length, self.shard_rows, self.labels = folder, length, shard_rows, labels
         self.shards: list[dict[str, Any]] = []
-        self.content = ContentHash()
+        self.content = ContentHash(labels=labels)
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
 
@@ -130,23 +153,26 @@ class ShardWriter:
         shard, rest = table.slice(0, num_rows).combine_chunks(), table.slice(num_rows)
         self._waiting, self._num_waiting = ([rest] if len(rest) else []), len(rest)
         name = f"rows-{len(self.shards):05d}.arrow"
-        schema = _features().arrow_schema
+        schema = _features(labels=self.labels).arrow_schema
         with atomic_file(self.folder / name) as f, pa.ipc.new_stream(f, schema) as stream:
             stream.write_table(shard.cast(schema), max_chunksize=max(1, _BATCH_TOKENS // self.length))
         self.shards.append({"file": name, "rows": num_rows})
 
 
-def _features(*, later: bool = True) -> Any:
+def _features(*, later: bool = True, labels: bool = False) -> Any:
     from datasets import Features
 
-    return Features.from_arrow_schema(pa.schema([*COLUMNS.items(), *(LATER_COLUMNS.items() if later else ())]))
+    more = {**(LATER_COLUMNS if later else {}), **(LABELS if labels else {})}
+    return Features.from_arrow_schema(pa.schema([*COLUMNS.items(), *more.items()]))
 
 
-def write_dataset_files(folder: Path, shards: list[dict[str, Any]], content_hash: str) -> list[str]:
+def write_dataset_files(
+    folder: Path, shards: list[dict[str, Any]], content_hash: str, *, labels: bool = False
+) -> list[str]:
     """What ``datasets.load_from_disk`` needs beside the shards. Returns the names written."""
     from datasets import DatasetInfo
 
-    info = asdict(DatasetInfo(features=_features()))
+    info = asdict(DatasetInfo(features=_features(labels=labels)))
     write_json(folder / "dataset_info.json", {key: info[key] for key in sorted(info)})
     state: dict[str, Any] = {
         "_data_files": [{"filename": s["file"]} for s in shards],
@@ -241,6 +267,24 @@ class Corpus:
             ids = [ids[int(np.searchsorted(found["doc_starts"], position, side="right")) - 1]]
         return self.documents()["id"].take(ids).to_pylist()  # type: ignore[no-any-return]
 
+    def tokens_of(self, documents: np.ndarray) -> list[np.ndarray]:
+        """Tokens of each of these documents, as far as they are in the corpus. Reads the rows that they lie in."""
+        from tokensieve.data.scored import list_values
+
+        found: list[np.ndarray] = []
+        pieces, each = list_values(self.rows, "doc_ids", 0, self.num_rows)  # ascending
+        rows = np.repeat(np.arange(self.num_rows), each)
+        for lo, hi in zip(np.searchsorted(pieces, documents), np.searchsorted(pieces, documents, "right"), strict=True):
+            parts = [self._piece(int(row), doc) for row, doc in zip(rows[lo:hi], pieces[lo:hi], strict=True)]
+            found.append(np.concatenate(parts) if parts else np.empty(0, np.int32))
+        return found
+
+    def _piece(self, index: int, document: int) -> np.ndarray:
+        row = self.rows[index]
+        i = row["doc_ids"].index(document)
+        ends = [*row["doc_starts"][1:], row["num_tokens"]]
+        return np.array(row["input_ids"][row["doc_starts"][i] : ends[i]], np.int32)
+
     def documents(self) -> pa.Table:
         """``documents.parquet``: one row a document, index = doc_id."""
         import pyarrow.parquet as pq
@@ -263,11 +307,10 @@ def open_corpus(folder: Path | str, verify: Verify | None = "size") -> Corpus:
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
+    # A feature can be one that opens files or addresses when it is read.
+    known = [_features(), _features(labels=True), _features(later=False)]
     for entry, shard in zip(manifest["shards"], shards, strict=True):
-        if shard.features not in (
-            _features(),
-            _features(later=False),
-        ):  # a feature can be one that opens files or addresses when it is read
+        if shard.features not in known or shard.features != shards[0].features:
             raise UserError(f"{folder / entry['file']} does not have the columns of a corpus")
         if len(shard) != entry["rows"]:
             raise UserError(f"{folder / entry['file']} has {len(shard)} rows, {entry['rows']} were written")
@@ -281,10 +324,16 @@ def describe(manifest: dict[str, Any]) -> str:
 
 def _lines(manifest: dict[str, Any]) -> Iterator[str]:
     stats = manifest["stats"]
+    padding = 1 - stats["tokens"] / max(1, stats["rows"] * manifest["length"])
     yield (
         f"{stats['tokens']:,} tokens in {stats['rows']:,} rows of {manifest['length']}, {stats['documents']:,} documents, "
-        f"{stats['bytes_per_token']:.2f} bytes per token, vocabulary {manifest['vocab_size']:,}"
+        f"{stats['bytes_per_token']:.2f} bytes per token, vocabulary {manifest['vocab_size']:,}, {padding:.1%} padding"
     )
+    if padding > MUCH_PADDING:
+        yield (
+            f"  NOTE: {padding:.1%} of the rows is padding, and every forward pass pays for it: there is little text for "
+            "rows of this length, or little in each unit of work (a larger unit_bytes, or a smaller length)"
+        )
     width = max(map(len, stats["by_source"]), default=0)
     for name, found in stats["by_source"].items():
         per_token = found["bytes"] / max(1, found["tokens"])
@@ -292,6 +341,9 @@ def _lines(manifest: dict[str, Any]) -> Iterator[str]:
             f"  {name:{width}}  {found['tokens']:>12,} tokens ({found['tokens'] / max(1, stats['tokens']):6.1%})  "
             f"{found['documents']:>9,} documents  {per_token:.2f} bytes per token"
         )
+    if stats.get("no_targets"):
+        share = stats["no_targets"] / stats["tokens"]
+        yield f"  {stats['no_targets']:,} tokens ({share:.1%}) are no targets, by the labels of their rows"
     left_out = {"bad rows": stats["bad_rows"], **stats["skipped"]}
     if any(left_out.values()):
         yield "  left out: " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)

@@ -15,6 +15,7 @@ class Document(NamedTuple):
     text: str = ""
     solution: int = 0  # characters before the solution; 0 where all of the text counts
     tokens: list[int] | None = None
+    labels: list[int] | None = None  # of the tokens: -100 no target, else the token; None: all are targets
 
     @property
     def size(self) -> int:
@@ -47,3 +48,4 @@ class Block:
     path: str = ""  # as the user wrote it, in messages
     start: int = 1  # number of its first line or row in the file
     cost: int = 0  # bytes of input, for progress
+    size: int = 0  # bytes it brings into memory: short blocks of several files make a unit together

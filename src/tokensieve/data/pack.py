@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tokensieve.runs import UserError
 
 Int32 = npt.NDArray[np.int32]
+NO_TARGET = -100
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,20 @@ class Rows:
     doc_ids: npt.NDArray[np.int64]  # [P] index into the documents given
     doc_targets: Int32  # [P]
     doc_offsets: Int32  # [P] tokens of the document before the piece
+    labels: Int32 | None = None  # [R, L] the token where it is a target, -100 where not and in padding; None: all are
 
 
-def pack(documents: Sequence[Int32], targets: Sequence[int], length: int, pad_id: int) -> Rows:
+def pack(
+    documents: Sequence[Int32],
+    targets: Sequence[int],
+    length: int,
+    pad_id: int,
+    labels: Sequence[Int32] | None = None,
+) -> Rows:
     """Concatenate ``documents`` (each with its EOS) and cut into rows of ``length``.
 
-    ``targets[d]`` is where in document d the solution starts, 0 for plain text. No documents give no rows. UserError for
-    a document of 2^31 tokens or more.
+    ``targets[d]`` is where in document d the solution starts, 0 for plain text. ``labels[d]``: as long as document d, cut as
+    it is. No documents give no rows. UserError for a document of 2^31 tokens or more.
     """
     sizes = np.array([len(d) for d in documents], np.int64)  # [D]
     if sizes.max(initial=0) > np.iinfo(np.int32).max:
@@ -45,9 +53,9 @@ def pack(documents: Sequence[Int32], targets: Sequence[int], length: int, pad_id
     starts = ends - sizes
     total = int(ends[-1]) if len(ends) else 0
     num_rows = -(-total // length)
-    flat = np.full(num_rows * length, pad_id, np.int32)
-    if total:
-        np.concatenate(documents, out=flat[:total])
+    flat, flat_labels = _laid(documents, num_rows * length, pad_id), None
+    if labels is not None:
+        flat_labels = _laid(labels, num_rows * length, NO_TARGET).reshape(num_rows, length)
     row_starts = np.arange(num_rows, dtype=np.int64) * length
     # A piece starts where a document or a row does. Empty documents start none, hence unique and side="right".
     piece_starts = np.union1d(starts[sizes > 0], row_starts)  # [P]
@@ -64,4 +72,13 @@ def pack(documents: Sequence[Int32], targets: Sequence[int], length: int, pad_id
         doc_ids=doc_ids.astype(np.int64),
         doc_targets=(target - origin).astype(np.int32),
         doc_offsets=(piece_starts - starts[doc_ids] if total else piece_starts).astype(np.int32),
+        labels=flat_labels,
     )
+
+
+def _laid(documents: Sequence[Int32], size: int, fill: int) -> Int32:
+    """One behind the other, then ``fill`` up to ``size``."""
+    flat = np.full(size, fill, np.int32)
+    if documents:
+        np.concatenate(documents, out=flat[: sum(map(len, documents))])
+    return flat

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokensieve.data import row_files, text_files
+from tokensieve.data.compressed import RATIO
 from tokensieve.data.documents import BadRow, Block, Document, Item
-from tokensieve.data.sources import Source, sample_position
+from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, packs_across, sample_position, text_bytes
 
 _READ_BYTES = 2 << 30  # what a tokenizer's training sample is taken from
 _KEEP_TEXTS_BYTES = 64 << 20  # sampling docstrings keeps what it extracted up to here, past it they are extracted again
@@ -42,6 +43,23 @@ READERS: dict[str, Reader] = {
 def blocks(source: Source, size: int) -> Iterator[Block]:
     """Cut a source into blocks of about ``size`` bytes, in order."""
     return READERS[_container(source)].blocks(source, size)
+
+
+def groups(source: Source, size: int) -> Iterator[tuple[Block, ...]]:
+    """Blocks that make a unit together: short ones of several files, up to ``size`` bytes; any other block is one alone."""
+    if not packs_across(source, size):
+        yield from ((block,) for block in blocks(source, size))
+        return
+    group: list[Block] = []
+    filled = 0
+    for block in blocks(source, size):
+        if group and filled + block.size > size:
+            yield tuple(group)
+            group, filled = [], 0
+        group.append(block)
+        filled += block.size
+    if group:
+        yield tuple(group)
 
 
 def documents(source: Source, block: Block) -> Iterator[Item]:
@@ -76,32 +94,45 @@ def _container(source: Source) -> str:
 # ---- sampling ----
 
 
-def sample(source: Source, size: int) -> Source:
-    """The source cut down to ``max_bytes``: documents in the order of their sampling hash, up to the first that is too much."""
+Placed = tuple[float, int]  # a document's sampling position and its bytes
+
+
+def sample(source: Source, size: int, placed: Iterable[Placed] | None = None) -> Source:
+    """The source cut down to ``max_bytes``: documents in the order of their sampling hash, up to the first that is too much.
+
+    ``placed``: :func:`placements` of all groups of a format of rows, in any order; read here if they are not given.
+    """
     if source.config.max_bytes is None:
         return source
     if source.format == "docstrings":
         return _sample_docstrings(source, source.config.max_bytes)
-    if source.format in ("text", "python"):
-        return replace(source, limit=_limit(((s.name, s.hi - s.lo) for s in text_files.spans(source, size)), source))
-    found = (item for block in blocks(source, size) for item in documents(source, block))
-    return replace(source, limit=_limit(((d.id, d.size) for d in found if isinstance(d, Document)), source))
+    if source.format in ONE_DOCUMENT_A_FILE:
+        spans = text_files.spans(source, size)
+        placed = ((sample_position(s.name, source.seed), s.hi - s.lo) for s in spans)
+    elif placed is None:
+        placed = (p for group in groups(source, size) for p in placements(source, group))
+    return replace(source, limit=_limit(placed, source.config.max_bytes))
 
 
-def _limit(sizes: Iterable[tuple[str, int]], source: Source) -> float:
+def placements(source: Source, group: Iterable[Block]) -> list[Placed]:
+    """Where the documents of a unit that lie in the split stand in the sample's order, and their bytes."""
+    found = (item for block in group for item in documents(source, block))
+    return [(sample_position(d.id, source.seed), d.size) for d in found if isinstance(d, Document)]
+
+
+def _limit(placed: Iterable[Placed], max_bytes: int) -> float:
     """Position of the first document, in hash order, that does not fit into ``max_bytes``; 1.0 if all do.
 
     One pass in any order, and memory for the sample only: what lies past the limit known so far is never held.
     """
     heap: list[tuple[float, int]] = []
     total, limit = 0, 1.0
-    for key, size in sizes:
-        position = sample_position(key, source.seed)
+    for position, size in placed:
         if position >= limit:
             continue
         heapq.heappush(heap, (-position, size))
         total += size
-        while total > (source.config.max_bytes or 0):
+        while total > max_bytes:
             negative, dropped = heapq.heappop(heap)
             total, limit = total - dropped, -negative
     return limit
@@ -144,5 +175,4 @@ def training_texts(source: Source, share: int, size: int) -> Iterator[str]:
 
 def input_bytes(source: Source) -> int:
     """About how much text a source's files hold: compressed ones hold about three times their size."""
-    packed = (".gz", ".parquet")
-    return sum(f.size * (3 if f.name.lower().endswith(packed) else 1) for f in source.files)
+    return round(sum(f.size * RATIO if f.name.lower().endswith(".parquet") else text_bytes(f) for f in source.files))

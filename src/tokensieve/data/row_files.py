@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from tokensieve.data.compressed import opened
 from tokensieve.data.documents import BadRow, Block, Document, Item, Skipped
 from tokensieve.data.sources import Source
+from tokensieve.data.token_rows import READ, kind, tokens_document
 from tokensieve.runs import UserError, read_json
 
 _BATCH_ROWS = 256
@@ -21,17 +21,21 @@ _BATCH_ROWS = 256
 
 def columns(source: Source) -> list[str]:
     """The columns a row must have."""
-    if source.format == "tokens" or source.config.format == "tokens":
+    if tokenised(source):
         return ["input_ids"]
     if source.config.problem is not None and source.config.solution is not None:
         return [source.config.problem, source.config.solution]
     return [source.config.text]
 
 
+def tokenised(source: Source) -> bool:
+    return source.format == "tokens" or source.config.format == "tokens"
+
+
 def row_document(source: Source, row: Any, name: str, where: str, number: int) -> Item:
     """A row (dict) as a document. Its key is its ``id`` where it has one, else ``file:number``."""
     if not isinstance(row, Mapping):
-        return BadRow(where, f"a row must be an object, this is {_kind(row)}")
+        return BadRow(where, f"a row must be an object, this is {kind(row)}")
     found, given = row.get("id"), row.get("source")
     key = str(found) if isinstance(found, (str, int)) and found != "" else f"{name}:{number}"
     label = source.config.name or (given if isinstance(given, str) and given else source.name)
@@ -40,29 +44,17 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
         if column not in row:
             return BadRow(where, f"no column {column!r} (there are: {', '.join(map(str, row)) or 'none'})")
         values.append(row[column])
-    if columns(source) == ["input_ids"]:
-        return _tokens_document(values[0], key, label, where)
+    if tokenised(source):
+        return tokens_document(row, key, label, where, source.config.ignore_columns)
     for column, value in zip(columns(source), values, strict=True):
         if not isinstance(value, str):
-            return BadRow(where, f"column {column!r} must be a string, this is {_kind(value)}")
+            return BadRow(where, f"column {column!r} must be a string, this is {kind(value)}")
         if not value.strip():
             return Skipped("empty")
     if len(values) == 1:
         return Document(key, label, where, values[0])
     before = f"Problem: {values[0]}\nSolution: "
     return Document(key, label, where, before + values[1], solution=len(before))
-
-
-def _tokens_document(ids: Any, key: str, label: str, where: str) -> Item:
-    ids = ids.tolist() if hasattr(ids, "tolist") else ids
-    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-        return BadRow(where, f"column 'input_ids' must be a list of integers, this is {_kind(ids)}")
-    return Document(key, label, where, tokens=ids) if ids else Skipped("empty")
-
-
-def _kind(value: Any) -> str:
-    names = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 # ---- jsonl ----
@@ -72,23 +64,11 @@ def jsonl_blocks(source: Source, size: int) -> Iterator[Block]:
     """Whole lines. A compressed file is read once, here: it cannot be entered in the middle."""
     for file in source.files:
         line, done = 1, 0
-        try:
-            with open(file.path, "rb") as raw:
-                lines: IO[bytes] = gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw  # type: ignore[assignment]
-                while data := lines.read(size):
-                    data += b"" if data.endswith(b"\n") else lines.readline()
-                    yield Block(data, file.name, file.path, line, raw.tell() - done)
-                    line, done = line + data.count(b"\n"), raw.tell()
-        except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-            raise UserError(f"{file.path} is a damaged gzip file after line {line - 1}: {e}") from None
-        except OSError as e:
-            raise UserError(f"{file.path} cannot be read: {e.strerror or e}") from None
-
-
-def _is_gzip(raw: IO[bytes]) -> bool:
-    magic = raw.read(2)
-    raw.seek(0)
-    return magic == b"\x1f\x8b"
+        with opened(file.path, lambda: f"line {line - 1}") as (lines, raw, _):  # noqa: B023
+            while data := lines.read(size):
+                data += b"" if data.endswith(b"\n") else lines.readline()
+                yield Block(data, file.name, file.path, line, raw.tell() - done, len(data))
+                line, done = line + data.count(b"\n"), raw.tell()
 
 
 def jsonl_documents(source: Source, block: Block) -> Iterator[Item]:
@@ -112,13 +92,37 @@ def jsonl_documents(source: Source, block: Block) -> Iterator[Item]:
 # ---- parquet, datasets, hub ----
 
 
-def _require(source: Source, path: str, there: Iterable[str]) -> list[str]:
-    """The columns to read. :class:`UserError` listing what there is if one is missing."""
-    names, needed = list(there), columns(source)
+def _require(source: Source, path: str, schema: Any) -> list[str]:
+    """The columns to read, of tokenised rows all lists. :class:`UserError` listing what there is if one is missing."""
+    names, needed = list(schema.names), columns(source)
     for column in needed:
         if column not in names:
             raise UserError(f"{path} has no column {column!r}; it has {', '.join(names)}")
-    return needed + [c for c in ("id", "source") if c in names and c not in needed]
+    more = {"id", "source", *(_lists(schema) if tokenised(source) else ())} - {*needed, *source.config.ignore_columns}
+    return needed + [c for c in names if c in more]
+
+
+def _lists(schema: Any) -> list[str]:
+    """The columns that may say something of each token: lists, and what should be one."""
+    import pyarrow as pa
+
+    def is_list(kind: Any) -> bool:
+        return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+    return [f.name for f in schema if is_list(f.type) or f.name in READ]
+
+
+def first_columns(source: Source) -> list[str]:
+    """The columns of a source's first row, as far as they can be seen without reading it; [] where that is not so."""
+    try:
+        if source.format == "datasets":
+            return list(read_json(Path(source.config.path) / "dataset_info.json").get("features") or ())
+        parquet = source.files[0].name.lower().endswith(".parquet")
+        block = next((parquet_blocks if parquet else jsonl_blocks)(source, 1))
+        row = dict.fromkeys(block.payload[1]) if parquet else json.loads(block.payload.decode("utf-8-sig"))
+        return list(row) if isinstance(row, dict) else []
+    except (UserError, ValueError, StopIteration):
+        return []  # whatever it is, reading it will say so
 
 
 def parquet_blocks(source: Source, size: int) -> Iterator[Block]:
@@ -131,19 +135,19 @@ def parquet_blocks(source: Source, size: int) -> Iterator[Block]:
             meta = pq.read_metadata(file.path)
         except (pa.ArrowException, OSError) as e:
             raise UserError(f"{file.path} is not a readable Parquet file: {e}") from None
-        read = _require(source, file.path, meta.schema.to_arrow_schema().names)
+        read = _require(source, file.path, meta.schema.to_arrow_schema())
         groups: list[int] = []
         start = row = 1
         filled = 0
         for i in range(meta.num_row_groups):
             group = meta.row_group(i)
             if groups and filled + group.total_byte_size > size:
-                yield Block((groups, read), file.name, file.path, start, filled)
+                yield Block((groups, read), file.name, file.path, start, filled, filled)
                 groups, filled, start = [], 0, row
             groups.append(i)
             filled, row = filled + group.total_byte_size, row + group.num_rows
         if groups:
-            yield Block((groups, read), file.name, file.path, start, filled)
+            yield Block((groups, read), file.name, file.path, start, filled, filled)
 
 
 def parquet_documents(source: Source, block: Block) -> Iterator[Item]:
@@ -211,7 +215,7 @@ def _check_state(folder: Path) -> None:
 def datasets_blocks(source: Source, size: int) -> Iterator[Block]:
     path = source.config.path
     rows = _load_dataset(path)
-    read = _require(source, path, rows.column_names)
+    read = _require(source, path, rows.data.schema)
     each = max(1, size * len(rows) // max(1, rows.data.nbytes))
     for lo in range(0, len(rows), each):
         hi = min(len(rows), lo + each)
@@ -250,8 +254,8 @@ def hub_blocks(source: Source, size: int) -> Iterator[Block]:
     rows: list[dict[str, Any]] = []
     start, filled = 1, 0
     for row in stream:
-        wanted = [*columns(source), "id", "source"]
-        rows.append({k: v for k, v in row.items() if k in wanted})
+        wanted = [*columns(source), "id", "source", *READ]
+        rows.append({k: v for k, v in row.items() if k in wanted or (tokenised(source) and isinstance(v, list))})
         filled += sum(len(v) for v in rows[-1].values() if isinstance(v, (str, list)))
         if filled >= size:
             yield Block(rows, source.name, source.config.path, start, filled)

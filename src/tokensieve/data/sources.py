@@ -11,30 +11,30 @@ reads ``.py`` files as code and the other reads their docstrings.
 from __future__ import annotations
 
 import contextlib
-import glob
-import importlib.util
 import itertools
 import os
 import platform
-import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import xxhash
 
+from tokensieve.data.compressed import RATIO
+from tokensieve.data.compressed import SUFFIXES as COMPRESSED
+from tokensieve.data.files import InputFile, find, once, walk
 from tokensieve.runs import UserError, hash_json
 
+_JSON_LINES = (".jsonl", *(form + packed for packed in COMPRESSED for form in (".jsonl", ".json")))
 # Which files of a folder a format reads. An empty tuple: the format does not read single files.
 SUFFIXES: dict[str, tuple[str, ...]] = {
-    "jsonl": (".jsonl", ".jsonl.gz", ".json.gz"),
+    "jsonl": _JSON_LINES,
     "parquet": (".parquet",),
-    "text": (".txt", ".md"),
+    "text": (".txt", ".md", *(form + packed for packed in COMPRESSED for form in (".txt", ".md"))),
     "python": (".py",),
     "docstrings": (".py",),
-    "tokens": (".jsonl", ".jsonl.gz", ".json.gz", ".parquet"),
+    "tokens": (*_JSON_LINES, ".parquet"),
     "datasets": (),
     "hub": (),
 }
@@ -65,16 +65,10 @@ class SourceConfig:
     """Keep the documents whose hash lies in [lo, hi): disjoint ranges give disjoint documents."""
     max_bytes: int | None = None
     """Keep a seeded sample of at most this many bytes of text."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns of a ``tokens`` source to leave unread; a list for each token that nothing reads is refused unless it is here."""
     weight: float | None = None
     """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
-
-
-class InputFile(NamedTuple):
-    """A file of a source. ``name`` is relative to the source's folder and is what keys are made of."""
-
-    name: str
-    path: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -125,11 +119,11 @@ def resolve(config: SourceConfig, seed: int = 0) -> Source:
         if not hub:
             raise UserError(f"source {config.path}: the name is missing, as in hub:owner/name")
         return Source(config, "hub", hub.split("/")[-1], (), seed)
-    root, name, paths = _find(config.path)
+    root, name, paths = find(config.path)
     if len(paths) == 1 and _is_dataset(paths[0]):
         if config.format not in ("auto", "datasets", "tokens"):
             raise UserError(f"{config.path} is a datasets folder, it cannot be read as format {config.format!r}")
-        return Source(config, "datasets", name, tuple(_walk(root, [paths[0]], ())), seed)
+        return Source(config, "datasets", name, tuple(once(root, walk(root, [paths[0]], ()))), seed)
     if config.format == "datasets":
         raise UserError(f"{config.path} is not a folder written by datasets' save_to_disk")
     files, format = _matching(config, root, paths)
@@ -151,41 +145,6 @@ def _check(config: SourceConfig) -> None:
         raise UserError(f"source {config.path}: weight must be a number >= 0, not {config.weight}")
 
 
-def _find(path: str) -> tuple[Path, str, list[Path]]:
-    """(folder that names are relative to, default name, what the path names)."""
-    if path.startswith("package:"):
-        return _package(path.removeprefix("package:"))
-    where = Path(os.path.expanduser(path))
-    if where.is_dir():
-        return where, where.resolve().name, [where]
-    if where.exists():
-        return where.parent, where.name.split(".")[0] or where.name, [where]
-    if not glob.has_magic(path):
-        raise UserError(f"source {path} does not exist")
-    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), where.parts))
-    found = sorted(Path(p) for p in glob.glob(str(where), recursive=True))
-    if not found:
-        raise UserError(f"source {path}: nothing matches this pattern")
-    return fixed, fixed.resolve().name, found
-
-
-def _package(name: str) -> tuple[Path, str, list[Path]]:
-    """The folder of an installed package, found without importing it; names start with the package (``torch/nn/...``)."""
-    if name == "stdlib":
-        folder = Path(sysconfig.get_path("stdlib"))
-        return folder, "stdlib", [folder]
-    try:
-        spec = importlib.util.find_spec(name) if name and "." not in name else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not (spec.origin or spec.submodule_search_locations):
-        raise UserError(f"source package:{name}: no installed package of this name")
-    if spec.submodule_search_locations:
-        folder = Path(next(iter(spec.submodule_search_locations)))
-        return folder.parent, name, [folder]
-    return Path(str(spec.origin)).parent, name, [Path(str(spec.origin))]
-
-
 def _is_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
@@ -193,7 +152,7 @@ def _is_dataset(path: Path) -> bool:
 def _matching(config: SourceConfig, root: Path, paths: list[Path]) -> tuple[list[InputFile], str]:
     """The files to read and their one format. Files named singly or by a glob are taken whatever their suffix is."""
     stdlib = config.path == "package:stdlib"
-    found = list(_walk(root, paths, _STDLIB_LEFT_OUT if stdlib else ()))
+    found = list(walk(root, paths, _STDLIB_LEFT_OUT if stdlib else ()))
     named = {str(p) for p in paths if p.is_file()}
     format = config.format if config.format != "auto" else _guess(config.path, found)
     fitting = [
@@ -204,7 +163,9 @@ def _matching(config: SourceConfig, root: Path, paths: list[Path]) -> tuple[list
             f"source {config.path}: no file for format {format!r} ({', '.join(SUFFIXES[format])}); "
             f"it holds {_suffixes(found) or 'no files'}"
         )
-    return fitting, format
+    if format == "tokens" and len({f.name.lower().endswith(".parquet") for f in fitting}) > 1:
+        raise UserError(f"source {config.path}: JSON lines and Parquet in one source: name each by a source of its own")
+    return once(root, fitting), format
 
 
 def _guess(path: str, files: list[InputFile]) -> str:
@@ -221,39 +182,61 @@ def _suffixes(files: list[InputFile]) -> str:
     return ", ".join(sorted({Path(f.name).suffix or Path(f.name).name for f in files})[:12])
 
 
-def _walk(root: Path, paths: list[Path], left_out: Iterable[str]) -> Iterator[InputFile]:
-    """All files under ``paths`` in name order; hidden ones and byte code are left out."""
-    for path in paths:
-        if path.is_file():
-            yield InputFile(path.relative_to(root).as_posix(), str(path), path.stat().st_size)
-            continue
-        found = []
-        for folder, folders, names in os.walk(path):
-            folders[:] = [d for d in folders if d[0] != "." and d != "__pycache__" and d not in left_out]
-            found += [_named(Path(folder) / n) for n in names if n[0] != "."]
-        files = [InputFile(p.relative_to(root).as_posix(), str(p), p.stat().st_size) for p in found if p.is_file()]
-        yield from sorted(files)
+def read_twice(sources: Sequence[Source]) -> list[str]:
+    """A sentence on each two sources that take the same documents of the same file: it may be meant, and is told."""
+    paths = [{os.path.realpath(f.path): f.path for f in s.files} or {s.label: s.label} for s in sources]
+    found = []
+    for i, j in itertools.combinations(range(len(sources)), 2):
+        one, other = sources[i], sources[j]
+        lo, hi = max(one.config.split[0], other.config.split[0]), min(one.config.split[1], other.config.split[1])
+        both = sorted(paths[j][real] for real in paths[i].keys() & paths[j].keys())
+        if lo < hi and both and _reads(one) == _reads(other):
+            found.append(
+                f"sources {i} ({one.label}) and {j} ({other.label}) both read {both[0]}"
+                f"{f' and {len(both) - 1} more' if len(both) > 1 else ''}: they count twice; disjoint splits would not"
+            )
+    return found
 
 
-def _named(path: Path) -> Path:
-    """Names become the ids of documents, which are text."""
-    try:
-        path.as_posix().encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the file name {str(path)!r} is not valid UTF-8: rename it") from None
-    return path
+def _reads(source: Source) -> tuple[str, ...]:
+    c = source.config
+    return (source.format, *((c.problem, c.solution or "") if c.problem is not None else (c.text,)))
 
 
-def identity(source: Source) -> str:
-    """What a source was, as a hash: names, sizes and bytes (past 64 MB: the ends of the files; packages: names and sizes)."""
+def packs_across(source: Source, unit_bytes: int) -> bool:
+    """Whether short files of rows fill a unit of work together: where a source has several and one is smaller than a unit.
+
+    Files that are as large as a unit lose less than a row each by being packed for themselves, and that is how earlier
+    versions packed: corpora of such files stay what they are.
+    """
+    rows = source.format in ("jsonl", "parquet", "tokens")
+    return rows and len(source.files) > 1 and any(f.size < unit_bytes for f in source.files)
+
+
+def text_bytes(file: InputFile) -> float:
+    """About how much text a file holds."""
+    return file.size * (RATIO if file.name.lower().endswith(COMPRESSED) else 1)
+
+
+def identity(source: Source, unit_bytes: int = 0) -> str:
+    """What a source was, as a hash: names, sizes and bytes (past 64 MB: the ends of the files; packages: names and sizes).
+
+    ``unit_bytes``: of the units it is packed in. What earlier versions made otherwise of the same files is in it.
+    """
     if source.format == "hub":
         from tokensieve.data.row_files import hub_revision
 
         return hash_json(["hub", source.config.path, hub_revision(source)])
+    since = ["packed across files"] if packs_across(source, unit_bytes) else []
+    if "tokens" in (source.format, source.config.format):
+        from tokensieve.data.row_files import first_columns
+        from tokensieve.data.token_rows import READ
+
+        since += [c for c in READ if c in first_columns(source) and c not in source.config.ignore_columns]
     if source.config.path.startswith("package:"):
-        return hash_json(["package", _version(source.name), [(f.name, f.size) for f in source.files]])
+        return hash_json(["package", _version(source.name), [(f.name, f.size) for f in source.files], *since])
     whole = source.size <= _HASH_WHOLE_BYTES
-    return hash_json(["files", [(f.name, f.size, _content(f, whole)) for f in source.files]])
+    return hash_json(["files", [(f.name, f.size, _content(f, whole)) for f in source.files], *since])
 
 
 def _version(package: str) -> str:

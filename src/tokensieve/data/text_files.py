@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tokensieve.data.compressed import HEAD_BYTES, is_compressed, not_text, opened
 from tokensieve.data.documents import BadRow, Block, Document, Item, Skipped
-from tokensieve.data.sources import InputFile, Source
+from tokensieve.data.files import InputFile
+from tokensieve.data.sources import Source
 from tokensieve.runs import UserError
 
 MIN_DOCSTRING_CHARS = 200  # a module that says less than this says nothing
@@ -26,11 +28,15 @@ class Span(NamedTuple):
     lo: int
     hi: int
     text: str | None = None
+    data: bytes | None = None  # of a compressed file, which cannot be entered in the middle
 
 
 def spans(source: Source, size: int) -> Iterator[Span]:
     """Every file of the split; a text file larger than ``size`` comes in spans of whole lines, each a document."""
     for file in source.files:
+        if source.format == "text" and is_compressed(file.path):
+            yield from (span for span in _compressed_spans(file, size) if source.in_split(span.name))
+            continue
         cuts = [0, file.size]
         if source.format == "text" and file.size > size:
             cuts = list(_line_cuts(file, size))
@@ -38,6 +44,19 @@ def spans(source: Source, size: int) -> Iterator[Span]:
             name = file.name if len(cuts) == 2 else f"{file.name}@{lo}"
             if source.in_split(name):
                 yield Span(name, file.path, lo, hi, source.texts.get(file.name))
+
+
+def _compressed_spans(file: InputFile, size: int) -> Iterator[Span]:
+    """What :func:`spans` makes of the same text uncompressed, with its bytes; two spans are held at a time."""
+    lo = 0
+    with opened(file.path, lambda: f"{lo} bytes of text") as (text, _, _):
+        data = text.read(size) + text.readline()
+        whole = following = text.read(size) + text.readline()
+        while data:
+            hi = lo + len(data)
+            yield Span(f"{file.name}@{lo}" if whole else file.name, file.path, lo, hi, data=data)
+            data, lo = following, hi
+            following = text.read(size) + text.readline()
 
 
 def _line_cuts(file: InputFile, size: int) -> Iterator[int]:
@@ -78,21 +97,27 @@ def file_documents(source: Source, block: Block) -> Iterator[Item]:
 
 
 def _read_span(format: str, span: Span) -> str | BadRow | Skipped:
-    try:
-        with open(span.path, "rb") as f:
-            f.seek(span.lo)
-            data = f.read(span.hi - span.lo)
-    except OSError as e:
-        raise UserError(f"{span.path} cannot be read: {e.strerror or e}") from None
+    data = _bytes(span) if span.data is None else span.data
     if format == "docstrings":
         return read_docstrings(data)
     if format == "python":
         return _read_python(data)
+    if span.lo == 0 and (what := not_text(data[:HEAD_BYTES])) is not None:
+        return BadRow(span.path, what)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = data[: e.start].count(b"\n") + 1
         return BadRow(f"{span.path} line {line}", f"not valid UTF-8 at byte {span.lo + e.start + 1} of the file")
+
+
+def _bytes(span: Span) -> bytes:
+    try:
+        with open(span.path, "rb") as f:
+            f.seek(span.lo)
+            return f.read(span.hi - span.lo)
+    except OSError as e:
+        raise UserError(f"{span.path} cannot be read: {e.strerror or e}") from None
 
 
 def _read_python(data: bytes) -> str | Skipped:

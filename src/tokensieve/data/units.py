@@ -1,4 +1,4 @@
-"""A unit of work: one block of one source, read, encoded, packed, and written as a part.
+"""A unit of work: a block of a source, or short ones of several files, read, encoded, packed, and written as a part.
 
 parts.tmp/0002-000017.rows.arrow    packed rows; documents and sources numbered within the unit
 parts.tmp/0002-000017.docs.arrow    its documents
@@ -19,28 +19,33 @@ import xxhash
 
 from tokensieve.data.corpus import DOCUMENT_COLUMNS, rows_table
 from tokensieve.data.documents import BadRow, Block, Document, Skipped
-from tokensieve.data.pack import pack
+from tokensieve.data.pack import NO_TARGET, pack
 from tokensieve.data.readers import documents
 from tokensieve.data.sources import Source
 from tokensieve.data.tokenizer import Encoder
 from tokensieve.runs import UserError, atomic_file, read_json, write_json
 
-PART_FORMAT = 2  # parts of another one (1 had no doc_offsets) are made again
+PART_FORMAT = 3  # parts of another one (2 ended with each file, 1 had no doc_offsets) are made again
 MAX_BAD_ROWS_LISTED = 100
 _BATCH_CHARS = 1 << 20
 
 
 class Unit(NamedTuple):
-    """Block ``number`` of source ``source_index``."""
+    """Unit ``number`` of source ``source_index``."""
 
     source_index: int
     number: int
     source: Source
-    block: Block
+    blocks: tuple[Block, ...]
 
     @property
     def name(self) -> str:
         return f"{self.source_index:04d}-{self.number:06d}"
+
+    @property
+    def cost(self) -> int:
+        """Bytes of input, for progress."""
+        return sum(block.cost for block in self.blocks)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Counts:
     rows: int = 0
     tokens: int = 0
     sources: list[str] = field(default_factory=list)  # names, in the order of their first document
+    labels: bool = False  # whether its rows have a column of labels
     token_bytes_exact: bool = True
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents
     num_bad_rows: int = 0
@@ -78,12 +84,43 @@ class Encoded(NamedTuple):
     text_hash: int
 
 
+class _Given(NamedTuple):
+    """What a document's row said of its targets."""
+
+    first: int  # its first token
+    labels: npt.NDArray[np.int32]
+
+
 def run_unit(unit: Unit, setup: Setup) -> Counts:
     """Do one unit and write its part. :class:`UserError` for a bad row, unless these are to be skipped."""
     counts = Counts()
-    found = list(_encode(_good(documents(unit.source, unit.block), counts, setup), counts, setup))
-    _write_part(found, counts, setup, unit.name)
+    items = (item for block in unit.blocks for item in documents(unit.source, block))
+    given: list[_Given | None] = []
+    found = list(_encode(_noted(_good(items, counts, setup), given), counts, setup))
+    counts.labels = any(g is not None for g in given)
+    labels = [_labels(d.ids, g) for d, g in zip(found, given, strict=True)] if counts.labels else None
+    _write_part(found, labels, counts, setup, unit.name)
     return counts
+
+
+def _noted(documents: Iterable[Document], given: list[_Given | None]) -> Iterator[Document]:
+    """The documents, with their labels kept aside: encoding keeps their order."""
+    for document in documents:
+        tokens, labels = document.tokens, document.labels
+        given.append(_Given(tokens[0], np.array(labels, np.int32)) if tokens and labels is not None else None)
+        yield document
+
+
+def _labels(ids: npt.NDArray[np.int32], given: _Given | None) -> npt.NDArray[np.int32]:
+    """Labels of a document as encoded: a BOS put before it is no target, an EOS put behind it is one if its last token is."""
+    if given is None:
+        return ids
+    labels = np.full(len(ids), NO_TARGET, np.int32)
+    first = int(ids[0] != given.first)
+    labels[first : first + len(given.labels)] = given.labels
+    if first + len(given.labels) < len(ids) and given.labels[-1] != NO_TARGET:
+        labels[-1] = ids[-1]
+    return labels
 
 
 def read_counts(parts: Path, name: str) -> Counts | None:
@@ -149,10 +186,12 @@ def _already_encoded(document: Document, tokens: list[int], encoder: Encoder) ->
     return Encoded(document.id, document.source, ids, 0, encoder.num_bytes(ids), xxhash.xxh3_64_intdigest(text))
 
 
-def _write_part(found: list[Encoded], counts: Counts, setup: Setup, name: str) -> None:
+def _write_part(
+    found: list[Encoded], labels: list[npt.NDArray[np.int32]] | None, counts: Counts, setup: Setup, name: str
+) -> None:
     numbers: dict[str, int] = {}
     doc_sources = np.array([numbers.setdefault(d.source, len(numbers)) for d in found], np.int16)
-    packed = pack([d.ids for d in found], [d.target for d in found], setup.length, setup.pad_id)
+    packed = pack([d.ids for d in found], [d.target for d in found], setup.length, setup.pad_id, labels)
     columns = {
         "doc_id": range(len(found)),
         "id": [d.id for d in found],

@@ -4,35 +4,63 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context, parent_process
+from typing import TypeVar
 
+from tokensieve.data.documents import Block
+from tokensieve.data.readers import Placed, placements
+from tokensieve.data.sources import Source
 from tokensieve.data.units import Counts, Setup, Unit, read_counts, run_unit
 from tokensieve.runs import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+Group = tuple[Block, ...]
 
 
 def results(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple[Unit, Counts]]:
     """(unit, counts) of each unit, as they finish; done ones come from their files. At most 2 a worker are in flight."""
+    known = partial(_known, setup)
     if workers == 1:
         for unit in units:
-            yield unit, read_counts(setup.parts, unit.name) or run_unit(unit, setup)
+            yield unit, known(unit) or run_unit(unit, setup)
         return
-    yield from _pooled(units, setup, workers)
+    yield from _pooled(units, _work, workers, setup, known)
 
 
-def _pooled(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple[Unit, Counts]]:
+def sampled(source: Source, groups: Iterator[Group], workers: int) -> Iterator[tuple[Group, list[Placed]]]:
+    """(group, :func:`placements` of its documents), as they finish. At most 2 a worker are in flight."""
+    if workers == 1:
+        yield from ((group, placements(source, group)) for group in groups)
+    else:
+        yield from _pooled(groups, partial(placements, source), workers)
+
+
+def _known(setup: Setup, unit: Unit) -> Counts | None:
+    return read_counts(setup.parts, unit.name)
+
+
+def _pooled(
+    items: Iterator[T],
+    work: Callable[[T], R],
+    workers: int,
+    setup: Setup | None = None,
+    known: Callable[[T], R | None] = lambda item: None,
+) -> Iterator[tuple[T, R]]:
     context = get_context("spawn")  # forking a process that runs tokenizer threads can deadlock
     pool = ProcessPoolExecutor(workers, context, _start_worker, (setup,))
-    waiting: dict[Future[Counts], Unit] = {}
+    waiting: dict[Future[R], T] = {}
     try:
-        for unit in units:
-            known = read_counts(setup.parts, unit.name)
-            if known is not None:
-                yield unit, known
+        for item in items:
+            found = known(item)
+            if found is not None:
+                yield item, found
                 continue
-            waiting[pool.submit(_work, unit)] = unit
+            waiting[pool.submit(work, item)] = item
             while len(waiting) >= 2 * workers:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from ((waiting.pop(f), f.result()) for f in done)
@@ -50,7 +78,7 @@ def _pooled(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple
 _worker_setup: Setup | None = None
 
 
-def _start_worker(setup: Setup) -> None:
+def _start_worker(setup: Setup | None) -> None:
     global _worker_setup
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: there are as many processes as cores
     leave_with_parent()

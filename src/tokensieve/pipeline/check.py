@@ -11,6 +11,11 @@ from typing import Any
 from ..runs import MANIFEST, UserError, check_files, read_manifest
 
 OVERLAP_TOKENS = 50_000_000  # 8 bytes a token are held at once
+MAX_IDS_READ = 1000  # documents of equal ids whose texts are compared, spread over all that there are
+ALIKE, LONG = (
+    0.5,
+    64,
+)  # share of common runs of tokens from which documents of one id, of so many tokens, are one document
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class CheckConfig:
     corpus: str | None = None
     """The corpus that score folders must fit."""
     disjoint: bool = False
-    """No document (by id or by text) may stand in two of the corpora named."""
+    """No document may stand in two of the corpora named: the same text, or nearly so under the same id."""
 
 
 def run(config: CheckConfig) -> list[str]:
@@ -36,9 +41,9 @@ def run(config: CheckConfig) -> list[str]:
         corpora = [f for f in config.folders if read_manifest(f)["kind"] == "corpus"]
         if len(corpora) < 2:
             raise UserError("disjoint: name at least two corpora")
-        check_disjoint(corpora)
+        found = check_disjoint(corpora)
         lines.append(f"disjoint: no document stands in two of {len(corpora)} corpora")
-        lines += overlaps(corpora)
+        lines += [*found, *overlaps(corpora)]
     return lines
 
 
@@ -55,6 +60,7 @@ def check_folder(folder: Path, corpus: str | None) -> list[str]:
 
         opened = open_corpus(folder, verify=None)
         line += f", {opened.num_rows} rows of {opened.length}, {manifest['stats']['tokens']} tokens"
+        return [line, *_repeats(folder)]
     if manifest["kind"] == "scores" and corpus is not None:
         from ..data.scored import load_scored
 
@@ -83,17 +89,82 @@ def _check_stages(run: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         yield from check_folder(folders[name], corpora.get(found[name].get("corpus_hash", "")))
 
 
-def check_disjoint(corpora: Sequence[str]) -> None:
-    """Raise UserError naming a document that stands in two corpora: the same id, or the same text under another id."""
-    tables = {folder: _documents(folder) for folder in corpora}
-    for (a, first), (b, second) in combinations(tables.items(), 2):
-        for key, what in (("id", "id"), ("text_hash", "text")):
-            if both := first[key].keys() & second[key].keys():
-                example = min(both, key=str)
-                raise UserError(
-                    f"{a} and {b} share {len(both)} documents by {what}, the first is {first[key][example]!r}: "
-                    "give their sources disjoint splits"
-                )
+def check_disjoint(corpora: Sequence[str]) -> list[str]:
+    """Raise UserError naming a document that stands in two corpora: the same text, or nearly so under the same id.
+
+    An id alone says nothing: numbers begin again in each file, and files of equal names are of different folders. Where an id
+    stands once in each of two corpora, the documents count as one if they differ in white space and case alone, or are long and
+    half of their runs of 8 tokens are the same. Returns a line on ids that stand over different texts, if there are any.
+    """
+    import numpy as np
+
+    different = 0
+    for a, b in combinations(corpora, 2):
+        first, second = _documents(a), _documents(b)
+        if len(both := np.intersect1d(first["text_hash"].to_numpy(), second["text_hash"].to_numpy())):
+            index = int(np.isin(first["text_hash"].to_numpy(), both).argmax())
+            raise UserError(_shared(a, b, len(both), "text", first["id"][index].as_py()))
+        same, others = _same_ids(a, first, b, second)
+        if same:
+            raise UserError(_shared(a, b, len(same), "id, with nearly the same text", min(same)))
+        different += others
+    return [f"ids: {different} stand in two corpora over different text, and say nothing"] if different else []
+
+
+def _shared(a: str, b: str, number: int, what: str, example: str) -> str:
+    return (
+        f"{a} and {b} share {number} documents by {what}, the first is {example!r}: give their sources disjoint splits"
+    )
+
+
+def _same_ids(a: str, first: Any, b: str, second: Any) -> tuple[list[str], int]:
+    """(ids of documents that are nearly the same in both, how many ids they share otherwise); MAX_IDS_READ are looked at."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from ..analysis.overlap import alike
+    from ..data.corpus import open_corpus
+
+    ids = [_said_once(table["id"]) for table in (first, second)]
+    shared = ids[0].filter(pc.is_in(ids[0], ids[1]))
+    corpora = [open_corpus(folder, verify=None) for folder in (a, b)]
+    if not len(shared) or corpora[0].tokenizer_hash != corpora[1].tokenizer_hash:
+        return [], len(shared)
+    looked_at = shared.take(pa.array(np.unique(np.linspace(0, len(shared) - 1, MAX_IDS_READ).astype(np.int64))))
+    texts = [
+        c.tokens_of(pc.index_in(looked_at, table["id"].combine_chunks()).to_numpy())
+        for c, table in zip(corpora, (first, second), strict=True)
+    ]
+    decode = corpora[0].tokenizer().decode
+
+    def nearly(x: Any, y: Any) -> bool:
+        if min(len(x), len(y)) >= LONG:
+            return alike(x, y) >= ALIKE
+        one, other = ("".join(str(decode(ids)).casefold().split()) for ids in (x, y))
+        return one == other
+
+    same = [i for i, x, y in zip(looked_at.to_pylist(), *texts, strict=True) if nearly(x, y)]
+    return same, len(shared) - len(same)
+
+
+def _said_once(ids: Any) -> Any:
+    """The ids that one document has: those that several have do not name one."""
+    import pyarrow.compute as pc
+
+    counts = pc.value_counts(ids)
+    return counts.field("values").filter(pc.equal(counts.field("counts"), 1))
+
+
+def _repeats(folder: Path) -> Iterator[str]:
+    """A line if documents of a corpus have the same text."""
+    import numpy as np
+
+    table = _documents(str(folder))
+    _, first, number = np.unique(table["text_hash"].to_numpy(), return_index=True, return_counts=True)
+    if (again := int((number - 1).sum())) > 0:
+        example = table["id"][int(first[number > 1].min())].as_py()
+        yield f"  {again:,} of its {len(table):,} documents have the text of an earlier one, the first is that of {example!r}"
 
 
 def overlaps(corpora: Sequence[str], worth_saying: float = 0.001) -> list[str]:
@@ -116,8 +187,7 @@ def overlaps(corpora: Sequence[str], worth_saying: float = 0.001) -> list[str]:
     return [f"overlap: runs of {RUN} tokens that stand in another corpus too: {', '.join(said) or 'none'}"]
 
 
-def _documents(folder: str) -> dict[str, dict[Any, str]]:
+def _documents(folder: str) -> Any:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(Path(folder) / "documents.parquet", columns=["id", "text_hash"]).to_pydict()
-    return {key: dict(zip(table[key], table["id"], strict=True)) for key in ("id", "text_hash")}
+    return pq.read_table(Path(folder) / "documents.parquet", columns=["id", "text_hash"])

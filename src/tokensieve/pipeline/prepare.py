@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, resolve
+from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, read_twice, resolve, text_bytes
 from tokensieve.runs import Stage, UserError, Work, atomic_file, read_json, stage, write_json
 
 from .config import check_seed
@@ -36,7 +37,6 @@ MAX_VOCAB_SIZE = 1 << 24
 _TOKENIZER_SAMPLE_BYTES = 20 << 20
 _ONE_PROCESS_BYTES = 32 << 20  # below this, starting processes costs more than they bring
 _BYTES_PER_TOKEN = 3.5  # of text, before a tokenizer has been seen: between small and large vocabularies
-_GZIP = 3  # how much larger text is than its gzip
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def run(config: PrepareConfig, progress: bool = True) -> Path:
     with stage(out, _work(config, sources), refuse=False) as s:  # parts of other work are thrown away: they cost little
         if not s.done:
             _start_parts(config, s)
+            for sentence in read_twice(sources):
+                print(f"tokensieve: {out}: {sentence}", file=sys.stderr, flush=True)
             _make(config, s, sources, progress)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return out
@@ -91,7 +93,7 @@ def work(config: PrepareConfig) -> Work:
 
 
 def _work(config: PrepareConfig, sources: list[Source]) -> Work:
-    inputs = {f"source {i}": identity(s) for i, s in enumerate(sources)}
+    inputs = {f"source {i}": identity(s, config.unit_bytes) for i, s in enumerate(sources)}
     if config.tokenizer is not None:
         from tokensieve.data.tokenizer import tokenizer_identity
 
@@ -114,7 +116,7 @@ def _text_bytes(source: Source) -> float:
     if source.format == "hub":
         raise UserError(f"{source.label} is not on this machine: nobody knows how large it is")
     low, high = source.config.split
-    size = sum(f.size * (_GZIP if f.name.endswith(".gz") else 1) for f in source.files) * (high - low)
+    size = sum(map(text_bytes, source.files)) * (high - low)
     return size if source.config.max_bytes is None else min(size, source.config.max_bytes)
 
 
@@ -155,6 +157,7 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     out, parts = s.folder, s.folder / PARTS
     plan = parts / "plan.json"
     everything = {k: v for k, v in asdict(config).items() if k != "workers"}
+    everything["sources"] = [{k: v for k, v in c.items() if k != "ignore_columns" or v} for c in everything["sources"]]
     earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
     if plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier)):
         return
@@ -171,11 +174,10 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
 def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool) -> None:
     from tokensieve.data import assemble
     from tokensieve.data.corpus import write_dataset_files
-    from tokensieve.data.readers import sample
     from tokensieve.data.tokenizer import tokenizer_hash, vocab_size
 
     out = s.folder
-    sources = [sample(source, config.unit_bytes) for source in sources]
+    sources = [_sample(config, out / PARTS / f"sample-{i:04d}.json", s, progress) for i, s in enumerate(sources)]
     tokenizer, setup = _setup(config, out, sources)
     parts = _run_units(config, sources, setup, progress)
     rows = _allot(config, sources, parts)
@@ -183,7 +185,7 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
     writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed)
     content_hash = writer.content.hexdigest()
     names = [shard["file"] for shard in writer.shards] + ["documents.parquet"]
-    names += write_dataset_files(out, writer.shards, content_hash) + _write_bad_rows(out, parts)
+    names += write_dataset_files(out, writer.shards, content_hash, labels=writer.labels) + _write_bad_rows(out, parts)
     names += sorted(f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir() if p.is_file())
     _remove_strangers(out, names)
     s.finish(
@@ -197,7 +199,7 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
         content_hash=content_hash,
         tokenizer_hash=tokenizer_hash(tokenizer),
         shards=writer.shards,
-        stats=assemble.figures(state, sum(rows), parts),
+        stats=assemble.figures(state, sum(rows), config.length, parts),
     )
 
 
@@ -235,14 +237,42 @@ def _train(config: PrepareConfig, sources: list[Source]) -> Any:
 # ---- units ----
 
 
+def _sample(config: PrepareConfig, kept: Path, source: Source, progress: bool) -> Source:
+    """The source cut down to its ``max_bytes``. Rows are read for it, by all processes; a resumed run need not do so again."""
+    from tqdm.auto import tqdm
+
+    from tokensieve.data.readers import groups, input_bytes, sample
+    from tokensieve.data.workers import sampled
+
+    if source.config.max_bytes is None or source.format in ONE_DOCUMENT_A_FILE:
+        return sample(source, config.unit_bytes)
+    if kept.is_file():
+        return replace(source, limit=read_json(kept)["limit"])
+
+    def placed() -> Iterator[tuple[float, int]]:
+        total = None if source.format == "hub" else source.size
+        size = input_bytes(source)
+        workers = _num_workers(config, size) if size > _ONE_PROCESS_BYTES else 1
+        found = sampled(light, groups(source, config.unit_bytes), workers)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="sample", disable=not progress) as bar:
+            for group, places in found:
+                yield from places
+                bar.update(sum(block.cost for block in group))
+
+    light = replace(source, files=source.files[:1])  # all that reading a block needs
+    made = sample(source, config.unit_bytes, placed())
+    write_json(kept, {"limit": made.limit})
+    return made
+
+
 def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[Unit]:
-    from tokensieve.data.readers import blocks
+    from tokensieve.data.readers import groups
     from tokensieve.data.units import Unit
 
     for s, source in enumerate(sources):
         light = replace(source, texts={}, files=source.files[:1])  # all that reading a block needs
-        for i, block in enumerate(blocks(source, config.unit_bytes)):
-            yield Unit(s, i, light, block)
+        for i, group in enumerate(groups(source, config.unit_bytes)):
+            yield Unit(s, i, light, group)
 
 
 def _run_units(config: PrepareConfig, sources: list[Source], setup: Setup, progress: bool) -> list[Part]:
@@ -261,7 +291,7 @@ def _run_units(config: PrepareConfig, sources: list[Source], setup: Setup, progr
         for unit, counts in results(_units(config, sources), setup, _num_workers(config, size)):
             found[unit.source_index, unit.number] = Part(unit.source_index, setup.parts / unit.name, counts)
             tokens += counts.tokens
-            bar.update(unit.block.cost)
+            bar.update(unit.cost)
             elapsed = bar.format_dict["elapsed"]
             bar.set_postfix_str(f"{tokens / 1e6:.1f}M tokens, {tokens / max(1e-3, elapsed):,.0f} tokens/s")
     return [found[key] for key in sorted(found)]

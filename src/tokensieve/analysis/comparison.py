@@ -22,7 +22,7 @@ CONTROLS = ("clm", "random")
 PLUS_MINUS = "± is half of the 95 % t interval over seeds"
 """What every ± over seeds means, in tables and sentences. It is also what decides."""
 RISE = 0.005
-"""Nats by which a curve must end above its lowest point to be said to rise: less is what the last steps add or take by chance."""
+"""Nats by which a curve must end above its lowest point to be said to rise: less is what the last steps do by chance."""
 
 
 def tokens_to_reach(curve: Sequence[tuple[float, float]], goal: float) -> float | None:

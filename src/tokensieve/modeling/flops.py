@@ -124,7 +124,7 @@ def _shares(body: nn.Module, config: Any) -> Iterator[tuple[str, float]]:
         block = body.get_submodule(path.rpartition(".")[0])
         number = _number_of(module)
         visits = {v for part in (module, block, *block.children(), config) for v in _numbers(part, _VISITED)}
-        if len(visits) != 1 or not 0 < (k := visits.pop()) <= number or getattr(config, "zero_expert_num", 0):
+        if len(visits) != 1 or not 0 < (k := visits.pop()) <= number or bool(getattr(config, "zero_expert_num", None)):
             raise ValueError(f"{path}: {number} experts, and nobody knows how many a token visits")
         yield path, k / number
 

@@ -239,7 +239,7 @@ def max_positions(config: Any) -> int | None:
     """The longest row a text config allows; None if it does not say. At least ``max_position_embeddings``; with rope scaling
     ``original_max_position_embeddings * factor``, if that is more, where the original may be ``max_position_embeddings``:
     some configs give the length before stretching there and some the one after, so the larger counts."""
-    known = getattr(config, "max_position_embeddings", None)
+    known: int | None = getattr(config, "max_position_embeddings", None)
     if known is None:
         return None
     stretched = [known]

@@ -171,7 +171,7 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     parameters = sum(p.numel() for p in model.parameters())
     model = model if config.lora is None else with_lora(model, config.lora)
     trained = tokens * float(_objective(config).options.get("ratio", 1.0))
-    flops = token_flops(model, length).train(tokens, trained)  # type: ignore[arg-type]
+    flops = token_flops(model, length).train(tokens, trained)
     each = 4 if args.save_only_model else _ADAM_BYTES
     memory = parameters * (4 + _ADAM_BYTES if config.lora is None else 4)
     return Cost(tokens, flops, parameters * (4 + each * copies), exact and done, max(1, copies), memory)

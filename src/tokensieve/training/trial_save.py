@@ -21,9 +21,9 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "ep
 def trial_save(model: Any, tokenizer: Any, args: Any) -> None:
     """Write the configs of model, generation, adapter and tokenizer into a folder below ``args.output_dir``, and remove it.
 
-    ``model``: PEFT-wrapped or not. A generation config that cannot be saved has nothing to do with training: it is put right and
-    told of. UserError for anything else that cannot be written, for a folder that is not writable, and for a disk with less
-    room than the weights take.
+    ``model``: PEFT-wrapped or not. A generation config that cannot be saved has nothing to do with training: it is put right
+    and told of. UserError for anything else that cannot be written, for a folder that is not writable, and for a disk with
+    less room than the weights take.
     """
     base, out = base_model(model), Path(args.output_dir)
     put_right(base)

@@ -25,6 +25,8 @@ from tokensieve.analysis.comparison import (
     kept_by_source,
     over_seeds,
     plus_minus,
+    reached_cell,
+    rises,
     rivals,
     trained,
     verdicts,
@@ -68,6 +70,7 @@ def render(name: str, runs: dict[int, list[dict[str, Any]]], baseline: str, targ
             ["difference", "by seed", "sd", "mean ± half of the 95 % interval"],
             markdown=True,
         ),
+        *rises(list(runs.values()), baseline),
         *verdicts(list(runs.values()), baseline, target, on),
     ]
     if shares := _shares(runs):
@@ -93,10 +96,11 @@ def _arm(rows: list[dict[str, Any]]) -> dict[str, str]:
         ("flops_reference", 1e12, ".2f", "+ reference"),
         ("seconds", 1, ".0f", "seconds"),
     ):
-        cells[heading] = _spread([r[key] / scale for r in rows], form) if key in rows[0] else ""
-    speedups = [r.get("speedup") for r in rows]
-    bound = "<= " if any(r.get("speedup_is_bound") for r in rows) else ""
-    cells["tokens to the baseline's end"] = "" if None in speedups else f"{bound}1/{over_seeds(speedups).mean:.2f}"
+        cells[heading] = (
+            _spread([None if r[key] is None else r[key] / scale for r in rows], form) if key in rows[0] else ""
+        )
+    missing = any(r.get("speedup") is None for r in rows)
+    cells["tokens to the baseline's end"] = "" if missing else reached_cell(rows)
     return cells
 
 

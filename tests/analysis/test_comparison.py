@@ -20,6 +20,10 @@ from tokensieve.analysis.comparison import (
     over_seeds,
     paired,
     plus_minus,
+    reached,
+    reached_cell,
+    rise,
+    rises,
     rivals,
     sentence,
     tokens_to_reach,
@@ -52,6 +56,65 @@ def test_the_first_crossing_counts() -> None:
     """A curve that came down, rose again and came down once more had been there the first time."""
     assert tokens_to_reach([(0, 5.0), (10, 3.0), (20, 5.0), (30, 3.0)], 4.0) == 5
     assert tokens_to_reach([(10, 3.0), (20, 5.0), (30, 3.0)], 4.0) == 10
+
+
+def at(*nlls: float) -> list[tuple[float, float]]:
+    return [(100.0 * (i + 1), nll) for i, nll in enumerate(nlls)]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "arm", "speedup", "cell"),
+    [
+        (at(5.0, 5.2, 5.4, 5.5, 5.6), at(5.3, 5.4, 5.5, 5.57, 5.58), 1.0, "no advantage"),  # said "5 times faster"
+        (at(6.0, 4.0, 4.4, 5.0), at(7.0, 6.0, 4.0, 3.9), 150 / 250, "no advantage"),  # down early, then up
+        (at(6.0, 4.0, 4.4, 4.5), at(4.2, 4.1, 4.0, 3.9), 175 / 100, "<= 1/1.75"),  # not 400 / 100
+        (at(6.0, 5.0, 4.5, 4.0), at(5.5, 4.5, 4.0, 3.5), 400 / 300, "1/1.33"),
+        (at(6.0, 5.0, 4.5, 4.0), at(3.9, 3.8, 3.7, 3.6), 4.0, "<= 1/4.00"),  # there from its first checkpoint on
+        (at(6.0, 5.0, 4.5, 4.0), at(6.0, 5.0, 4.5, 4.1), None, "never"),
+        ([(400.0, 4.0)], [(400.0, 3.5)], 1.0, "<= 1/1.00"),  # nothing but ends: at least so much
+        ([(0.0, 4.0), *at(6.0, 5.0, 4.5, 4.0)], [(0.0, 4.0), *at(6.0, 4.0, 3.9)], 400 / 200, "1/2.00"),
+        ([], at(3.0), None, "never"),
+        (at(4.0), [], None, "never"),
+    ],
+)
+def test_the_baseline_goes_through_the_same_function(
+    baseline: list[tuple[float, float]], arm: list[tuple[float, float]], speedup: float | None, cell: str
+) -> None:
+    """All of the baseline's tokens were divided, also those after it had been at its end's nll: a curve that rises from 5.0 to
+    5.6 lent an arm that rises from 5.3 to 5.58 a factor of 5."""
+    found = reached(baseline, arm)
+    assert found.speedup == (None if speedup is None else pytest.approx(speedup))
+    assert reached_cell([{"speedup": found.speedup, "speedup_is_bound": found.is_bound}]) == cell
+
+
+def test_cells_over_seeds() -> None:
+    rows = [{"speedup": s, "speedup_is_bound": False} for s in (1.5, 2.5, None)]
+    assert reached_cell(rows) == "never in 1 of 3"
+    assert reached_cell(rows[:2]) == "1/2.00"
+    assert reached_cell([{"speedup": s, "speedup_is_bound": False} for s in (0.8, 1.1)]) == "no advantage"
+
+
+@pytest.mark.parametrize(
+    ("points", "lowest"),
+    [
+        (at(5.0, 5.2, 5.6), (100.0, 5.0)),
+        (at(6.0, 4.0, 4.4), (200.0, 4.0)),
+        (at(6.0, 4.0, 4.004), None),  # what the last steps do by chance
+        (at(6.0, 5.0, 4.0), None),
+        (at(6.0, float("nan"), 7.0), (100.0, 6.0)),
+        ([], None),
+    ],
+)
+def test_a_curve_that_rises(points: list[tuple[float, float]], lowest: tuple[float, float] | None) -> None:
+    assert rise(points) == lowest
+    row: dict[str, Any] = {"arm": "clm", "nll": points[-1][1] if points else None, "tokens_seen": 300}
+    if lowest is not None:
+        row["lowest"] = {"tokens_seen": lowest[0], "nll": lowest[1]}
+    said = rises([[row]], "clm")
+    assert [s.partition(":")[0] for s in said] == (["clm's curve rises"] if lowest else [])
+    if lowest:
+        assert f"its lowest nll is {lowest[1]:.4f} after {lowest[0] / 300:.0%} of its tokens" in said[0]
+        assert rises([[row], [{"arm": "clm", "nll": 4.0}]], "clm")[0].startswith("clm's curve rises in 1 of 2 seeds")
 
 
 def test_no_curve() -> None:

@@ -14,6 +14,7 @@ from tokensieve.modeling.load import (
     check_length,
     check_vocabulary,
     load_causal_lm,
+    model_config,
     model_folder,
     model_hash,
     new_causal_lm,
@@ -110,6 +111,48 @@ def test_vocabulary_and_length_are_checked() -> None:
     check_length(model.config, 32, "x")
     with pytest.raises(UserError, match="rows of 33 tokens are longer than x's max_position_embeddings of 32"):
         check_length(model.config, 33, "x")
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}
+LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "longest"),
+    [
+        ({"max_position_embeddings": 32, "rope_parameters": YARN}, 128),  # as model cards say to do
+        (
+            {"max_position_embeddings": 128, "rope_parameters": YARN},
+            128,
+        ),  # the stretched length stands there: not twice
+        ({"max_position_embeddings": 32, "rope_parameters": {**YARN, "original_max_position_embeddings": 16}}, 64),
+        (
+            {
+                "max_position_embeddings": 32,
+                "rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4},
+            },
+            80,
+        ),
+        (
+            {
+                "max_position_embeddings": 32,
+                "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+            },
+            64,
+        ),
+        ({"max_position_embeddings": 500, "rope_parameters": {**LLAMA3, "factor": 8.0}}, 500),
+        ({"max_position_embeddings": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 32),
+        ({"model_type": "gpt2", "n_embd": 8, "n_positions": 32}, 32),  # learned positions: there are no more
+    ],
+)
+def test_stretched_positions_count(fields: dict[str, Any], longest: int) -> None:
+    """YaRN with max_position_embeddings at the old length, as Qwen2.5's cards have it, was refused within its context."""
+    made = model_config({**({} if "model_type" in fields else CONFIG), **fields}, vocab_size=50)
+    check_length(made, longest, "x")
+    with pytest.raises(UserError, match=rf"^rows of {longest + 1} tokens are longer than x's max_position_emb") as e:
+        check_length(made, longest + 1, "x")
+    assert ("rope_parameters" in str(e.value)) == ("gpt2" not in fields.values())
+    assert (f"stretches to {longest}" in str(e.value)) == (longest > made.max_position_embeddings)
 
 
 def test_missing_weights_are_refused(saved: Path, tmp_path: Path) -> None:

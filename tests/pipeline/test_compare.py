@@ -58,6 +58,29 @@ def test_an_arm_that_never_gets_there(tiny: Any) -> None:
     assert [line.split()[-1] for line in text.splitlines()[2:5]] == ["-", "never", "-"]
 
 
+def test_a_baseline_that_rises_is_said_to(tiny: Any) -> None:
+    """clm at 5.0 after its first checkpoint and 5.6 at its end made any arm below 5.6 faster by all that clm wasted."""
+    results = [record("clm", s, 100 * s, nll) for s, nll in ((1, 5.0), (2, 5.2), (3, 5.4), (4, 5.6))]
+    results += [record("rho1", s, 100 * s, nll) for s, nll in ((1, 5.3), (2, 5.4), (3, 5.5), (4, 5.58))]
+    rows = compare(config(tiny), results)
+    assert (rows[1]["speedup"], rows[1]["speedup_is_bound"]) == (1.0, False)
+    assert rows[0]["lowest"] == {"tokens_seen": 100, "nll": 5.0}
+    text = render(config(tiny), rows)
+    assert text.splitlines()[3].endswith("no advantage")
+    assert "clm's curve rises: its lowest nll is 5.0000 after" in text
+    assert "lowest" not in compare(config(tiny), RESULTS)[1]  # one that falls has no such key
+
+
+@pytest.mark.parametrize("key", ["flops_student", "flops_scoring", "flops_reference"])
+def test_unknown_flops_are_a_question_mark(key: str, tiny: Any) -> None:
+    """A family that nobody can count ended compare with a TypeError; it is never said to pay."""
+    rows = compare(config(tiny), RESULTS)
+    rows[2][key] = None
+    lines = render(config(tiny), rows).splitlines()
+    assert lines[4].split().count("?") == 1
+    assert "a total compute that is not known" in lines[-1]
+
+
 def test_figures_of_the_runs_stand_beside(tiny: Any) -> None:
     rows = {row["arm"]: row for row in compare(config(tiny), RESULTS)}
     summary = json.loads((tiny.rho1 / "summary.json").read_text())

@@ -21,6 +21,8 @@ CONTROLS = ("clm", "random")
 """Objectives that choose by no score: arms with these are what the others are held against."""
 PLUS_MINUS = "± is half of the 95 % t interval over seeds"
 """What every ± over seeds means, in tables and sentences. It is also what decides."""
+RISE = 0.005
+"""Nats by which a curve must end above its lowest point to be said to rise: less is what the last steps do by chance."""
 
 
 def tokens_to_reach(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
@@ -35,6 +37,64 @@ def tokens_to_reach(curve: Sequence[tuple[float, float]], goal: float) -> float 
         if y0 > goal >= y1:
             return x0 + (x1 - x0) * (y0 - goal) / (y0 - y1)
     return None
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How an arm stands to the baseline's end: the nll of the baseline's last checkpoint."""
+
+    speedup: float | None
+    """Tokens at which the baseline first came down to its own end, over those at which the arm did; None: it never did."""
+    is_bound: bool
+    """The arm was there at its first checkpoint, after which the baseline still had to come there: at least so much."""
+
+
+def reached(baseline: Sequence[tuple[float, float]], arm: Sequence[tuple[float, float]]) -> Reached:
+    """Both curves of (tokens, nll) through :func:`tokens_to_reach`, to the nll that ``baseline`` ends at.
+
+    A baseline that was at its end's nll long before its end has spent only the tokens until then on it. Points at 0 tokens say
+    nothing of training and are left out; without a point of either there is nothing to say: (None, False).
+    """
+    baseline, arm = (sorted(p for p in points if p[0] > 0) for points in (baseline, arm))
+    own = tokens_to_reach(baseline, baseline[-1][1]) if baseline else None
+    its = tokens_to_reach(arm, baseline[-1][1]) if baseline else None
+    if own is None or its is None:
+        return Reached(None, False)
+    told_nothing = own == baseline[0][0] and len(baseline) > 1  # the baseline was there at its first checkpoint, too
+    return Reached(own / its, its == arm[0][0] and not told_nothing)
+
+
+def reached_cell(rows: Sequence[Row]) -> str:
+    """What a table says of one arm by seed: ``1/1.33`` of the baseline's tokens, ``<= `` before a bound, ``no advantage`` for
+    as many tokens or more, ``never``; over seeds their mean, and in how many it is never."""
+    values = [row.get("speedup") for row in rows]
+    if never := values.count(None):
+        return "never" if len(rows) == 1 else f"never in {never} of {len(rows)}"
+    bound, mean = any(row.get("speedup_is_bound") for row in rows), over_seeds(values).mean or 0.0
+    return "no advantage" if mean <= 1 and not bound else f"{'<= ' if bound else ''}1/{mean:.2f}"
+
+
+def rise(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """(tokens, nll) of a curve's lowest point where it ends more than ``RISE`` above it; None where it does not rise."""
+    found = sorted(p for p in points if math.isfinite(p[1]))
+    best = min(found, key=lambda p: p[1], default=None)
+    return best if best is not None and found[-1][1] - best[1] > RISE else None
+
+
+def rises(seeds: Sequence[Sequence[Row]], baseline: str) -> list[str]:
+    """A sentence if the baseline's curve rises: its end is then no measure of what its tokens gave. Else nothing."""
+    rows = [row for rows in seeds for row in rows if row["arm"] == baseline and row.get("lowest")]
+    if not rows:
+        return []
+    name, seeds_of = _shown(baseline), "" if len(seeds) == 1 else f" in {len(rows)} of {len(seeds)} seeds"
+    low, end_nll = (
+        over_seeds(values).mean or 0.0 for values in ([r["lowest"]["nll"] for r in rows], [r["nll"] for r in rows])
+    )
+    share = over_seeds(r["lowest"]["tokens_seen"] / r["tokens_seen"] for r in rows).mean or 0.0
+    return [
+        f"{name}'s curve rises{seeds_of}: its lowest nll is {low:.4f} after {share:.0%} of its tokens, its end {end_nll:.4f}; "
+        f"tokens to {name}'s end are counted to where it first was there."
+    ]
 
 
 def curve(results: Sequence[dict[str, Any]], model: str, target: str, on: str = "all") -> list[tuple[float, float]]:

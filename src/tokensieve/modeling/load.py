@@ -221,10 +221,44 @@ def check_tokenizer(folder: Path | str, tokenizer: Any, what: str) -> None:
 
 
 def check_length(config: Any, length: int, what: str) -> None:
-    """Rows must not be longer than the positions a model knows. ``config``: the model's."""
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and length > longest:
-        raise UserError(f"rows of {length} tokens are longer than {what}'s max_position_embeddings of {longest}")
+    """Rows must not be longer than the positions a model knows, stretched ones included. ``config``: the model's."""
+    config = config.get_text_config()
+    longest = max_positions(config)
+    if longest is None or length <= longest:
+        return
+    known = config.max_position_embeddings
+    said = f"rows of {length} tokens are longer than {what}'s max_position_embeddings of {known}"
+    if longest > known:
+        said += f", which its rope scaling stretches to {longest}: set a larger factor in its config's rope_parameters"
+    elif _ropes(config):
+        way = f"rope_type: yarn, factor: {-(-length // known)}.0, original_max_position_embeddings: {known}"
+        said += f": rope_parameters in its config can stretch them ({way})"
+    raise UserError(said + (", or prepare shorter rows" if _ropes(config) else ""))
+
+
+def max_positions(config: Any) -> int | None:
+    """The longest row a text config allows; None if it does not say. At least ``max_position_embeddings``; with rope scaling
+    ``original_max_position_embeddings * factor``, if that is more, where the original may be ``max_position_embeddings``:
+    some configs give the length before stretching there and some the one after, so the larger counts."""
+    known: int | None = getattr(config, "max_position_embeddings", None)
+    if known is None:
+        return None
+    stretched = [known]
+    for rope in _ropes(config):
+        original = rope.get("original_max_position_embeddings") or known
+        if (
+            isinstance(factor := rope.get("factor"), int | float)
+            and rope.get("rope_type", rope.get("type")) != "default"
+        ):
+            stretched.append(int(original * factor))
+    return max(stretched)
+
+
+def _ropes(config: Any) -> list[Mapping[str, Any]]:
+    """The settings of rotary positions, of every kind of layer that has its own; none for learned positions."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope for rope in given.values() if isinstance(rope, Mapping)]
+    return kinds or ([given] if given else [])
 
 
 def quiet_loading() -> None:

@@ -63,7 +63,18 @@ def work(config: CompareConfig) -> Work:
         "evaluation": read_manifest(config.evaluation, "evaluation")["fingerprint"],
         "runs": {arm: read_manifest(folder, "model")["fingerprint"] for arm, folder in config.runs.items()},
     }
+    if _was_there_before_its_end(config):
+        inputs["tokens_to_end"] = "first reached"  # early versions divided all of the baseline's tokens
     return Work.of(KIND, config, NOT_WORK, inputs, arms=list(config.runs))
+
+
+def _was_there_before_its_end(config: CompareConfig) -> bool:
+    """Whether the baseline had its end's nll before its last checkpoint."""
+    from ..analysis.comparison import curve, tokens_to_reach
+
+    results = read_json(Path(config.evaluation) / "evaluation.json")
+    points = sorted(curve(results, config.baseline, config.target, _on(config)))
+    return bool(points) and tokens_to_reach(points, points[-1][1]) != points[-1][0]
 
 
 def estimate(config: CompareConfig, known: Known) -> Cost:
@@ -91,17 +102,18 @@ def _check_weights(config: CompareConfig, evaluated: Mapping[str, Any]) -> None:
 
 def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row an arm: ``arm``, ``nll``, ``bits_per_byte``, ``tokens_seen``, ``tokens_trained``, ``flops_student``,
-    ``flops_scoring``, ``flops_reference``, ``seconds``, ``kept_share_by_source``, ``speedup`` (tokens the baseline saw over
-    tokens after which this arm reached the baseline's end; null if it never did), ``speedup_is_bound`` (it was there at its
-    first checkpoint: at least so much), ``others`` (set -> nll).
+    ``flops_scoring``, ``flops_reference``, ``seconds``, ``kept_share_by_source``, ``speedup`` (tokens after which the
+    baseline first was at its end's nll, over those after which this arm was; null if it never was), ``speedup_is_bound`` (it
+    was there at its first checkpoint: at least so much), ``others`` (set -> nll); of a baseline whose curve rises ``lowest``.
 
     Models that were evaluated but are no arm (base, reference, n-grams) come first, without a run's figures.
     """
-    from ..analysis.comparison import curve, end, tokens_to_reach
+    from ..analysis.comparison import curve, end, reached, rise
 
     on = _on(config)
+    baseline = curve(results, config.baseline, config.target, on)
     try:
-        goal = end(results, config.baseline, config.target, on)
+        end(results, config.baseline, config.target, on)
         names = list(dict.fromkeys(r["model"] for r in results))
         rows = []
         for name in [n for n in names if n not in config.runs] + list(config.runs):
@@ -110,11 +122,10 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
             row["others"] = {other: end(results, name, other, "all")["nll"] for other in config.others}
             if name in config.runs:
                 row |= read_manifest(config.runs[name], "model", ("summary",))["summary"]
-                points, reached = curve(results, name, config.target, on), None
-                if name != config.baseline and None not in (goal["nll"], goal["tokens_seen"]):
-                    reached = tokens_to_reach(points, goal["nll"])
-                row["speedup"] = goal["tokens_seen"] / reached if reached else None
-                row["speedup_is_bound"] = bool(reached) and reached == min(tokens for tokens, _ in points)
+                found = reached(baseline, [] if name == config.baseline else curve(results, name, config.target, on))
+                row["speedup"], row["speedup_is_bound"] = found.speedup, found.is_bound
+                if name == config.baseline and (low := rise(baseline)):
+                    row["lowest"] = {"tokens_seen": low[0], "nll": low[1]}
             rows.append(row)
     except KeyError as e:
         raise UserError(f"{config.evaluation}: {e.args[0]}") from None
@@ -123,7 +134,7 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
 
 def render(config: CompareConfig, rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
     """For people: the table of arms, what share of each source the selective ones kept, and last the verdict in words."""
-    from ..analysis.comparison import kept_by_source, verdicts
+    from ..analysis.comparison import kept_by_source, rises, verdicts
     from ..analysis.table import table
 
     cells = [_cells(config, row) for row in rows]
@@ -132,7 +143,7 @@ def render(config: CompareConfig, rows: list[dict[str, Any]], *, markdown: bool 
         percent = [{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in shares]
         text += "\n\nshare of valid tokens kept, by source\n\n" + table(percent, list(percent[0]), markdown=markdown)
     said = verdicts([rows], config.baseline, config.target, _on(config))
-    return "\n\n".join([text, *said])
+    return "\n\n".join([text, *rises([rows], config.baseline), *said])
 
 
 def _on(config: CompareConfig) -> str:
@@ -140,12 +151,16 @@ def _on(config: CompareConfig) -> str:
 
 
 def _cells(config: CompareConfig, row: dict[str, Any]) -> dict[str, str | None]:
+    from ..analysis.comparison import reached_cell
+
     def number(value: float | None, form: str, scale: float = 1.0) -> str | None:
         return None if value is None else format(value / scale, form)
 
+    def flops(key: str) -> str | None:
+        return number(row.get(key), ".2f", 1e12) or ("?" if key in row else None)
+
     is_other_arm = row["arm"] in config.runs and row["arm"] != config.baseline
-    bound = "<= " if row.get("speedup_is_bound") else ""
-    speedup = f"{bound}1/{row['speedup']:.2f}" if row.get("speedup") else "never" if is_other_arm else None
+    speedup = reached_cell([row]) if is_other_arm else None
     return {
         "arm": row["arm"],
         f"{config.target} nll": number(row["nll"], ".4f"),
@@ -153,9 +168,9 @@ def _cells(config: CompareConfig, row: dict[str, Any]) -> dict[str, str | None]:
         **{f"{other} nll": number(nll, ".4f") for other, nll in row["others"].items()},
         "Mtok seen": number(row.get("tokens_seen"), ".3f", 1e6),
         "Mtok trained": number(row.get("tokens_trained"), ".3f", 1e6),
-        "student TFLOP": number(row.get("flops_student"), ".2f", 1e12),
-        "+ scoring": number(row.get("flops_scoring"), ".2f", 1e12),
-        "+ reference": number(row.get("flops_reference"), ".2f", 1e12),
+        "student TFLOP": flops("flops_student"),
+        "+ scoring": flops("flops_scoring"),
+        "+ reference": flops("flops_reference"),
         "seconds": number(row.get("seconds"), ".0f"),
         f"tokens to {config.baseline}'s end": speedup,
     }

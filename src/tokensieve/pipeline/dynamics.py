@@ -175,13 +175,13 @@ def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], has
 
 def _write_nll(
     config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], s: Stage, ranks: launch.Ranks
-) -> float:
-    """Score this rank's checkpoints that have no whole file yet; the FLOPs that all of them take."""
+) -> float | None:
+    """Score this rank's checkpoints that have no whole file yet; the FLOPs that all of them take, None where not known."""
     from tqdm.auto import tqdm
 
     from ..data.rows import Rows
     from ..data.scored import join_scores, write_columns
-    from ..modeling.flops import token_flops
+    from ..modeling.flops import known_or_none, token_flops
     from ..modeling.load import check_vocabulary, load_causal_lm, quiet_loading
     from ..scoring.engine import Scorer
 
@@ -209,7 +209,7 @@ def _write_nll(
                 note_part(path, clipped=sum(clipped))
             else:
                 bar.update(tokens)
-    return flops * len(checkpoints)
+    return known_or_none(flops * len(checkpoints))
 
 
 def _nll_blocks(scorer: Any, rows: Any, bar: Any, clipped: list[int]) -> Iterator[dict[str, Any]]:
@@ -223,7 +223,7 @@ def _nll_blocks(scorer: Any, rows: Any, bar: Any, clipped: list[int]) -> Iterato
         bar.update(batch.nll.size)
 
 
-def _finish(s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], flops: float) -> None:
+def _finish(s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], flops: float | None) -> None:
     from ..data.half import tell_clipped
     from .dynamics_tables import write_tables
 

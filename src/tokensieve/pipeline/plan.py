@@ -105,7 +105,7 @@ class Known:
         from ..modeling.flops import token_flops
 
         shapes = self.model(model)
-        return math.nan if shapes is None else token_flops(shapes, length).forward(tokens)  # type: ignore[arg-type]
+        return math.nan if shapes is None else token_flops(shapes, length).forward(tokens)
 
 
 def describe(recipe: Recipe) -> str:

@@ -166,15 +166,16 @@ def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
     return Scorer(model, device=device, batch_rows=config.batch_rows, entropy="entropy" in columns_of(config).values())
 
 
-def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float:
-    """Score this rank's missing shards, each written while the next is scored; the FLOPs that the whole corpus takes."""
+def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float | None:
+    """Score this rank's missing shards, each written while the next is scored; the FLOPs that the whole corpus takes, None
+    where they are not known."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from tqdm.auto import tqdm
 
     from ..data.rows import Rows
     from ..data.scored import join_scores
-    from ..modeling.flops import token_flops
+    from ..modeling.flops import known_or_none, token_flops
 
     rows = Rows(join_scores(corpus, verify=None))
     mine = corpus.manifest["shards"][ranks.rank :: ranks.size]
@@ -203,7 +204,7 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
             start = stop
         if written is not None:
             written.result()
-    return token_flops(scorer.model, corpus.length).forward(corpus.num_rows * corpus.length)
+    return known_or_none(token_flops(scorer.model, corpus.length).forward(corpus.num_rows * corpus.length))
 
 
 def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -> None:
@@ -234,7 +235,7 @@ def _score_shard(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, clipped
 
 
-def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float) -> None:
+def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None) -> None:
     from ..data.half import tell_clipped
 
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
@@ -259,9 +260,10 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float) -> None
     )
 
 
-def training_flops(model: str) -> float:
-    """FLOPs that trained a model, if `train` wrote its folder; 0 for a model from elsewhere."""
+def training_flops(model: str) -> float | None:
+    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere."""
     for folder in (Path(model), Path(model).parent):
         if is_done(folder) and read_manifest(folder)["kind"] == "model":
-            return float(read_manifest(folder, "model", ("summary",))["summary"]["flops_student"])
+            flops = read_manifest(folder, "model", ("summary",))["summary"]["flops_student"]
+            return None if flops is None else float(flops)
     return 0.0

@@ -18,6 +18,7 @@ from .arguments import check_arguments, check_code, lora_config, refuse_fields
 from .config import all_of, check_seed, from_fields, one_line
 from .fields import WrongFields
 from .plan import Cost, Known
+from .save_model import is_untied, save_model, with_lora
 
 if TYPE_CHECKING:
     from ..core import Objective
@@ -128,7 +129,7 @@ def run(config: TrainConfig) -> Path:
         s.bind()
         _write_config(config, trainer.args, out)
         _train(trainer, going_on)
-        _save(trainer, config, out)
+        save_model(trainer, out, lora=config.lora is not None, dtype=config.dtype)
         if ranks.rank == 0:
             _write_metrics(out, trainer.state.log_history)
             _finish(s, corpus, objective)
@@ -154,6 +155,8 @@ def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Wo
         inputs["isolated_sets"] = {name: found.isolate_documents for name, found in sets.items()}
     if config.training.get("use_cache") and any(c.isolate_documents for c in [corpus, *sets.values()]):
         inputs["use_cache"] = False  # runs that were made with one saw across documents
+    if config.lora is not None and is_untied(_model_config(config, corpus), config.lora):
+        inputs["merged"] = "untied"  # early versions merged such an adapter into the head as well
     if not isinstance(config.model, str):
         return Work.of(KIND, config, NOT_WORK, inputs)
     return Work.of(KIND, config, NOT_WORK, {**inputs, "model": model_hash(config.model)}, model=None)
@@ -170,10 +173,11 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     tokens, copies = steps * step, _num_checkpoints(args, steps)
     if (model := known.model(config.model, config.corpus)) is None:
         return Cost(tokens, math.nan, math.nan, False, max(1, copies))
-    trained = tokens * float(_objective(config).options.get("ratio", 1.0))
-    flops = token_flops(model, length).train(tokens, trained)  # type: ignore[arg-type]
-    each = 4 if args.save_only_model else _ADAM_BYTES
     parameters = sum(p.numel() for p in model.parameters())
+    model = model if config.lora is None else with_lora(model, config.lora)
+    trained = tokens * float(_objective(config).options.get("ratio", 1.0))
+    flops = token_flops(model, length).train(tokens, trained)
+    each = 4 if args.save_only_model else _ADAM_BYTES
     memory = parameters * (4 + _ADAM_BYTES if config.lora is None else 4)
     return Cost(tokens, flops, parameters * (4 + each * copies), exact and done, max(1, copies), memory)
 
@@ -194,7 +198,6 @@ def _train(trainer: Any, going_on: bool) -> None:
     with StopSignals() as stop:
         trainer.stop_signal = lambda: stop.received
         trainer.train(resume_from_checkpoint=going_on)
-    trainer.seam.close()
 
 
 def validate(config: TrainConfig) -> None:
@@ -333,18 +336,6 @@ def _guards(config: TrainConfig, corpus: Corpus, device: str) -> Any:
     )
 
 
-def _save(trainer: Any, config: TrainConfig, out: Path) -> None:
-    """``model/`` is a whole model in Hugging Face format; a LoRA run also has its ``adapter/``."""
-    trained = out / ("model" if config.lora is None else "adapter")
-    trainer.save_model(str(trained))
-    if not trainer.is_world_process_zero():
-        return
-    if config.lora is not None:
-        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        merged.save_pretrained(out / "model")
-        trainer.processing_class.save_pretrained(out / "model")
-
-
 def training_arguments(config: TrainConfig) -> Any:
     """``config.training`` as TrainingArguments, every field typed.
 
@@ -371,32 +362,35 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
     if isinstance(config.model, str):
         model = load_causal_lm(config.model, dtype=config.dtype)
     else:
-        defaults = {"vocab_size": corpus.vocab_size, "eos_token_id": corpus.eos_id, "bos_token_id": corpus.eos_id}
-        model = new_causal_lm(config.model, seed=config.seed, dtype=config.dtype, **defaults)
-    return _with_lora(model, config.lora) if config.lora is not None else model
+        model = new_causal_lm(config.model, seed=config.seed, dtype=config.dtype, **_of_corpus(corpus))
+    return with_lora(model, config.lora) if config.lora is not None else model
 
 
-def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
-    import warnings
+def _of_corpus(corpus: Corpus) -> dict[str, Any]:
+    """What a new model's config takes from its corpus."""
+    return {"vocab_size": corpus.vocab_size, "eos_token_id": corpus.eos_id, "bos_token_id": corpus.eos_id}
 
-    config = lora_config(lora)
-    from peft import get_peft_model
 
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            return get_peft_model(model, config)
-    except Exception as e:  # whatever peft raises for modules, initialisations and biases that it does not know
-        raise UserError(f"lora: {one_line(e)}") from None
+def _model_config(config: TrainConfig, corpus: Corpus) -> Any:
+    from ..modeling.load import model_config, read_config
+
+    return (
+        read_config(config.model) if isinstance(config.model, str) else model_config(config.model, **_of_corpus(corpus))
+    )
 
 
 def _flops_spent(config: TrainConfig) -> tuple[float, float]:
-    """(scoring, reference training) of the scores used: every scoring counts, a model's training once."""
+    """(scoring, reference training) of the scores used: every scoring counts, a model's training once. NaN: not known."""
+
+    def known(flops: float | None) -> float:
+        return math.nan if flops is None else flops
+
     manifests = [read_manifest(s, "scores", ("flops", "reference_flops", "model_hash")) for s in config.scores]
     trained: dict[str, float] = {}
     for m in manifests:  # scored from a copy of its folder, nobody knows any more what training it took
-        trained[m["model_hash"]] = max(m["reference_flops"], trained.get(m["model_hash"], 0.0))
-    return sum(m["flops"] for m in manifests), sum(trained.values())
+        spent, before = known(m["reference_flops"]), trained.get(m["model_hash"], 0.0)
+        trained[m["model_hash"]] = before if before > spent else spent  # one that is not known stays so
+    return sum(known(m["flops"]) for m in manifests), sum(trained.values())
 
 
 def _write_config(config: TrainConfig, args: Any, out: Path) -> None:

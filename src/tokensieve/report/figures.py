@@ -107,7 +107,8 @@ def _line(run: Run, arm: str, on_set: str, value: Callable[[Arm, dict[str, Any]]
     records = [r for r in records if r["tokens_seen"] is not None]
     if found is None or not records:
         return None
-    return np.array([value(found, r) for r in records], float), np.array([r["nll"] for r in records])
+    x = np.array([value(found, r) for r in records], float)
+    return (x, np.array([r["nll"] for r in records])) if np.isfinite(x).all() else None
 
 
 def _mean_line(lines: Sequence[Any]) -> Any:

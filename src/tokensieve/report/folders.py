@@ -5,12 +5,14 @@ Folders are matched by the hashes in their manifests, never by the paths a run w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..analysis.comparison import TOTAL
 from ..layout import TOKEN_LOG, token_files, token_lines
 from ..runs import UserError, check_files, read_json, read_manifest
 
@@ -192,6 +194,8 @@ def checkpoints(run: Run, arm: str, on_set: str, on: str | None = None) -> list[
 
 
 def total_flops(arm: Arm, tokens_seen: int) -> float:
-    """FLOPs spent when the arm had seen so many tokens: its own, and all of scoring and reference training before them."""
+    """FLOPs spent when the arm had seen so many tokens: its own, and all of scoring and reference training before them; NaN
+    where one of them is not known."""
     line = next((s for s in arm.steps if s["tokens_seen"] >= tokens_seen), arm.steps[-1])
-    return float(line["flops_student"] + line["flops_scoring"] + line["flops_reference"])
+    spent = [line[key] for key in TOTAL]
+    return math.nan if None in spent else float(sum(spent))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..analysis.comparison import TOTAL, over_seeds, plus_minus, verdicts
+from ..analysis.comparison import TOTAL, over_seeds, plus_minus, reached_cell, rises, verdicts
 from .folders import Run
 
 
@@ -15,6 +15,7 @@ def verdict(runs: Sequence[Run]) -> str:
     if not run.rows or run.baseline is None:
         return "This run compares no arms, so there is no verdict."
     said = verdicts([r.rows for r in runs], run.baseline, str(run.target), run.on)
+    said = [*rises([r.rows for r in runs], run.baseline), *said] if said else said
     return " ".join(said) or f"No arm that chooses by a score stands beside {run.baseline}, so there is no verdict."
 
 
@@ -41,14 +42,10 @@ def _arm_cells(run: Run, arm: str, runs: Sequence[Run]) -> list[str]:
     cells = [arm, _mean(rows, "nll", 4), _mean(rows, "bits_per_byte", 4)]
     cells += [_mean([r["others"] for r in rows], other, 4) for other in run.compared.get("others", [])]
     cells += [_mean(rows, key, 3, 1e6) for key in ("tokens_seen", "tokens_trained")]
-    cells += [_mean(rows, key, 2, 1e12) for key in TOTAL]
+    cells += [_mean(rows, key, 2, 1e12) or ("?" if key in rows[0] else "") for key in TOTAL]
     if "tokens_seen" not in rows[0] or arm == run.baseline:
         return [*cells, ""]
-    speedups = [r["speedup"] for r in rows]
-    if None in speedups:
-        return [*cells, "never" if len(rows) == 1 else f"never in {speedups.count(None)} of {len(rows)}"]
-    bound = "≤ " if any(r.get("speedup_is_bound") for r in rows) else ""
-    return [*cells, f"{bound}1/{over_seeds(speedups).mean:.2f}"]
+    return [*cells, reached_cell(rows).replace("<=", "≤")]
 
 
 def _mean(rows: Sequence[dict[str, Any]], key: str, digits: int, scale: float = 1.0) -> str:

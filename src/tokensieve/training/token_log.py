@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core import random_uniform
 from ..layout import TIMES, TOKEN_LOG, log_lines, token_file, token_files
-from ..modeling.flops import TokenFlops
+from ..modeling.flops import TokenFlops, known_or_none
 from ..runs import UserError, atomic_file
 from .step import Totals, unpacked
 
@@ -40,7 +40,7 @@ class TokenLogConfig:
 
 @dataclass(frozen=True)
 class FlopsSpent:
-    """FLOPs spent before training on what the objective needs; reported as fields of their own."""
+    """FLOPs spent before training on what the objective needs; reported as fields of their own. NaN: not known."""
 
     scoring: float = 0.0
     """Scoring the corpus with the reference model."""
@@ -66,8 +66,8 @@ class TokenLog:
     ``kept_nll``, ``dropped_nll`` (means over valid, kept, dropped tokens; null where there is none), ``loss`` (weighted sum
     over the objective's denominator: what was minimised), ``effective_share`` (only of objectives whose weights are not just
     0 or 1: (sum |w|)^2 / (valid * sum w^2)), ``valid_by_source``, ``kept_by_source`` (name -> tokens); since the start
-    ``tokens_seen``, ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``; ``skipped`` (true) only of
-    a step without an update: nothing is kept in it, and its means are null.
+    ``tokens_seen``, ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference`` (null where not known);
+    ``skipped`` (true) only of a step without an update: nothing is kept in it, and its means are null.
     """
 
     folder: Path
@@ -118,9 +118,9 @@ class TokenLog:
             "nll": _ratio(total["kept_nll"] + total["dropped_nll"], total["valid"]),
             "kept_nll": _ratio(total["kept_nll"], total["kept"]),
             "dropped_nll": _ratio(total["dropped_nll"], total["valid"] - total["kept"]),
-            "flops_student": self.flops_student,
-            "flops_scoring": self.spent.scoring,
-            "flops_reference": self.spent.reference,
+            "flops_student": known_or_none(self.flops_student),
+            "flops_scoring": known_or_none(self.spent.scoring),
+            "flops_reference": known_or_none(self.spent.reference),
             **self._by_source(total),
             **({"skipped": True} if skipped else {}),
         }
@@ -151,7 +151,7 @@ class TokenLog:
         lines = _read_lines(path, step)
         last: dict[str, Any] = lines[-1] if lines else {"tokens_seen": 0, "tokens_trained": 0, "flops_student": 0.0}
         self.tokens_seen, self.tokens_trained = last["tokens_seen"], last["tokens_trained"]
-        self.flops_student = last["flops_student"]
+        self.flops_student = math.nan if last["flops_student"] is None else last["flops_student"]
         self.skipped.clear()  # in place: others look at this very set
         self.skipped.update(line["step"] for line in lines if line.get("skipped"))
         if write and path.exists():

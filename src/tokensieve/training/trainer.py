@@ -51,6 +51,7 @@ from .step import (
     unpacked,
 )
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
+from .trial_save import trial_save
 
 MODEL_ONLY = ("attention_mask", "position_ids", "labels")
 
@@ -140,6 +141,8 @@ class SelectiveTrainer(Fed):
         self.init_guards(guards or GuardConfig())
         self.objective_name = f"objective {self.objective.name!r}"
         self.token_log.skipped = self.skipped_steps
+        if train_dataset is not None and self.is_world_process_zero():
+            trial_save(self.accelerator.unwrap_model(self.model), self.processing_class, args)
 
     # --- the step -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,166 @@
+"""What a run leaves of its model, and the proof that this is the model that was trained."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runs import UserError
+from .arguments import lora_config
+from .config import one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Mean absolute difference of nll a token, in parts of the mean nll. Merging an adapter rounds its sum with the weights once
+# more: 1e-6 in float32, .01 in bfloat16; an adapter merged into weights that it was not trained for comes to .1 and more.
+TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
+ASIDE = "model-not-as-trained"
+
+
+def with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
+    """``model`` with a new adapter. Raises UserError for what PEFT does not know."""
+    import warnings
+
+    config = lora_config(lora)
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # untied below, before the merge
+            return get_peft_model(model, config)
+    except Exception as e:  # whatever peft raises for modules, initialisations and biases that it does not know
+        raise UserError(f"lora: {one_line(e)}") from None
+
+
+def save_model(trainer: Any, out: Path, *, lora: bool, dtype: str) -> None:
+    """Write ``model/``, a whole model in Hugging Face format, and of a LoRA run ``adapter/``; close the trainer's seam.
+
+    ``model/`` is read again and held against the trained model on the first rows of the corpus: another nll a token is a
+    UserError, and ``model/`` is set aside. Costs two forwards of a micro-batch and one more copy of the weights.
+    """
+    batch = _first_rows(trainer)
+    sharded = trainer.is_fsdp_enabled
+    trained_BT = _nll(trainer, trainer.seam, batch) if sharded or trainer.is_world_process_zero() else None
+    trainer.seam.close()
+    trainer.save_model(str(out / ("adapter" if lora else "model")))
+    if not trainer.is_world_process_zero():
+        return
+    if lora:
+        _save_merged(trainer, out / "model")
+    if not sharded:
+        trainer.accelerator.unwrap_model(trainer.model).to("cpu")  # room for the copy that is read again
+    assert trained_BT is not None
+    _check_saved(trainer, out / "model", dtype, batch, trained_BT)
+
+
+def _save_merged(trainer: Any, folder: Path) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if untie(model):
+        print(
+            f"tokensieve: {folder}: the adapter changed the input embedding only, so the head is written beside it "
+            "(tie_word_embeddings: false)",
+            file=sys.stderr,
+            flush=True,
+        )
+    model.merge_and_unload().save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+
+
+def untie(model: Any) -> bool:
+    """Give the head weights of its own where it shares those of an input embedding with an adapter; whether it did so.
+
+    The head was trained against without the adapter's part: merged into shared weights, that would become the head's too.
+    """
+    from torch import nn
+
+    from ..modeling.seam import base_model
+
+    base = base_model(model)
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    wrapped = type(embedding).__module__.partition(".")[0] == "peft"
+    if not wrapped or not any(p is head.weight for p in embedding.parameters()):
+        return False
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in (base.config, base.config.get_text_config()):
+        config.tie_word_embeddings = False
+    names = {f"{name}.weight" for name, module in base.named_modules() if module is head}
+    tied = getattr(base, "all_tied_weights_keys", {})
+    base.all_tied_weights_keys = {k: v for k, v in tied.items() if not {k, v} & names}
+    return True
+
+
+def is_untied(config: Any, lora: Mapping[str, Any]) -> bool:
+    """Whether an adapter of these fields changes an input embedding that a model of this config ties to its head."""
+    from ..modeling.load import model_shapes
+
+    if not config.get_text_config().tie_word_embeddings:
+        return False
+    try:
+        return untie(with_lora(model_shapes(config), lora))
+    except Exception:  # a config that cannot be built: training says so
+        return False
+
+
+def _first_rows(trainer: Any) -> dict[str, Tensor]:
+    """The first micro-batch of the corpus, as the model is fed."""
+    from ..data.rows import collate
+    from ..training.trainer import MODEL_INPUTS
+
+    rows = trainer.train_dataset
+    count = min(len(rows), trainer.args.per_device_train_batch_size)
+    batch = trainer._prepare_inputs(dict(collate(rows.__getitems__(list(range(count))))))
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
+
+
+def _nll(trainer: Any, seam: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """nll of every token of the batch by the model in ``seam``, in the precision that was trained in. float32 [B, T]"""
+    import torch
+
+    from ..core import token_nll
+    from ..data.rows import shift_targets
+
+    found: list[Tensor] = []
+    targets = shift_targets(batch["input_ids"])
+    wrapped = trainer.accelerator.unwrap_model(trainer.model)
+    model = wrapped if seam is trainer.seam else seam.model
+    was_training = model.training
+    seen = seam.run(lambda hidden, head: found.append(token_nll(hidden, head, targets)))
+    with torch.no_grad(), trainer.accelerator.autocast(), seen:
+        model.eval()(**batch, use_cache=False)
+    model.train(was_training)
+    return found[0].float().cpu()
+
+
+def _check_saved(trainer: Any, folder: Path, dtype: str, batch: Mapping[str, Tensor], trained_BT: Tensor) -> None:
+    """Refuse, and set aside, a saved model that is not the trained one."""
+    import torch
+
+    from ..modeling.load import load_causal_lm
+    from ..modeling.seam import HeadSeam
+
+    try:
+        saved = load_causal_lm(folder, dtype=dtype).to(trainer.args.device)
+        saved_BT = _nll(trainer, HeadSeam(saved), batch)
+    except torch.OutOfMemoryError:
+        print(f"tokensieve: {folder} was not compared with what was trained: no memory", file=sys.stderr, flush=True)
+        return
+    counts = trained_BT.isfinite() & (trained_BT != 0)  # 0: no target
+    trained, found = trained_BT[counts].double(), saved_BT[counts].double()
+    half = dtype in ("bfloat16", "float16") or trainer.args.bf16 or trainer.args.fp16 or trainer.args.tf32
+    limit = (TOLERANCE_HALF if half else TOLERANCE) * max(1.0, float(trained.mean()))
+    if not len(trained) or float((found - trained).abs().mean()) <= limit:
+        return
+    aside = folder.with_name(ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    kept = "adapter/ and the checkpoints are" if (folder.parent / "adapter").exists() else "the checkpoints are"
+    raise UserError(
+        f"{folder} is not the model that was trained: its nll is {float(found.mean()):.4f} on the first rows of the corpus, "
+        f"that of the trained model {float(trained.mean()):.4f}. It is set aside as {aside.name}, {kept} kept, and the run "
+        "does not count as finished"
+    )

@@ -87,8 +87,10 @@ class ContentHash:
                     chunk = chunk.flatten()
                 values.update(chunk.to_numpy().tobytes())
 
-    def hexdigest(self) -> str:
-        return hash_json({name: [d.hexdigest() for d in pair] for name, pair in self._digests.items()})
+    def hexdigest(self, bos_id: int | None = None) -> str:
+        """``bos_id``: where each document begins with BOS; the same rows with that token as a target are other content."""
+        columns: dict[str, Any] = {name: [d.hexdigest() for d in pair] for name, pair in self._digests.items()}
+        return hash_json(columns if bos_id is None else {**columns, "bos_id": bos_id})
 
 
 class ShardWriter:
@@ -198,6 +200,12 @@ class Corpus:
         return int(self.manifest["pad_id"])
 
     @property
+    def bos_id(self) -> int | None:
+        """The token that begins each document and is never a target; None: there is none, as in corpora of early versions."""
+        found = self.manifest.get("bos_id")
+        return None if found is None else int(found)
+
+    @property
     def stats(self) -> dict[str, Any]:
         return dict(self.manifest["stats"])
 
@@ -270,6 +278,10 @@ def _lines(manifest: dict[str, Any]) -> Iterator[str]:
             f"  {name:{width}}  {found['tokens']:>12,} tokens ({found['tokens'] / max(1, stats['tokens']):6.1%})  "
             f"{found['documents']:>9,} documents  {per_token:.2f} bytes per token"
         )
+    if manifest.get("bos_id") is not None:
+        yield f"  each document begins with BOS (id {manifest['bos_id']}), which is never a target"
+    if stats.get("unknown"):
+        yield f"  {stats['unknown_share']:.2%} of the tokens ({stats['unknown']:,}) are the unknown token: their text is lost"
     left_out = {"bad rows": stats["bad_rows"], **stats["skipped"]}
     if any(left_out.values()):
         yield "  left out: " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)

@@ -2,6 +2,7 @@
 
 row            = [ a a a E b b E p p ]      E: EOS, p: padding (num_tokens = 7), pieces start at 0 and 4
 labels         = [ a a a E b b E . . ]      . = -100; the model shifts: hidden at t predicts labels[t + 1]
+with bos_id:     [ . a a E . b E . . ]      a document's first token is its BOS: no target, in whatever row it begins
 isolated:      = [ . a a E . b E . . ]      a piece's first token is no target; positions 0 1 2 3 0 1 2 ...
 targets        = labels one to the left, -100 at the end: made once, by collate, for all that is computed of a batch
 """
@@ -24,6 +25,7 @@ PAD_ROW = -1  # as a row index: a row that is all padding
 
 # Columns that are read where they are there: those of a corpus, and those of a data set made elsewhere.
 OPTIONAL = ("labels", "num_tokens", "isolated", "doc_starts", "doc_sources", "row_id", "attention_mask", "position_ids")
+OPTIONAL += ("bos_id", "doc_offsets")
 LOSS_MASKS = {"completion_mask", "assistant_masks", "assistant_mask", "loss_mask", "prompt_mask"}
 
 
@@ -31,7 +33,8 @@ class Rows(Dataset[dict[str, Tensor]]):
     """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], float32 ``scores`` columns, ``position_ids`` if isolated.
 
     ``dataset`` has at least ``input_ids``;
-    optional: ``labels``, ``num_tokens``, ``doc_starts`` with ``isolated``, ``doc_sources``, ``row_id``. Item -1 (PAD_ROW)
+    optional: ``labels``, ``num_tokens``, ``doc_starts`` with ``isolated``, ``doc_offsets`` with ``bos_id``, ``doc_sources``,
+    ``row_id``. Item -1 (PAD_ROW)
     is an ignored row: labels all -100. A NaN score on a target raises UserError naming row and position.
 
     ``statistics`` are names of ON_REQUEST that items have too, [T]: ``segment``, from a column of that name, ``doc_starts`` or
@@ -83,6 +86,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             starts = np.asarray(row["doc_starts"], dtype=np.int64)
             labels_T[starts] = IGNORE_INDEX
             item["position_ids"] = torch.from_numpy(piece_positions(starts, len(ids_T)))
+        if "bos_id" in row and "doc_offsets" in row:
+            labels_T[bos_places(row)] = IGNORE_INDEX
         item["labels"] = torch.from_numpy(labels_T)
         item["row_id"] = torch.tensor(int(row.get("row_id", index)))
         for name in self.statistics:
@@ -106,6 +111,14 @@ class Rows(Dataset[dict[str, Tensor]]):
         row["labels"] = torch.full_like(row["labels"], IGNORE_INDEX)
         row["row_id"] = torch.tensor(PAD_ROW)
         return row
+
+
+def bos_places(row: Mapping[str, Any]) -> np.ndarray:
+    """Where in a row a document's BOS stands: its first token, wherever packing put it. int64 [documents that begin here]
+
+    Not where that id stands: EOS may have it too, and is a target.
+    """
+    return np.asarray(row["doc_starts"], np.int64)[np.asarray(row["doc_offsets"]) == 0]
 
 
 def _segment(row: Mapping[str, Any], length: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tokensieve.data.tokenizer import load_tokenizer, tokenizer_folder
-from tokensieve.runs import UserError, read_json
+from tokensieve.runs import UserError, is_done, read_json, read_manifest
 
 Mode = Literal["auto", "always", "never"]
 
@@ -92,35 +92,37 @@ def set_template(tokenizer: Any, bos: Bos) -> None:
     backend.post_processor = processors.Sequence([old, template]) if keeps else template
 
 
-def disagreement(model: Path | str, bos_id: int | None, corpus: Path | str) -> str | None:
-    """A sentence where a model expects its texts to begin otherwise than the documents of a corpus do; None: it does not.
+def told(bos_id: int | None) -> str:
+    """How documents begin, in a sentence after "with"."""
+    return "no BOS" if bos_id is None else f"BOS (id {bos_id})"
 
-    What `train` wrote expects what its corpus had; a model from elsewhere what its tokenizer puts before a text.
+
+class Expected(NamedTuple):
+    """How a model's texts begin: the id of BOS, or None; and whether a run of ours says so, or the model's tokenizer."""
+
+    id: int | None
+    trained: bool
+
+
+def expected(model: Path | str) -> Expected | None:
+    """What `train` wrote expects what its corpus had, a model from elsewhere what its tokenizer puts before a text.
+
+    None: nobody knows (no tokenizer, or several tokens before a text).
     """
-    expected = expected_bos(model)
-    if expected == bos_id or expected == -1:
-        return None
-    if bos_id is None:
-        return (
-            f"{model} begins every text with BOS (id {expected}), the documents of {corpus} do not: its nll there may mean "
-            "nothing, prepare the corpus with a tokenizer that says so, or with bos: always"
-        )
-    has = "none" if expected is None else f"BOS of id {expected}"
-    return f"the documents of {corpus} begin with BOS (id {bos_id}), {model} knows {has} before a text"
-
-
-def expected_bos(model: Path | str) -> int | None:
-    """Id of the BOS that a model's texts begin with; None: with none; -1: nobody knows (no tokenizer, several tokens)."""
-    from tokensieve.runs import is_done, read_manifest
-
     for folder in (Path(model), Path(model).parent):
         if is_done(folder) and (manifest := read_manifest(folder))["kind"] == "model":
-            return manifest.get("bos_id")  # a run of an early version: its corpus had none
-    saved = next((f for f in (Path(model), Path(model) / "model") if (f / "tokenizer.json").is_file()), None)
-    if saved is None:
-        return -1
+            return Expected(manifest.get("bos_id"), True)  # in a run of an early version: none
     try:
-        bos = bos_of(saved)
+        found = bos_of(model if (Path(model) / "tokenizer.json").is_file() else Path(model) / "model")
     except UserError:
-        return -1
-    return bos.id if bos else None
+        return None
+    return Expected(found.id if found else None, False)
+
+
+def disagreement(model: Path | str, bos_id: int | None, corpus: Path | str) -> str | None:
+    """A sentence where a model expects its texts to begin otherwise than the documents of a corpus do; None: it does not."""
+    wants = expected(model)
+    if wants is None or wants.id == bos_id:
+        return None
+    so = "its numbers may mean nothing there" if bos_id is None else "it was not made for that"
+    return f"{model} begins texts with {told(wants.id)}, the documents of {corpus} begin with {told(bos_id)}: {so}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
 
     ``part``: only the shards of this one of many processes that need not run at the same time, see cluster.py.
     """
+    from ..data.bos import disagreement
     from ..data.corpus import open_corpus
     from ..modeling.load import check_tokenizer
 
@@ -61,9 +63,12 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
     out, corpus = Path(config.out), open_corpus(config.corpus, verify="full")
     check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     ranks = part or launch.ranks()
+    note = disagreement(config.model, corpus.bos_id, config.corpus)
     with stage(out, _work(config, corpus), rank=ranks.rank, alone=part is None) as s:
         if s.done:
             return out
+        if note and ranks.rank == 0:
+            print(f"tokensieve: {note}", file=sys.stderr, flush=True)
         scorer = _scorer(config, corpus, ranks)
         s.bind()
         flops = write_shards(config, scorer, corpus, out, ranks)
@@ -71,7 +76,7 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
             return out  # others may still be at work: a run without a part finishes the folder
         launch.wait_for_all(ranks)
         if ranks.rank == 0:
-            _finish(s, config, corpus, flops)
+            _finish(s, config, corpus, flops, note)
         launch.wait_for_all(ranks)
     return out
 
@@ -225,7 +230,7 @@ def _score_shard(config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: 
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float) -> None:
+def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float, note: str | None) -> None:
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
     s.finish(
         [shard["file"] for shard in shards],
@@ -240,6 +245,7 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float) -> None
         shards=shards,
         flops=flops,
         reference_flops=training_flops(config.model),
+        **({"bos_note": note} if note else {}),
     )
 
 

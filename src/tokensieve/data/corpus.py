@@ -219,6 +219,17 @@ class Corpus:
             ids = np.asarray(row["input_ids"])[: int(row["num_tokens"])]
             yield from np.split(ids, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [ids]
 
+    def outcomes(self) -> Iterator[np.ndarray]:
+        """Of each of :meth:`contexts`, which tokens something can predict: all but the BOS of a document. bool [T]"""
+        from tokensieve.data.rows import bos_places
+
+        read = ["num_tokens", "doc_starts", *(["doc_offsets"] if self.bos_id is not None else [])]
+        for row in self.rows.select_columns(read).with_format("numpy"):
+            outcome_T = np.ones(int(row["num_tokens"]), bool)
+            if self.bos_id is not None:
+                outcome_T[bos_places(row)] = False
+            yield from np.split(outcome_T, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [outcome_T]
+
     def documents_at(self, row: int, position: int | None = None) -> list[str]:
         """Names of the documents in a row, or of the one at a position of it."""
         found = self.rows[row]

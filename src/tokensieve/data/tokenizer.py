@@ -221,8 +221,8 @@ class Encoder:
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
     def num_bytes(self, ids: npt.NDArray[np.int32]) -> int:
-        """Bytes that the table gives these tokens; EOS counts 0."""
-        return int(self.bytes_table[ids].sum())
+        """Bytes that the table gives a document's tokens; its BOS and EOS count 0."""
+        return int(self.bytes_table[ids[int(self.bos_id is not None) :]].sum())
 
 
 def _unknown_id(backend: Any) -> int | None:

@@ -298,8 +298,10 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
             both = f"{told(corpus.bos_id)}, those of {corpora[0].folder} with {told(corpora[0].bos_id)}"
             raise UserError(f"baselines: the documents of {corpus.folder} begin with {both}")
     text = [row for corpus in corpora for row in corpus.contexts()]
+    has_bos = corpora[0].bos_id is not None
+    outcomes = [row for corpus in corpora for row in corpus.outcomes()] if has_bos else None
     for label, order in NGRAMS.items():
-        ngram = NGram.fit(text, vocab_size, order)
+        ngram = NGram.fit(text, vocab_size, order, outcomes)
         for name, corpus in sets.items():
             sums, rows = _Sums(corpus), Rows(join_scores(corpus, verify=None))
             for index in range(corpus.num_rows):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, resolve
-from tokensieve.runs import Stage, UserError, Work, atomic_file, read_json, stage, write_json
+from tokensieve.runs import Stage, UserError, Work, atomic_file, is_done, read_json, read_manifest, stage, write_json
 
 from .config import check_seed
 from .plan import Cost, Known
@@ -108,8 +108,9 @@ def _work(config: PrepareConfig, sources: list[Source]) -> Work:
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
         if (bos := _bos(config)) is not None:
             inputs["bos"] = bos.id
-        if _was_overridden(config):
-            inputs["tokenizer_rules"] = "tokenizer.json"
+        if is_done(config.out) and read_manifest(config.out)["inputs"].get("tokenizer") == inputs["tokenizer"]:
+            if _was_overridden(config):
+                inputs["tokenizer_rules"] = "tokenizer.json"
     return Work.of(KIND, config, NOT_WORK, inputs, tokenizer=config.tokenizer)
 
 
@@ -123,17 +124,18 @@ def _bos(config: PrepareConfig) -> Bos | None:
 
 
 def _was_overridden(config: PrepareConfig) -> bool:
-    """Whether ``out`` was tokenised by other rules than the given tokenizer.json's: by those of a class, laid over it.
+    """Whether the tokenizer saved in ``out`` has other rules than the given tokenizer.json: those of a class, laid over it.
 
-    Versions did so where tokenizer_config.json or config.json named one. Such a folder is other work; no new one can be.
+    Early versions did so where tokenizer_config.json or config.json named one. Such a folder is other work, or not gone on
+    with; a new one cannot be like that.
     """
     made = Path(config.out) / "tokenizer"
-    if not (made / "tokenizer.json").is_file():
+    if config.tokenizer is None or not (made / "tokenizer.json").is_file():
         return False
     from tokensieve.data.tokenizer import tokenizer_folder
     from tokensieve.data.tokenizer_state import file_state, other_rule
 
-    return other_rule(file_state(tokenizer_folder(config.tokenizer or "")), file_state(made)) is not None
+    return other_rule(file_state(tokenizer_folder(config.tokenizer)), file_state(made)) is not None
 
 
 def estimate(config: PrepareConfig, known: Known) -> Cost:
@@ -197,7 +199,8 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     plan = parts / "plan.json"
     everything = {k: v for k, v in asdict(config).items() if k not in ("workers", *_LATER)}
     earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
-    if plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier)):
+    ours = plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier))
+    if ours and not _was_overridden(config):
         return
     strangers = [p.name for p in out.iterdir() if p.name == "tokenizer" or p.suffix in (".arrow", ".json", ".parquet")]
     if strangers and not plan.is_file():

@@ -20,7 +20,12 @@ TEXT = "In 1990 there were 4556 cats,  i\u0308 ﬁ x1y22"
 DIGITS = {
     "type": "Sequence",
     "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}| ?\p{L}+|[^\p{L}\p{N}]"}, "behavior": "Isolated", "invert": False},
+        {
+            "type": "Split",
+            "pattern": {"Regex": r"\p{N}{1,3}| ?\p{L}+|[^\p{L}\p{N}]"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ],
 }
@@ -90,7 +95,12 @@ def test_settings_beside_the_file_are_kept(state: State, tmp_path: Path) -> None
     (source / "special_tokens_map.json").write_text(json.dumps({"eos_token": tok.EOS, "bos_token": tok.EOS}))
     for _ in range(2):
         loaded = tok.load_tokenizer(source)
-        assert (loaded.eos_token, loaded.bos_token, loaded.pad_token, loaded.model_max_length) == (tok.EOS, tok.EOS, "cat", 77)
+        assert (loaded.eos_token, loaded.bos_token, loaded.pad_token, loaded.model_max_length) == (
+            tok.EOS,
+            tok.EOS,
+            "cat",
+            77,
+        )
         assert (loaded.chat_template, loaded.padding_side) == ("{{ messages }}", "left")
         loaded.save_pretrained(str(source := tmp_path / "saved"))
 
@@ -115,7 +125,9 @@ def test_rules_that_transformers_replaces_all_the_same_are_refused(
     state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, rule: Any
 ) -> None:
     """It mends the regex of some vocabularies as they are loaded; whatever it will mend, ids are the file's or none."""
-    monkeypatch.setattr(PreTrainedTokenizerFast, "update_post_processor", lambda self: setattr(self._tokenizer, part, rule))
+    monkeypatch.setattr(
+        PreTrainedTokenizerFast, "update_post_processor", lambda self: setattr(self._tokenizer, part, rule)
+    )
     folder = folder_of(tmp_path / "source", {**state, "post_processor": None}, {"eos_token": tok.EOS})
     with pytest.raises(UserError, match=rf"puts another {part} in the place of tokenizer\.json's"):
         tok.load_tokenizer(folder)
@@ -208,9 +220,7 @@ def test_what_gives_every_text_the_same_ids_is_the_same(state: State, tmp_path: 
 
 def test_a_unigram_is_its_scores_too() -> None:
     vocab = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("ab", -1.5)]
-    states = [
-        json.loads(Tokenizer(models.Unigram([*vocab[:3], ("ab", p)], 0)).to_str()) for p in (-1.5, -3.0)
-    ]
+    states = [json.loads(Tokenizer(models.Unigram([*vocab[:3], ("ab", p)], 0)).to_str()) for p in (-1.5, -3.0)]
     assert difference(states[0], states[0]) is None
     assert difference(*states) == "their vocabulary's scores"
     longer = json.loads(Tokenizer(models.Unigram([*vocab, ("ba", -1.0)], 0)).to_str())

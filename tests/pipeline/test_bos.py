@@ -22,7 +22,7 @@ from tokensieve.pipeline import evaluate, prepare, score, train
 from tokensieve.runs import UserError, read_manifest
 from tokensieve.scoring.engine import Scorer
 
-WORDS = "the cat sat on a mat while dogs ran over hills and rivers flow to sea under moon light".split()
+WORDS = "the cat sat on a mat while dogs ran over hills and rivers flow to sea under moon light".split()  # noqa: SIM905
 TEXTS = [" ".join(np.random.default_rng(i).choice(WORDS, 3 + i % 17)) for i in range(40)]
 VOCAB = 300
 
@@ -86,10 +86,14 @@ def targets(corpus: Corpus) -> list[list[int]]:
 
 @pytest.mark.parametrize("isolate", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_document_begins_with_bos_which_is_no_target(tmp_path: Path, capsys: Any, kind: str, isolate: bool) -> None:
+def test_each_document_begins_with_bos_which_is_no_target(
+    tmp_path: Path, capsys: Any, kind: str, isolate: bool
+) -> None:
     """No document of a corpus began with the BOS that its tokenizer puts before every text, and no field asked."""
     folder = tokenizer_folder(tmp_path / "T", **KINDS[kind])
-    corpus = corpus_of(tmp_path / "C", folder, write(tmp_path / "t.jsonl", [{"text": t} for t in TEXTS]), isolate_documents=isolate)
+    corpus = corpus_of(
+        tmp_path / "C", folder, write(tmp_path / "t.jsonl", [{"text": t} for t in TEXTS]), isolate_documents=isolate
+    )
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     bos, eos = backend.token_to_id(KINDS[kind]["bos"]), backend.token_to_id(EOS)
     plain = [backend.encode(t, add_special_tokens=False).ids for t in TEXTS]
@@ -148,7 +152,7 @@ def test_the_field_decides_and_auto_asks_the_tokenizer(
 
 def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     folder, source = tokenizer_folder(tmp_path / "T", None), write(tmp_path / "t.jsonl", [{"text": "a"}])
-    with pytest.raises(UserError, match="bos: always needs a BOS, and tokenizer .*T has none"):
+    with pytest.raises(UserError, match=r"bos: always needs a BOS, and tokenizer .*T has none"):
         corpus_of(tmp_path / "C", folder, source, bos="always")
     with pytest.raises(UserError, match="one that is trained here has none"):
         corpus_of(tmp_path / "C", None, source, bos="always")
@@ -186,7 +190,9 @@ def test_the_same_rows_with_bos_as_a_target_are_another_corpus(tmp_path: Path) -
     folder = tokenizer_folder(tmp_path / "T", "<bos>", template=True)
     bos = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<bos>")
     source = write(tmp_path / "t.jsonl", [{"input_ids": [bos, 5, 6, 0]}] * 9)
-    made = [corpus_of(tmp_path / m, folder, SourceConfig(source.path, format="tokens"), bos=m) for m in ("auto", "never")]
+    made = [
+        corpus_of(tmp_path / m, folder, SourceConfig(source.path, format="tokens"), bos=m) for m in ("auto", "never")
+    ]
     assert made[0].rows["input_ids"] == made[1].rows["input_ids"]
     assert made[0].content_hash != made[1].content_hash
 
@@ -233,28 +239,47 @@ def test_who_disagrees_is_told_or_refused(tmp_path: Path, capsys: Any) -> None:
     tiny.llama(vocab_size=VOCAB).save_pretrained(tmp_path / "M")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "M" / name).write_bytes((folder / name).read_bytes())
-    model, wrong = str(tmp_path / "M"), f"M begins texts with BOS (id 299), the documents of {lacks.folder} begin with no BOS"
+    model, wrong = (
+        str(tmp_path / "M"),
+        f"M begins texts with BOS (id 299), the documents of {lacks.folder} begin with no BOS",
+    )
     capsys.readouterr()
     for corpus, says in ((has, None), (lacks, wrong)):
         out = score.run(score.ScoreConfig(f"{corpus.folder}-scores", model, str(corpus.folder), device="cpu"))
         assert capsys.readouterr().err.count("begins texts with") == (says is not None)
         assert (says is None and "bos_note" not in read_manifest(out)) or says in read_manifest(out)["bos_note"]
-    done = evaluate.run(evaluate.EvaluateConfig(str(tmp_path / "E"), {"m": model}, {"s": str(lacks.folder)}, device="cpu"))
+    done = evaluate.run(
+        evaluate.EvaluateConfig(str(tmp_path / "E"), {"m": model}, {"s": str(lacks.folder)}, device="cpu")
+    )
     assert wrong in read_manifest(done)["bos_notes"][0]
     assert wrong in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"baselines: the documents of .* begin with BOS \(id 299\), those of .* with no BOS"):
+    with pytest.raises(
+        UserError, match=r"baselines: the documents of .* begin with BOS \(id 299\), those of .* with no BOS"
+    ):
         evaluate.run(
             evaluate.EvaluateConfig(str(tmp_path / "F"), {}, {"s": str(has.folder)}, baselines=[str(lacks.folder)])
         )
-    config = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     run = {"max_steps": 1, "use_cpu": True, "save_strategy": "no", "per_device_train_batch_size": 2}
     sets = {"out": str(tmp_path / "R"), "corpus": str(has.folder), "model": config, "training": run}
-    with pytest.raises(UserError, match=r"eval_sets: the documents of s begin with no BOS, those of .* with BOS \(id 299\)"):
+    with pytest.raises(
+        UserError, match=r"eval_sets: the documents of s begin with no BOS, those of .* with BOS \(id 299\)"
+    ):
         train.run(train.TrainConfig(**sets, eval_sets={"s": str(lacks.folder)}))
     made = train.run(train.TrainConfig(**sets))
     assert read_manifest(made)["bos_id"] == 299
     assert json.loads((made / "model" / "config.json").read_text())["bos_token_id"] == 299
     assert disagreement(made, 299, "x") is None
     assert disagreement(made / "model", None, "x") is not None
-    with pytest.raises(UserError, match=r"sets: the documents of s begin with no BOS, those that .* was trained on with BOS"):
-        evaluate.run(evaluate.EvaluateConfig(str(tmp_path / "G"), {"m": str(made)}, {"s": str(lacks.folder)}, device="cpu"))
+    with pytest.raises(
+        UserError, match=r"sets: the documents of s begin with no BOS, those that .* was trained on with BOS"
+    ):
+        evaluate.run(
+            evaluate.EvaluateConfig(str(tmp_path / "G"), {"m": str(made)}, {"s": str(lacks.folder)}, device="cpu")
+        )

@@ -49,7 +49,9 @@ def _named(folder: Path, why: str) -> Bos | None:
     if tokenizer.bos_token_id is not None:
         return Bos(int(tokenizer.bos_token_id), str(tokenizer.bos_token), why)
     if why.startswith("as the field"):
-        raise UserError(f"bos: always needs a BOS, and tokenizer {folder} has none: set bos_token in tokenizer_config.json")
+        raise UserError(
+            f"bos: always needs a BOS, and tokenizer {folder} has none: set bos_token in tokenizer_config.json"
+        )
     return None
 
 

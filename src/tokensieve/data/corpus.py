@@ -292,7 +292,8 @@ def _lines(manifest: dict[str, Any]) -> Iterator[str]:
     if manifest.get("bos_id") is not None:
         yield f"  each document begins with BOS (id {manifest['bos_id']}), which is never a target"
     if stats.get("unknown"):
-        yield f"  {stats['unknown_share']:.2%} of the tokens ({stats['unknown']:,}) are the unknown token: their text is lost"
+        share = f"{stats['unknown_share']:.2%} of the tokens ({stats['unknown']:,})"
+        yield f"  unknown to the tokenizer: {share}, their text is lost"
     left_out = {"bad rows": stats["bad_rows"], **stats["skipped"]}
     if any(left_out.values()):
         yield "  left out: " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)

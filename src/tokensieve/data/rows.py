@@ -25,7 +25,7 @@ PAD_ROW = -1  # as a row index: a row that is all padding
 
 # Columns that are read where they are there: those of a corpus, and those of a data set made elsewhere.
 OPTIONAL = ("labels", "num_tokens", "isolated", "doc_starts", "doc_sources", "row_id", "attention_mask", "position_ids")
-OPTIONAL += ("bos_id", "doc_offsets")
+BOS_COLUMNS = ("bos_id", "doc_offsets")  # likewise, where both are there: a document's first token is no target
 LOSS_MASKS = {"completion_mask", "assistant_masks", "assistant_mask", "loss_mask", "prompt_mask"}
 
 
@@ -58,7 +58,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         self.scores, self.statistics = tuple(scores), tuple(n for n in ON_REQUEST if n in told | {*statistics})
         for name in self.statistics:
             _check_source(name, dataset.column_names)
-        read = {*OPTIONAL, *(c for name in self.statistics for c in ON_REQUEST[name][0])} - {"input_ids", *scores}
+        bos = BOS_COLUMNS if set(BOS_COLUMNS) <= {*dataset.column_names} else ()
+        read = {*OPTIONAL, *bos, *(c for name in self.statistics for c in ON_REQUEST[name][0])} - {"input_ids", *scores}
         columns = ["input_ids", *scores, *sorted(read & set(dataset.column_names))]
         self.dataset = dataset.select_columns(columns).with_format("numpy")
 
@@ -86,7 +87,7 @@ class Rows(Dataset[dict[str, Tensor]]):
             starts = np.asarray(row["doc_starts"], dtype=np.int64)
             labels_T[starts] = IGNORE_INDEX
             item["position_ids"] = torch.from_numpy(piece_positions(starts, len(ids_T)))
-        if "bos_id" in row and "doc_offsets" in row:
+        if "bos_id" in row:
             labels_T[bos_places(row)] = IGNORE_INDEX
         item["labels"] = torch.from_numpy(labels_T)
         item["row_id"] = torch.tensor(int(row.get("row_id", index)))
@@ -118,7 +119,8 @@ def bos_places(row: Mapping[str, Any]) -> np.ndarray:
 
     Not where that id stands: EOS may have it too, and is a target.
     """
-    return np.asarray(row["doc_starts"], np.int64)[np.asarray(row["doc_offsets"]) == 0]
+    places: np.ndarray = np.asarray(row["doc_starts"], np.int64)[np.asarray(row["doc_offsets"]) == 0]
+    return places
 
 
 def _segment(row: Mapping[str, Any], length: int) -> np.ndarray:

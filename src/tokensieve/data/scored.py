@@ -31,8 +31,9 @@ def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify = "full"
     """The corpus's rows with the score columns beside them: a memory-mapped ``datasets.Dataset``, verified.
 
     Columns: those of the corpus (docs/formats.md), each score folder's columns, ``isolated`` if the corpus keeps documents
-    apart, and ``bos_id`` if each begins with BOS. ``verify``: "full" (hash every file), "size", or None. Raises UserError naming what does not fit: another
-    corpus, tokenizer, window (row length or isolation), a missing, truncated or changed shard, a column given twice.
+    apart, and ``bos_id`` if each begins with BOS: the first token of a document (``doc_offsets`` 0) is then no target.
+    ``verify``: "full" (hash every file), "size", or None. Raises UserError naming what does not fit: another corpus,
+    tokenizer, window (row length or isolation), a missing, truncated or changed shard, a column given twice.
     """
     return join_scores(open_corpus(corpus, verify=verify), *scores, verify=verify)
 

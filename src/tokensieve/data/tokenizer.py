@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokensieve.data.tokenizer_state import file_state, other_rule, state_of
-from tokensieve.runs import UserError, file_hash, hash_json
+from tokensieve.runs import UserError, file_hash, hash_json, read_json
 
 EOS = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # 256 bytes and EOS
@@ -37,6 +37,8 @@ def load_tokenizer(path: Path | str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     folder = tokenizer_folder(path)
+    if _brings_code(folder):
+        raise UserError(f"tokenizer {folder} brings code of its own (auto_map), which is never run")
     file = file_state(folder)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), **_LOCAL)
@@ -49,6 +51,18 @@ def load_tokenizer(path: Path | str) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {folder} has no EOS token: set eos_token, documents end with it")
     return tokenizer
+
+
+def _brings_code(folder: Path) -> bool:
+    """Whether a class that transformers does not have tokenises: what it makes of tokenizer.json, nobody here knows."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    if not isinstance(config, dict) or "auto_map" not in config:
+        return False
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    name = str(config.get("tokenizer_class"))
+    return tokenizer_class_from_name(name) is None and tokenizer_class_from_name(name.removesuffix("Fast")) is None
 
 
 def _class_defaults(folder: Path, tokenizer: Any) -> dict[str, str]:
@@ -181,7 +195,9 @@ class Encoder:
         self._made_of = (str(tokenizer_json), eos_id, bytes_table, bos_id, parse_special_tokens)
         self.eos_id, self.bos_id, self.parses = eos_id, bos_id, parse_special_tokens
         self.bytes_table = bytes_table
-        self.unknown_id = _unknown_id(self.backend)
+        state = state_of(self.backend)
+        self.unknown_id = _unknown_id(self.backend, state["model"])
+        self.drops = self.unknown_id is None and _can_drop(state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled backend forgets encode_special_tokens.
@@ -217,6 +233,16 @@ class Encoder:
         inner = ids[int(self.bos_id is not None) : -1]
         return 0 if self.unknown_id is None else int((inner == self.unknown_id).sum())
 
+    def num_lost(self, text: str) -> int:
+        """Characters of a text, spaces apart, that become no token at all: a BPE with no unknown token leaves out what it
+        does not know. Encodes again, but only where that can be."""
+        if not self.drops:
+            return 0
+        covered: npt.NDArray[np.bool_] = np.zeros(len(text), bool)
+        for start, end in self.backend.encode(text, add_special_tokens=False).offsets:
+            covered[start:end] = True
+        return sum(not char.isspace() for char, there in zip(text, covered, strict=True) if not there)
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
@@ -225,12 +251,19 @@ class Encoder:
         return int(self.bytes_table[ids[int(self.bos_id is not None) :]].sum())
 
 
-def _unknown_id(backend: Any) -> int | None:
+def _can_drop(state: dict[str, Any]) -> bool:
+    """True if a BPE without an unknown token lacks some byte or, where it takes characters, may lack some character."""
+    model = state["model"]
+    if model["type"] != "BPE" or model.get("byte_fallback"):
+        return False
+    return not _is_byte_level({"pre_tokenizer": state["pre_tokenizer"]}) or not _byte_alphabet() <= {*model["vocab"]}
+
+
+def _unknown_id(backend: Any, model: dict[str, Any]) -> int | None:
     """The token that the model gives for what it does not know; None where it has none, as byte-level ones.
 
     Not transformers' ``unk_token``, which no text comes out as: GPT-2's is its EOS.
     """
-    model = json.loads(backend.to_str())["model"]
     if model.get("unk_id") is not None:  # Unigram's
         return int(model["unk_id"])
     token = model.get("unk_token")

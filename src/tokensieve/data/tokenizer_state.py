@@ -96,7 +96,9 @@ def _further_token(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | 
 
 def _out_of_reach(token: str, model: Mapping[str, Any]) -> bool:
     """True if a BPE with the merges of ours, which make no such token, cannot come to it: it begins with single characters."""
-    whole_words = model.get("ignore_merges") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    whole_words = (
+        model.get("ignore_merges") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    )
     is_byte = model.get("byte_fallback") and token.startswith("<0x")
     return model.get("type") == "BPE" and not whole_words and not is_byte and len(token) > 1
 

@@ -62,7 +62,7 @@ class Counts:
     tokens: int = 0
     sources: list[str] = field(default_factory=list)  # names, in the order of their first document
     token_bytes_exact: bool = True
-    unknown: int = 0  # tokens that stand for text which the vocabulary cannot say
+    unknown: int = 0  # tokens that stand for text which the vocabulary cannot say, and characters that became none
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents
     num_bad_rows: int = 0
     bad_rows: list[dict[str, str]] = field(default_factory=list)  # the first of them
@@ -139,7 +139,7 @@ def _encode_batch(batch: list[Document], counts: Counts, setup: Setup) -> Iterat
             continue
         ids, target = next(solved) if d.solution else (next(plain), 0)
         text = d.text.encode()
-        counts.unknown += encoder.num_unknown(ids)
+        counts.unknown += encoder.num_unknown(ids) + encoder.num_lost(d.text)
         if encoder.num_bytes(ids) != len(text):
             counts.token_bytes_exact = False
         yield Encoded(d.id, d.source, ids, target, len(text), xxhash.xxh3_64_intdigest(text))

@@ -73,9 +73,7 @@ def run(config: EvaluateConfig) -> Path:
         write_json(out / "evaluation.json", results)
         with atomic_file(out / "table.txt", "w") as f:
             f.write(render(results) + "\n")
-        s.finish(
-            ["evaluation.json", "table.txt"], results=len(results), **({"bos_notes": notes} if notes else {})
-        )
+        s.finish(["evaluation.json", "table.txt"], results=len(results), **({"bos_notes": notes} if notes else {}))
     return out
 
 

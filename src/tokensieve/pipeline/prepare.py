@@ -32,7 +32,11 @@ KIND = "corpus"
 # Text and tokenizer count by what is in them: moved elsewhere, they are the same.
 # So does BOS, by its id; and how many unknown tokens are too many says when to stop.
 NOT_WORK = ("out", "workers", "tokenizer", "bos", "max_unknown", "sources.path")
-_LATER = ("bos", "parse_special_tokens", "max_unknown")  # fields that came after fingerprints ceased to cover all of them
+_LATER = (
+    "bos",
+    "parse_special_tokens",
+    "max_unknown",
+)  # fields that came after fingerprints ceased to cover all of them
 PARTS = "parts.tmp"
 MAX_WORKERS = 8
 MAX_LENGTH = 1 << 24
@@ -60,7 +64,7 @@ class PrepareConfig:
     parse_special_tokens: bool = False
     """Take control tokens written out in text (<|im_end|>) as control tokens; else they are encoded as the text they are."""
     max_unknown: float = 0.01
-    """Refuse a corpus of which more than this share of tokens is the unknown token: its text is lost."""
+    """Refuse a corpus of which more than this share of tokens is unknown to the tokenizer: that text is lost."""
     length: int = 1024
     """Tokens in a row."""
     isolate_documents: bool = False
@@ -101,16 +105,16 @@ def work(config: PrepareConfig) -> Work:
 
 
 def _work(config: PrepareConfig, sources: list[Source]) -> Work:
-    inputs = {f"source {i}": identity(s) for i, s in enumerate(sources)}
+    inputs: dict[str, Any] = {f"source {i}": identity(s) for i, s in enumerate(sources)}
     if config.tokenizer is not None:
         from tokensieve.data.tokenizer import tokenizer_identity
 
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
         if (bos := _bos(config)) is not None:
             inputs["bos"] = bos.id
-        if is_done(config.out) and read_manifest(config.out)["inputs"].get("tokenizer") == inputs["tokenizer"]:
-            if _was_overridden(config):
-                inputs["tokenizer_rules"] = "tokenizer.json"
+        made = read_manifest(config.out)["inputs"] if is_done(config.out) else {}
+        if made.get("tokenizer") == inputs["tokenizer"] and _was_overridden(config):
+            inputs["tokenizer_rules"] = "tokenizer.json"
     return Work.of(KIND, config, NOT_WORK, inputs, tokenizer=config.tokenizer)
 
 
@@ -346,8 +350,8 @@ def _check_unknown(config: PrepareConfig, parts: list[Part]) -> None:
     unknown, tokens = (sum(getattr(p.counts, name) for p in parts) for name in ("unknown", "tokens"))
     if unknown > config.max_unknown * tokens:
         raise UserError(
-            f"{unknown / tokens:.1%} of the tokens are the unknown token: this tokenizer was not made for this text; choose "
-            f"another, or set max_unknown above {unknown / tokens:.4f}"
+            f"unknown to the tokenizer: {unknown:,} of {tokens:,} tokens ({unknown / tokens:.1%}), more than max_unknown "
+            f"({config.max_unknown:.1%}) allows: it was not made for this text; choose another, or raise max_unknown"
         )
 
 

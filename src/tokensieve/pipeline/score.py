@@ -122,7 +122,7 @@ def _check_columns(columns: list[str] | dict[str, str]) -> None:
     from ..core.stats import STATISTICS
     from ..data.corpus import COLUMNS as OF_CORPUS
     from ..data.corpus import LATER_COLUMNS
-    from ..data.rows import LOSS_MASKS, OPTIONAL
+    from ..data.rows import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
 
     if not columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
@@ -135,7 +135,7 @@ def _check_columns(columns: list[str] | dict[str, str]) -> None:
         if len(set(columns)) < len(columns):
             raise UserError("columns: one is named twice")
         return
-    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *LOSS_MASKS, "targets", "valid"}
+    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, "targets", "valid"}
     taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
     for name, holds in columns.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):

@@ -15,10 +15,12 @@ from tokensieve.analysis.ngram import NGram
 from tokensieve.data.bos import bos_of, disagreement
 from tokensieve.data.corpus import Corpus, describe, open_corpus
 from tokensieve.data.rows import IGNORE_INDEX, Rows
-from tokensieve.data.scored import load_scored
+from tokensieve.data.scored import load_scored, write_score_shard
 from tokensieve.data.sources import SourceConfig
 from tokensieve.data.tokenizer import EOS, train_tokenizer
-from tokensieve.pipeline import evaluate, prepare, score, train
+from tokensieve.pipeline import dynamics, evaluate, prepare, score, train
+from tokensieve.pipeline.dynamics_rows import Reader
+from tokensieve.pipeline.dynamics_tables import _token_counts
 from tokensieve.runs import UserError, read_manifest
 from tokensieve.scoring.engine import Scorer
 
@@ -126,6 +128,11 @@ def test_each_document_begins_with_bos_which_is_no_target(
     unigram = NGram.fit(corpus.contexts(), VOCAB, 1, corpus.outcomes())
     assert unigram.token_counts_V.sum() == sum(len(ids) + 1 for ids in plain)
     assert unigram.token_counts_V[bos] == (len(TEXTS) if bos == eos else 0)
+    write_score_shard(tmp_path / "nll", {"nll": batch.nll.astype(np.float16)})
+    config = dynamics.DynamicsConfig("x", ["x"], str(corpus.folder))
+    count_V, targets_V = _token_counts(config, Reader(corpus, [tmp_path / "nll"]))
+    assert (count_V == unigram.token_counts_V[: len(count_V)]).all()
+    assert targets_V.sum() == sum(map(len, marked.values()))
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def figures(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> d
     """``stats`` of a corpus's manifest."""
     tokens = sum(t.tokens for t in state.by_source)
     size = sum(t.bytes for t in state.by_source)
+    unknown = sum(p.counts.unknown for p in parts)  # of all that was read, be it kept or not
     skipped: dict[str, int] = {}
     for part in parts:
         for reason, n in part.counts.skipped.items():
@@ -186,5 +187,7 @@ def figures(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> d
         "by_source": {name: vars(state.by_source[i]) for name, i in state.numbers.items()},
         "bad_rows": sum(p.counts.num_bad_rows for p in parts),
         "skipped": dict(sorted(skipped.items())),
+        "unknown": unknown,
+        "unknown_share": unknown / max(1, sum(p.counts.tokens for p in parts)),
         "token_bytes_exact": all(p.counts.token_bytes_exact for p in parts),
     }

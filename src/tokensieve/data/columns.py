@@ -19,7 +19,8 @@ from .row_checks import as_array
 # Columns of a corpus that `prepare` wrote. With the first two a data set is one: its rows have one length, and it says itself
 # where documents begin.
 CORPUS = ("num_tokens", "doc_starts")
-OF_CORPUS = (*CORPUS, "isolated", "doc_sources", "doc_ids", "doc_targets", "doc_offsets")
+OF_CORPUS = (*CORPUS, "isolated", "doc_sources", "doc_ids", "doc_targets", "doc_offsets", "bos_id")
+BOS_COLUMNS = ("bos_id", "doc_offsets")  # where both are there, a document's first token is no target
 # Read where they are there: those of a corpus, and those of a data set made elsewhere.
 READ = ("labels", "attention_mask", "position_ids", "row_id", "num_tokens", "isolated", "doc_starts", "doc_sources")
 SCALARS = ("row_id", "num_tokens")  # a whole number a row; of another type they are somebody else's, and metadata

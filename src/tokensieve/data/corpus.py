@@ -123,8 +123,10 @@ class ContentHash:
                     chunk = chunk.flatten()
                 values.update(chunk.to_numpy().tobytes())
 
-    def hexdigest(self) -> str:
-        return hash_json({name: [d.hexdigest() for d in pair] for name, pair in self._digests.items()})
+    def hexdigest(self, bos_id: int | None = None) -> str:
+        """``bos_id``: where each document begins with BOS; the same rows with that token as a target are other content."""
+        columns: dict[str, Any] = {name: [d.hexdigest() for d in pair] for name, pair in self._digests.items()}
+        return hash_json(columns if bos_id is None else {**columns, "bos_id": bos_id})
 
 
 class ShardWriter:
@@ -237,6 +239,12 @@ class Corpus:
         return int(self.manifest["pad_id"])
 
     @property
+    def bos_id(self) -> int | None:
+        """The token that begins each document and is never a target; None: there is none, as in corpora of early versions."""
+        found = self.manifest.get("bos_id")
+        return None if found is None else int(found)
+
+    @property
     def stats(self) -> dict[str, Any]:
         return dict(self.manifest["stats"])
 
@@ -258,6 +266,18 @@ class Corpus:
         for row in (table if rows is None else table.select(rows)).with_format("numpy"):
             ids = np.asarray(row["input_ids"])[: int(row["num_tokens"])]
             yield from np.split(ids, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [ids]
+
+    def outcomes(self, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Of each of :meth:`contexts`, which tokens something can predict: all but the BOS of a document. bool [T]"""
+        from tokensieve.data.rows import bos_places
+
+        read = ["num_tokens", "doc_starts", *(["doc_offsets"] if self.bos_id is not None else [])]
+        table = self.rows.select_columns(read)
+        for row in (table if rows is None else table.select(rows)).with_format("numpy"):
+            outcome_T = np.ones(int(row["num_tokens"]), bool)
+            if self.bos_id is not None:
+                outcome_T[bos_places(row)] = False
+            yield from np.split(outcome_T, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [outcome_T]
 
     def documents_at(self, row: int, position: int | None = None) -> list[str]:
         """Names of the documents in a row, or of the one at a position of it."""
@@ -344,6 +364,11 @@ def _lines(manifest: dict[str, Any]) -> Iterator[str]:
     if stats.get("no_targets"):
         share = stats["no_targets"] / stats["tokens"]
         yield f"  {stats['no_targets']:,} tokens ({share:.1%}) are no targets, by the labels of their rows"
+    if manifest.get("bos_id") is not None:
+        yield f"  each document begins with BOS (id {manifest['bos_id']}), which is never a target"
+    if stats.get("unknown"):
+        share = f"{stats['unknown_share']:.2%} of the tokens ({stats['unknown']:,})"
+        yield f"  unknown to the tokenizer: {share}, their text is lost"
     left_out = {"bad rows": stats["bad_rows"], **stats["skipped"]}
     if any(left_out.values()):
         yield "  left out: " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)

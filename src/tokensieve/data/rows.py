@@ -2,6 +2,7 @@
 
 row            = [ a a a E b b E p p ]      E: EOS, p: padding (num_tokens = 7), pieces start at 0 and 4
 labels         = [ a a a E b b E . . ]      . = -100; the model shifts: hidden at t predicts labels[t + 1]
+with bos_id:     [ . a a E . b E . . ]      a document's first token is its BOS: no target, in whatever row it begins
 isolated:      = [ . a a E . b E . . ]      a piece's first token is no target; positions 0 1 2 3 0 1 2 ...
 targets        = labels one to the left, -100 at the end: made once, by collate, for all that is computed of a batch
 """
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..runs import UserError
 from .columns import (
+    BOS_COLUMNS,
     CORPUS,
     LOSS_MASKS,
     OPTIONAL,
@@ -43,8 +45,8 @@ class Rows(Dataset[dict[str, Tensor]]):
     """Item i: ``input_ids``, ``labels`` [T] and ``row_id`` [], float32 ``scores`` columns, ``position_ids`` if packed apart.
 
     ``dataset``, a ``datasets.Dataset``, has at least ``input_ids``; a transform of its own is called. Which other columns are
-    read, and how: docs/formats.md, "Data sets of your own". A piece's first token is no target, nor is one behind padding. Item
-    -1 (PAD_ROW) is an ignored row: labels all -100.
+    read, and how: docs/formats.md, "Data sets of your own". A piece's first token is no target, nor is BOS at a document's
+    beginning, nor one behind padding. Item -1 (PAD_ROW) is an ignored row: labels all -100.
 
     UserError for columns that are needed and not there, or that speak of single tokens and are not read, unless they are among
     ``ignore_columns``; when a row is read, for values that cannot be meant, naming row and column: a label that is no id (of
@@ -79,7 +81,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         for name in self.statistics:
             _check_source(name, [n for n in names if n not in PACKING or n in packing])
         asked = {c for name in self.statistics for c in ON_REQUEST[name][0] if c not in PACKING}
-        read = (readable(dataset, names) | {*packing} | (asked & {*names})) - {"input_ids", *scores}
+        bos = {*BOS_COLUMNS} if {*BOS_COLUMNS, "doc_starts"} <= {*names} else set()
+        read = (readable(dataset, names) | {*packing} | (asked & {*names}) | bos) - {"input_ids", *scores}
         check_columns(dataset, names, {*read, *scores}, ignore_columns)
         check_types(dataset, read)
         self.loss_masks = sorted((LOSS_MASKS - {"prompt_mask"}) & {*names}) if "labels" in read else []
@@ -122,6 +125,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         if "num_tokens" in row:
             labels_T[whole_number(row["num_tokens"], "num_tokens", index) :] = IGNORE_INDEX
         mask_T, pieces = self._layout(row, labels_T, index)
+        if "bos_id" in row:
+            labels_T[bos_places(row)] = IGNORE_INDEX
         item: dict[str, np.ndarray] = {"input_ids": ids_T, "labels": labels_T}
         if pieces is not None:
             item["position_ids"] = pieces.positions_T
@@ -162,6 +167,15 @@ class Rows(Dataset[dict[str, Tensor]]):
         row["labels"] = torch.full_like(row["labels"], IGNORE_INDEX)
         row["row_id"] = torch.tensor(PAD_ROW)
         return row
+
+
+def bos_places(row: Mapping[str, Any]) -> np.ndarray:
+    """Where in a row a document's BOS stands: its first token, wherever packing put it. int64 [documents that begin here]
+
+    Not where that id stands: EOS may have it too, and is a target.
+    """
+    places: np.ndarray = np.asarray(row["doc_starts"], np.int64)[np.asarray(row["doc_offsets"]) == 0]
+    return places
 
 
 def _segment(row: Mapping[str, Any], length: int) -> np.ndarray:

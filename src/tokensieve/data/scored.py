@@ -28,9 +28,10 @@ DTYPES = {"float16": np.float16, "float32": np.float32}
 def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify | None = "full") -> Any:
     """The corpus's rows with the score columns beside them: a memory-mapped ``datasets.Dataset``, verified.
 
-    Columns: those of the corpus (docs/formats.md), each score folder's columns, and ``isolated`` if the corpus keeps documents
-    apart. ``verify``: "full" (every file hashed, once a machine, see verify.py), "size", or None. Raises UserError naming what
-    does not fit: another corpus, tokenizer, window (row length or isolation), a missing, truncated or changed shard, a column
+    Columns: those of the corpus (docs/formats.md), each score folder's columns, ``isolated`` if the corpus keeps documents
+    apart, and ``bos_id`` if each begins with BOS: the first token of a document (``doc_offsets`` 0) is then no target.
+    ``verify``: "full" (every file hashed, once a machine, see verify.py), "size", or None. Raises UserError naming what does
+    not fit: another corpus, tokenizer, window (row length or isolation), a missing, truncated or changed shard, a column
     given twice.
     """
     return join_scores(open_corpus(corpus, verify=verify), *scores, verify=verify)
@@ -49,6 +50,9 @@ def join_scores(corpus: Corpus, *scores: Path | str, verify: Verify | None = "fu
     if corpus.isolate_documents:
         flags = {"isolated": np.ones(corpus.num_rows, dtype=bool)}
         parts.append(Dataset.from_dict(flags, features=Features({"isolated": Value("bool")})))
+    if corpus.bos_id is not None:
+        ids = {"bos_id": np.full(corpus.num_rows, corpus.bos_id, np.int32)}
+        parts.append(Dataset.from_dict(ids, features=Features({"bos_id": Value("int32")})))
     return concatenate_datasets(parts, axis=1) if len(parts) > 1 else parts[0]
 
 

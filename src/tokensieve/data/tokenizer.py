@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokensieve.data.tokenizer_state import file_state, other_rule, state_of
 from tokensieve.runs import UserError, file_hash, hash_json, read_json
 
 EOS = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # 256 bytes and EOS
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def tokenizer_folder(path: Path | str) -> Path:
@@ -27,27 +29,66 @@ def tokenizer_folder(path: Path | str) -> Path:
 
 
 def load_tokenizer(path: Path | str) -> Any:
-    """The fast tokenizer saved in a folder (or in its subfolder ``tokenizer``). :class:`UserError` if it has no EOS."""
-    from transformers import AutoTokenizer
+    """The fast tokenizer saved in a folder (or in its subfolder ``tokenizer``). :class:`UserError` if it has no EOS.
+
+    What tokenises is ``tokenizer.json``, whatever class ``tokenizer_config.json`` or a model's type names: AutoTokenizer
+    would lay that class's own pre-tokenizer over it, and give a text other ids than the file does.
+    """
+    from transformers import PreTrainedTokenizerFast
 
     folder = tokenizer_folder(path)
+    if _brings_code(folder):
+        raise UserError(f"tokenizer {folder} brings code of its own (auto_map), which is never run")
+    file = file_state(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), **_LOCAL)
+        if tokenizer.eos_token_id is None and (names := _class_defaults(folder, tokenizer)):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), **names, **_LOCAL)
     except Exception as e:  # transformers raises whatever its parsers raise
-        if _brings_code(folder):
-            raise UserError(f"tokenizer {folder} brings code of its own (auto_map), which is never run") from None
         raise UserError(f"tokenizer {folder} cannot be loaded: {' '.join(str(e).split())[:300]}") from None
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"tokenizer {folder} is not a fast tokenizer (tokenizers library), which prepare needs")
+    if part := other_rule(file, state_of(tokenizer.backend_tokenizer), post_processor=True):
+        raise UserError(f"tokenizer {folder}: transformers puts another {part} in the place of tokenizer.json's")
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {folder} has no EOS token: set eos_token, documents end with it")
     return tokenizer
 
 
 def _brings_code(folder: Path) -> bool:
+    """Whether a class that transformers does not have tokenises: what it makes of tokenizer.json, nobody here knows."""
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
-    return isinstance(config, dict) and "auto_map" in config
+    if not isinstance(config, dict) or "auto_map" not in config:
+        return False
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    name = str(config.get("tokenizer_class"))
+    return tokenizer_class_from_name(name) is None and tokenizer_class_from_name(name.removesuffix("Fast")) is None
+
+
+def _class_defaults(folder: Path, tokenizer: Any) -> dict[str, str]:
+    """Special tokens that the files leave to the tokenizer's class, as GPT-2's do, and that ``tokenizer.json`` has."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(str(folder), **_LOCAL)
+    except Exception:  # without one, the sentence about EOS stands
+        return {}
+    known = tokenizer.get_vocab()
+    return {k: str(v) for k, v in found.special_tokens_map.items() if isinstance(v, str) and v in known}
+
+
+def auto_override(folder: Path) -> str | None:
+    """The part of a saved tokenizer.json that transformers' AutoTokenizer would replace; None: it gives the same ids.
+
+    Some types of model (qwen2) have their class's rules laid over any file, whatever ``tokenizer_class`` says.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(str(folder), **_LOCAL)
+    except Exception:  # whatever a class raises for a file that is not as it would write one
+        return "class"
+    return other_rule(file_state(folder), state_of(found.backend_tokenizer))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
@@ -79,15 +120,9 @@ def pad_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
-def _state(tokenizer: Any) -> dict[str, Any]:
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Set by whoever called the tokenizer last; neither says anything about the tokens.
-    return {**state, "truncation": None, "padding": None}
-
-
 def tokenizer_hash(tokenizer: Any) -> str:
     """sha256 over the canonical ``tokenizer.json`` and the EOS: equal hashes mean equal token ids for every text."""
-    return hash_json({"tokenizer": _state(tokenizer), "eos": tokenizer.eos_token})
+    return hash_json({"tokenizer": state_of(tokenizer.backend_tokenizer), "eos": tokenizer.eos_token})
 
 
 def tokenizer_identity(path: Path | str) -> str:
@@ -104,7 +139,7 @@ def token_bytes(tokenizer: Any) -> npt.NDArray[np.int64]:
     a lone byte as ``<0xAB>``; where their normaliser adds or drops characters, the table is approximate.
     """
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    byte_level = _is_byte_level(_state(tokenizer))
+    byte_level = _is_byte_level(state_of(tokenizer.backend_tokenizer))
     alphabet = _byte_alphabet()
     table = np.zeros(vocab_size(tokenizer), np.int64)
     for token, i in tokenizer.get_vocab().items():
@@ -139,48 +174,100 @@ def _piece_bytes(token: str) -> int:
 class Encoder:
     """Encodes documents in batches. Needs the ``tokenizers`` library only, so that a worker starts in a tenth of a second.
 
-    Special tokens written out in the text ("<|endoftext|>" in a file about tokenizers) are encoded as the text they are:
-    a document's only special token is the EOS that packing puts behind it.
+    Special tokens written out in the text ("<|endoftext|>" in a file about tokenizers) are encoded as the text they are,
+    unless ``parse_special_tokens``: a document's only special tokens are its BOS (``bos_id``; None: it has none) and EOS.
     """
 
-    def __init__(self, tokenizer_json: Path | str, eos_id: int, bytes_table: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        tokenizer_json: Path | str,
+        eos_id: int,
+        bytes_table: npt.NDArray[np.int64],
+        bos_id: int | None = None,
+        parse_special_tokens: bool = False,
+    ) -> None:
         from tokenizers import Tokenizer
 
         self.backend = Tokenizer.from_file(str(tokenizer_json))
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.backend.encode_special_tokens = True
-        self._path = str(tokenizer_json)
-        self.eos_id = eos_id
+        self.backend.encode_special_tokens = not parse_special_tokens
+        self._made_of = (str(tokenizer_json), eos_id, bytes_table, bos_id, parse_special_tokens)
+        self.eos_id, self.bos_id, self.parses = eos_id, bos_id, parse_special_tokens
         self.bytes_table = bytes_table
+        state = state_of(self.backend)
+        self.unknown_id = _unknown_id(self.backend, state["model"])
+        self.drops = self.unknown_id is None and _can_drop(state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled backend forgets encode_special_tokens.
-        return Encoder, (self._path, self.eos_id, self.bytes_table)
+        return Encoder, self._made_of
 
     @property
     def vocab_size(self) -> int:
         return len(self.bytes_table)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Token ids of each text followed by EOS. An empty text gives EOS alone."""
+        """Token ids of each text, BOS before and EOS after. An empty text gives these alone."""
         found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._with_eos(e.ids) for e in found]
+        return [self.framed(e.ids, self.parses) for e in found]
 
     def encode_from(self, texts: Sequence[str], starts: Sequence[int]) -> list[tuple[npt.NDArray[np.int32], int]]:
-        """(ids with EOS, index of the first token that has a character at or after ``start`` in it) of each text."""
+        """(ids as :meth:`encode` gives them, index of the first token that has a character at or after ``start``) of each."""
         found = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        return [(self._with_eos(e.ids), _first_token(e, start)) for e, start in zip(found, starts, strict=True)]
+        pairs = zip(found, starts, strict=True)
+        return [(self.framed(e.ids, self.parses), len(self._before(e.ids)) + _first_token(e, at)) for e, at in pairs]
 
-    def _with_eos(self, ids: list[int]) -> npt.NDArray[np.int32]:
-        return np.array([*ids, self.eos_id], np.int32)
+    def framed(self, ids: Sequence[int], ends: bool = True) -> npt.NDArray[np.int32]:
+        """``ids`` with BOS before, unless it stands there, and EOS after, unless it stands there and ``ends`` allows it."""
+        framed = [*self._before(ids), *ids]
+        begun = self.bos_id is not None and len(framed) == 1  # a lone BOS, which may have the id of EOS, ends nothing
+        after = [] if ends and framed[-1:] == [self.eos_id] and not begun else [self.eos_id]
+        return np.array([*framed, *after], np.int32)
+
+    def _before(self, ids: Sequence[int]) -> list[int]:
+        return [] if self.bos_id is None or list(ids[:1]) == [self.bos_id] else [self.bos_id]
+
+    def num_unknown(self, ids: npt.NDArray[np.int32]) -> int:
+        """How many of a document's tokens stand for text that the vocabulary cannot say; its BOS and EOS do not."""
+        inner = ids[int(self.bos_id is not None) : -1]
+        return 0 if self.unknown_id is None else int((inner == self.unknown_id).sum())
+
+    def num_lost(self, text: str) -> int:
+        """Characters of a text, spaces apart, that become no token at all: a BPE with no unknown token leaves out what it
+        does not know. Encodes again, but only where that can be."""
+        if not self.drops:
+            return 0
+        covered: npt.NDArray[np.bool_] = np.zeros(len(text), bool)
+        for start, end in self.backend.encode(text, add_special_tokens=False).offsets:
+            covered[start:end] = True
+        return sum(not char.isspace() for char, there in zip(text, covered, strict=True) if not there)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
     def num_bytes(self, ids: npt.NDArray[np.int32]) -> int:
-        """Bytes that the table gives these tokens; EOS counts 0."""
-        return int(self.bytes_table[ids].sum())
+        """Bytes that the table gives a document's tokens; its BOS and EOS count 0."""
+        return int(self.bytes_table[ids[int(self.bos_id is not None) :]].sum())
+
+
+def _can_drop(state: dict[str, Any]) -> bool:
+    """True if a BPE without an unknown token lacks some byte or, where it takes characters, may lack some character."""
+    model = state["model"]
+    if model["type"] != "BPE" or model.get("byte_fallback"):
+        return False
+    return not _is_byte_level({"pre_tokenizer": state["pre_tokenizer"]}) or not _byte_alphabet() <= {*model["vocab"]}
+
+
+def _unknown_id(backend: Any, model: dict[str, Any]) -> int | None:
+    """The token that the model gives for what it does not know; None where it has none, as byte-level ones.
+
+    Not transformers' ``unk_token``, which no text comes out as: GPT-2's is its EOS.
+    """
+    if model.get("unk_id") is not None:  # Unigram's
+        return int(model["unk_id"])
+    token = model.get("unk_token")
+    return None if token is None else backend.token_to_id(token)
 
 
 def _first_token(encoding: Any, start: int) -> int:

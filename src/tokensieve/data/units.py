@@ -25,7 +25,7 @@ from tokensieve.data.sources import Source
 from tokensieve.data.tokenizer import Encoder
 from tokensieve.runs import UserError, atomic_file, read_json, write_json
 
-PART_FORMAT = 3  # parts of another one (2 ended with each file, 1 had no doc_offsets) are made again
+PART_FORMAT = 3  # parts of another one (1 had no doc_offsets, 2 ended with each file) are made again
 MAX_BAD_ROWS_LISTED = 100
 _BATCH_CHARS = 1 << 20
 
@@ -68,6 +68,7 @@ class Counts:
     sources: list[str] = field(default_factory=list)  # names, in the order of their first document
     labels: bool = False  # whether its rows have a column of labels
     token_bytes_exact: bool = True
+    unknown: int = 0  # tokens that stand for text which the vocabulary cannot say, and characters that became none
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents
     num_bad_rows: int = 0
     bad_rows: list[dict[str, str]] = field(default_factory=list)  # the first of them
@@ -78,7 +79,7 @@ class Encoded(NamedTuple):
 
     id: str
     source: str
-    ids: npt.NDArray[np.int32]  # with EOS
+    ids: npt.NDArray[np.int32]  # with BOS, where the corpus has one, and EOS
     target: int  # index of the solution's first token; 0 for plain text
     num_bytes: int
     text_hash: int
@@ -170,19 +171,21 @@ def _encode_batch(batch: list[Document], counts: Counts, setup: Setup) -> Iterat
     solved = iter(encoder.encode_from([d.text for d in marked], [d.solution for d in marked]))
     for d in batch:
         if d.tokens is not None:
-            yield _already_encoded(d, d.tokens, encoder)
+            yield (encoded := _already_encoded(d, d.tokens, encoder))
+            counts.unknown += encoder.num_unknown(encoded.ids)
             continue
         ids, target = next(solved) if d.solution else (next(plain), 0)
         text = d.text.encode()
+        counts.unknown += encoder.num_unknown(ids) + encoder.num_lost(d.text)
         if encoder.num_bytes(ids) != len(text):
             counts.token_bytes_exact = False
         yield Encoded(d.id, d.source, ids, target, len(text), xxhash.xxh3_64_intdigest(text))
 
 
 def _already_encoded(document: Document, tokens: list[int], encoder: Encoder) -> Encoded:
-    """Its text is not known: bytes come from the table, the hash from what the tokens decode to."""
-    ids = np.array(tokens if tokens[-1] == encoder.eos_id else [*tokens, encoder.eos_id], np.int32)
-    text = encoder.decode(ids[:-1].tolist()).encode()
+    """Its text is not known: bytes come from the table, the hash from what the tokens decode to, BOS and EOS left out."""
+    ids = encoder.framed(tokens)
+    text = encoder.decode(ids[int(encoder.bos_id is not None) : -1].tolist()).encode()
     return Encoded(document.id, document.source, ids, 0, encoder.num_bytes(ids), xxhash.xxh3_64_intdigest(text))
 
 

@@ -204,20 +204,22 @@ def check_vocabulary(model: nn.Module, vocab_size: int, what: str) -> None:
 
 
 def check_tokenizer(folder: Path | str, tokenizer: Any, what: str) -> None:
-    """The tokenizer saved with a model must give every token of ``tokenizer`` the same id; it may have further ones.
+    """The tokenizer saved with a model must give every text the ids that ``tokenizer`` gives it.
 
-    Another tokenizer of the same size fits every shape and gives numbers without meaning. A model folder without a
-    tokenizer cannot be checked.
+    Another tokenizer of the same size fits every shape and gives numbers without meaning, and so does the same vocabulary
+    with other merges or another pre-tokenizer. What may differ, and why: :mod:`tokensieve.data.tokenizer_state`. EOS may as
+    well: a corpus has it as an id like any other. A model folder without tokenizer.json cannot be checked.
     """
     from ..data.tokenizer import load_tokenizer
+    from ..data.tokenizer_state import difference, state_of
 
     saved = model_folder(folder)
     check_config(saved)
     if not (saved / "tokenizer.json").is_file():
         return
-    theirs = load_tokenizer(saved).get_vocab()
-    if wrong := [token for token, i in tokenizer.get_vocab().items() if theirs.get(token) != i]:
-        raise UserError(f"{folder} was trained with another tokenizer than {what}: they differ in token {min(wrong)!r}")
+    theirs = state_of(load_tokenizer(saved).backend_tokenizer)
+    if wrong := difference(state_of(tokenizer.backend_tokenizer), theirs):
+        raise UserError(f"{folder} was trained with another tokenizer than {what}: they differ in {wrong}")
 
 
 def check_length(config: Any, length: int, what: str) -> None:

@@ -80,6 +80,7 @@ def validate(config: DynamicsConfig) -> None:
 
 def run(config: DynamicsConfig) -> Path:
     """Write the dynamics folder of docs/formats.md; nll files that an interrupted run finished are kept."""
+    from ..data.bos import disagreement
     from ..data.corpus import open_corpus
     from ..modeling.load import check_length, check_tokenizer, read_config
 
@@ -91,13 +92,16 @@ def run(config: DynamicsConfig) -> Path:
         check_tokenizer(target.folder, corpus.tokenizer(), config.corpus)
         check_length(read_config(target.folder), corpus.length, str(target.folder))
     ranks = launch.ranks()
+    notes = [note for folder in config.models if (note := disagreement(folder, corpus.bos_id, config.corpus))]
     with stage(out, _work(config, corpus, checkpoints, hashes), rank=ranks.rank) as s:
         if s.done:
             return out
+        for note in notes if ranks.rank == 0 else ():
+            print(f"tokensieve: {note}", file=sys.stderr, flush=True)
         flops = _write_nll(config, corpus, checkpoints, s, ranks)
         launch.wait_for_all(ranks)
         if ranks.rank == 0:
-            _finish(s, config, corpus, checkpoints, flops)
+            _finish(s, config, corpus, checkpoints, flops, notes)
         launch.wait_for_all(ranks)
     return out
 
@@ -223,7 +227,9 @@ def _nll_blocks(scorer: Any, rows: Any, bar: Any, clipped: list[int]) -> Iterato
         bar.update(batch.nll.size)
 
 
-def _finish(s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], flops: float | None) -> None:
+def _finish(
+    s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], flops: float | None, notes: list[str]
+) -> None:
     from ..data.half import tell_clipped
     from .dynamics_tables import write_tables
 
@@ -241,4 +247,5 @@ def _finish(s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[
         tokens=tokens,
         clipped=clipped,
         flops=flops,
+        **({"bos_notes": notes} if notes else {}),
     )

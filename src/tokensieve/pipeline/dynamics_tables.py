@@ -191,7 +191,7 @@ def _token_counts(config: DynamicsConfig, reader: Reader) -> tuple[np.ndarray, n
     import numpy as np
 
     from ..data.corpus import open_corpus
-    from ..data.scored import column_block
+    from ..data.scored import column_block, list_values
 
     counted = open_corpus(config.counts) if config.counts else reader.corpus
     vocab = max(counted.vocab_size, reader.corpus.vocab_size)
@@ -201,6 +201,10 @@ def _token_counts(config: DynamicsConfig, reader: Reader) -> tuple[np.ndarray, n
         stop = min(start + step, counted.num_rows)
         lengths = np.asarray(counted.rows.with_format("arrow")[start:stop]["num_tokens"])
         text_BT = np.arange(counted.length) < lengths[:, None]
+        if counted.bos_id is not None:  # never a target, and its id may be that of EOS, which is
+            starts, pieces = list_values(counted.rows, "doc_starts", start, stop)
+            begins = list_values(counted.rows, "doc_offsets", start, stop)[0] == 0
+            text_BT[np.repeat(np.arange(stop - start), pieces)[begins], starts[begins]] = False
         count_V += np.bincount(column_block(counted.rows, "input_ids", start, stop)[text_BT], minlength=vocab)
     for start, stop in reader.spans():
         ids_BT = column_block(reader.corpus.rows, "input_ids", start, stop)

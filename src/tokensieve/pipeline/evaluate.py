@@ -62,18 +62,37 @@ def run(config: EvaluateConfig) -> Path:
         for corpus in sets.values():
             check_length(read_config(folder), corpus.length, folder)
             check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
+    notes = list(_check_bos(config, sets))
     targets = [t for name, folder in config.models.items() for t in targets_of(name, folder, config.checkpoints)]
     with stage(out, _work(config, sets, targets)) as s:
         if s.done:
             return out
+        for note in notes:
+            print(f"tokensieve: {note}", file=sys.stderr, flush=True)
         results = list(_baseline_results(config, sets))
         results += [record for target in targets for record in _results(config, target, sets)]
         s.bind()
         write_json(out / "evaluation.json", results)
         with atomic_file(out / "table.txt", "w") as f:
             f.write(render(results) + "\n")
-        s.finish(["evaluation.json", "table.txt"], results=len(results))
+        s.finish(["evaluation.json", "table.txt"], results=len(results), **({"bos_notes": notes} if notes else {}))
     return out
+
+
+def _check_bos(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[str]:
+    """A sentence a model from elsewhere and set that begin texts in two ways. UserError for a model that `train` wrote."""
+    from ..data.bos import disagreement, expected, told
+
+    for folder in config.models.values():
+        for name, corpus in sets.items():
+            wants = expected(folder)
+            if wants is not None and wants.trained and wants.id != corpus.bos_id:
+                raise UserError(
+                    f"sets: the documents of {name} begin with {told(corpus.bos_id)}, those that {folder} was trained on "
+                    f"with {told(wants.id)}: prepare both in the same way"
+                )
+            if note := disagreement(folder, corpus.bos_id, corpus.folder):
+                yield note
 
 
 def work(config: EvaluateConfig) -> Work:
@@ -277,6 +296,7 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
     if not config.baselines:
         return
     from ..analysis.ngram import NGram, sample_rows
+    from ..data.bos import told as told_bos
     from ..data.corpus import open_corpus
     from ..data.rows import Rows
     from ..data.scored import join_scores
@@ -286,15 +306,20 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
     for corpus in [*corpora, *sets.values()]:
         if corpus.tokenizer_hash != corpora[0].tokenizer_hash:
             raise UserError(f"baselines: {corpus.folder} has another tokenizer than {corpora[0].folder}")
+        if corpus.bos_id != corpora[0].bos_id:
+            both = f"{told_bos(corpus.bos_id)}, those of {corpora[0].folder} with {told_bos(corpora[0].bos_id)}"
+            raise UserError(f"baselines: the documents of {corpus.folder} begin with {both}")
     sizes = [c.row_tokens() for c in corpora]
     drawn = sample_rows(sizes)
     text = [ids for corpus, rows in zip(corpora, drawn, strict=True) for ids in corpus.contexts(rows)]
+    has_bos = corpora[0].bos_id is not None
+    outcomes = [o for corpus, rows in zip(corpora, drawn, strict=True) for o in corpus.outcomes(rows)] if has_bos else None
     total = sum(int(s.sum(dtype="int64")) for s in sizes)
     told = {} if drawn[0] is None else {"counted_tokens": sum(map(len, text)), "counted_of": total}
     if told:
         print(f"n-gram baselines from a sample of {told['counted_tokens']:,} of {total:,} tokens", file=sys.stderr)
     for label, order in NGRAMS.items():
-        ngram = NGram.fit(text, vocab_size, order)
+        ngram = NGram.fit(text, vocab_size, order, outcomes)
         for name, corpus in sets.items():
             sums, rows = _Sums(corpus), Rows(join_scores(corpus, verify=None))
             for index in range(corpus.num_rows):

@@ -18,18 +18,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, read_twice, resolve, text_bytes
-from tokensieve.runs import Stage, UserError, Work, atomic_file, read_json, stage, write_json
+from tokensieve.runs import Stage, UserError, Work, atomic_file, is_done, read_json, read_manifest, stage, write_json
 
 from .config import check_seed
 from .plan import Cost, Known
 
 if TYPE_CHECKING:
     from tokensieve.data.assemble import Part
+    from tokensieve.data.bos import Bos
     from tokensieve.data.units import Setup, Unit
 
 KIND = "corpus"
 # Text and tokenizer count by what is in them: moved elsewhere, they are the same.
-NOT_WORK = ("out", "workers", "tokenizer", "sources.path")
+# So does BOS, by its id; and how many unknown tokens are too many says when to stop.
+NOT_WORK = ("out", "workers", "tokenizer", "bos", "max_unknown", "sources.path")
+_LATER = (
+    "bos",
+    "parse_special_tokens",
+    "max_unknown",
+)  # fields that came after fingerprints ceased to cover all of them
 PARTS = "parts.tmp"
 MAX_WORKERS = 8
 MAX_LENGTH = 1 << 24
@@ -51,6 +58,12 @@ class PrepareConfig:
     """Folder of a tokenizer, or of a corpus whose tokenizer to use; none: train a byte-level BPE on a sample of the text."""
     vocab_size: int = 32000
     """Size of the vocabulary of a tokenizer trained here."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """BOS before each document (never a target): auto does as the tokenizer's template does; always needs a bos_token."""
+    parse_special_tokens: bool = False
+    """Take control tokens written out in text (<|im_end|>) as control tokens; else they are encoded as the text they are."""
+    max_unknown: float = 0.01
+    """Refuse a corpus of which more than this share of tokens is unknown to the tokenizer: that text is lost."""
     length: int = 1024
     """Tokens in a row."""
     isolate_documents: bool = False
@@ -93,12 +106,41 @@ def work(config: PrepareConfig) -> Work:
 
 
 def _work(config: PrepareConfig, sources: list[Source]) -> Work:
-    inputs = {f"source {i}": identity(s, config.unit_bytes) for i, s in enumerate(sources)}
+    inputs: dict[str, Any] = {f"source {i}": identity(s, config.unit_bytes) for i, s in enumerate(sources)}
     if config.tokenizer is not None:
         from tokensieve.data.tokenizer import tokenizer_identity
 
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
+        if (bos := _bos(config)) is not None:
+            inputs["bos"] = bos.id
+        made = read_manifest(config.out)["inputs"] if is_done(config.out) else {}
+        if made.get("tokenizer") == inputs["tokenizer"] and _was_overridden(config):
+            inputs["tokenizer_rules"] = "tokenizer.json"
     return Work.of(KIND, config, NOT_WORK, inputs, tokenizer=config.tokenizer)
+
+
+def _bos(config: PrepareConfig) -> Bos | None:
+    """What each document begins with. A tokenizer trained here has no BOS."""
+    if config.tokenizer is None or config.bos == "never":
+        return None
+    from tokensieve.data.bos import bos_of
+
+    return bos_of(config.tokenizer, config.bos)
+
+
+def _was_overridden(config: PrepareConfig) -> bool:
+    """Whether the tokenizer saved in ``out`` has other rules than the given tokenizer.json: those of a class, laid over it.
+
+    Early versions did so where tokenizer_config.json or config.json named one. Such a folder is other work, or not gone on
+    with; a new one cannot be like that.
+    """
+    made = Path(config.out) / "tokenizer"
+    if config.tokenizer is None or not (made / "tokenizer.json").is_file():
+        return False
+    from tokensieve.data.tokenizer import tokenizer_folder
+    from tokensieve.data.tokenizer_state import file_state, other_rule
+
+    return other_rule(file_state(tokenizer_folder(config.tokenizer)), file_state(made)) is not None
 
 
 def estimate(config: PrepareConfig, known: Known) -> Cost:
@@ -142,6 +184,12 @@ def validate(config: PrepareConfig) -> None:
         raise UserError(f"max_rows must be at least 1, not {config.max_rows}")
     if config.on_bad_row not in ("error", "skip"):
         raise UserError(f"on_bad_row must be 'error' or 'skip', not {config.on_bad_row!r}")
+    if config.bos not in ("auto", "always", "never"):
+        raise UserError(f"bos must be 'auto', 'always' or 'never', not {config.bos!r}")
+    if config.bos == "always" and config.tokenizer is None:
+        raise UserError("bos: always needs a tokenizer with a BOS: one that is trained here has none, set tokenizer")
+    if not 0 <= config.max_unknown <= 1:
+        raise UserError(f"max_unknown is a share of the tokens, from 0 to 1, not {config.max_unknown}")
     weights = [s.weight for s in config.sources]
     if any(w is not None for w in weights):
         if None in weights:
@@ -156,10 +204,11 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     """Keep the parts of an earlier run only if they are parts of this very work. Refuse a folder that holds something else."""
     out, parts = s.folder, s.folder / PARTS
     plan = parts / "plan.json"
-    everything = {k: v for k, v in asdict(config).items() if k != "workers"}
+    everything = {k: v for k, v in asdict(config).items() if k not in ("workers", *_LATER)}
     everything["sources"] = [{k: v for k, v in c.items() if k != "ignore_columns" or v} for c in everything["sources"]]
     earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
-    if plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier)):
+    ours = plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier))
+    if ours and not _was_overridden(config):
         return
     strangers = [p.name for p in out.iterdir() if p.name == "tokenizer" or p.suffix in (".arrow", ".json", ".parquet")]
     if strangers and not plan.is_file():
@@ -180,10 +229,11 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
     sources = [_sample(config, out / PARTS / f"sample-{i:04d}.json", s, progress) for i, s in enumerate(sources)]
     tokenizer, setup = _setup(config, out, sources)
     parts = _run_units(config, sources, setup, progress)
+    _check_unknown(config, parts)
     rows = _allot(config, sources, parts)
     shard_rows = max(1, config.shard_tokens // config.length)
     writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed)
-    content_hash = writer.content.hexdigest()
+    content_hash = writer.content.hexdigest(setup.encoder.bos_id)
     names = [shard["file"] for shard in writer.shards] + ["documents.parquet"]
     names += write_dataset_files(out, writer.shards, content_hash, labels=writer.labels) + _write_bad_rows(out, parts)
     names += sorted(f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir() if p.is_file())
@@ -195,6 +245,7 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
         vocab_size=vocab_size(tokenizer),
         eos_id=setup.encoder.eos_id,
         pad_id=setup.pad_id,
+        bos_id=setup.encoder.bos_id,
         sources=list(state.numbers),
         content_hash=content_hash,
         tokenizer_hash=tokenizer_hash(tokenizer),
@@ -209,17 +260,28 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
 def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any, Setup]:
     """The tokenizer, saved as ``out/tokenizer``, and what units need of it."""
     from tokensieve.data import tokenizer as tok
+    from tokensieve.data.bos import set_template
     from tokensieve.data.units import Setup
 
-    folder = out / "tokenizer"
+    folder, bos = out / "tokenizer", _bos(config)
+    if bos is not None:
+        print(f"tokensieve: {out}: bos: {bos.token} (id {bos.id}) before each document, {bos.why}", file=sys.stderr)
     if not folder.is_dir():
         made = tok.load_tokenizer(config.tokenizer) if config.tokenizer is not None else _train(config, sources)
         tmp = out / PARTS / "tokenizer"
         shutil.rmtree(tmp, ignore_errors=True)
+        if bos is not None:
+            set_template(made, bos)
         made.save_pretrained(str(tmp))
         os.replace(tmp, folder)
     tokenizer = tok.load_tokenizer(folder)
-    encoder = tok.Encoder(folder / "tokenizer.json", int(tokenizer.eos_token_id), tok.token_bytes(tokenizer))
+    encoder = tok.Encoder(
+        folder / "tokenizer.json",
+        int(tokenizer.eos_token_id),
+        tok.token_bytes(tokenizer),
+        bos_id=None if bos is None else bos.id,
+        parse_special_tokens=config.parse_special_tokens,
+    )
     return tokenizer, Setup(out / PARTS, encoder, config.length, tok.pad_id(tokenizer), config.on_bad_row == "skip")
 
 
@@ -312,6 +374,16 @@ def _num_workers(config: PrepareConfig, size: int) -> int:
 
 
 # ---- the corpus ----
+
+
+def _check_unknown(config: PrepareConfig, parts: list[Part]) -> None:
+    """Refuse text that the vocabulary cannot say. Its parts stay: with another max_unknown they are the corpus."""
+    unknown, tokens = (sum(getattr(p.counts, name) for p in parts) for name in ("unknown", "tokens"))
+    if unknown > config.max_unknown * tokens:
+        raise UserError(
+            f"unknown to the tokenizer: {unknown:,} of {tokens:,} tokens ({unknown / tokens:.1%}), more than max_unknown "
+            f"({config.max_unknown:.1%}) allows: it was not made for this text; choose another, or raise max_unknown"
+        )
 
 
 def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,6 +56,7 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
 
     ``part``: only the shards of this one of many processes that need not run at the same time, see cluster.py.
     """
+    from ..data.bos import disagreement
     from ..data.corpus import open_corpus
     from ..modeling.load import check_tokenizer
 
@@ -63,9 +65,12 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
     check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     ranks = part or launch.ranks()
+    note = disagreement(config.model, corpus.bos_id, config.corpus)
     with stage(out, _work(config, corpus), rank=ranks.rank, alone=part is None) as s:
         if s.done:
             return out
+        if note and ranks.rank == 0:
+            print(f"tokensieve: {note}", file=sys.stderr, flush=True)
         scorer = _scorer(config, corpus, ranks)
         s.bind()
         flops = write_shards(config, scorer, corpus, out, ranks)
@@ -73,7 +78,7 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
             return out  # others may still be at work: a run without a part finishes the folder
         launch.wait_for_all(ranks)
         if ranks.rank == 0:
-            _finish(s, config, corpus, flops)
+            _finish(s, config, corpus, flops, note)
         launch.wait_for_all(ranks)
     return out
 
@@ -117,7 +122,7 @@ def validate(config: ScoreConfig) -> None:
 
 def _check_columns(columns: list[str] | dict[str, str]) -> None:
     from ..core.stats import STATISTICS
-    from ..data.columns import LOSS_MASKS, OPTIONAL
+    from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
     from ..data.corpus import COLUMNS as OF_CORPUS
     from ..data.corpus import LATER_COLUMNS
 
@@ -132,7 +137,7 @@ def _check_columns(columns: list[str] | dict[str, str]) -> None:
         if len(set(columns)) < len(columns):
             raise UserError("columns: one is named twice")
         return
-    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *LOSS_MASKS, "targets", "valid"}
+    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, "targets", "valid"}
     taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
     for name, holds in columns.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -235,7 +240,7 @@ def _score_shard(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, clipped
 
 
-def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None) -> None:
+def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, note: str | None) -> None:
     from ..data.half import tell_clipped
 
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
@@ -257,6 +262,7 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None) 
         shards=shards,
         flops=flops,
         reference_flops=training_flops(config.model),
+        **({"bos_note": note} if note else {}),
     )
 
 

@@ -131,6 +131,7 @@ def run(config: TrainConfig) -> Path:
         _train(trainer, going_on)
         save_model(trainer, out, lora=config.lora is not None, dtype=config.dtype)
         if ranks.rank == 0:
+            _tell_override(out / "model")
             _write_metrics(out, trainer.state.log_history)
             _finish(s, corpus, objective)
         launch.wait_for_all(ranks)
@@ -281,6 +282,7 @@ def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
 
 def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
+    from ..data.bos import disagreement, told
     from ..data.rows import check_targets
     from ..data.scored import join_scores
     from ..modeling.load import check_length, check_tokenizer, check_vocabulary, quiet_loading
@@ -297,8 +299,16 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
     check_vocabulary(model, corpus.vocab_size, what)
     if isinstance(config.model, str):
         check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
+        note = disagreement(config.model, corpus.bos_id, config.corpus)
+        if note and launch.ranks().rank == 0:
+            print(f"tokensieve: {note}", file=sys.stderr, flush=True)
     check_length(model.config, corpus.length, what)
     for name, found in sets.items():
+        if found.bos_id != corpus.bos_id:
+            raise UserError(
+                f"eval_sets: the documents of {name} begin with {told(found.bos_id)}, those of {config.corpus} with "
+                f"{told(corpus.bos_id)}: prepare both in the same way"
+            )
         if found.tokenizer_hash != corpus.tokenizer_hash:
             raise UserError(f"eval_sets: {name} has another tokenizer than {config.corpus}")
         check_length(model.config, found.length, what)
@@ -336,6 +346,19 @@ def _guards(config: TrainConfig, corpus: Corpus, device: str) -> Any:
     )
 
 
+def _tell_override(folder: Path) -> None:
+    """Say once where transformers' AutoTokenizer reads a saved tokenizer otherwise than it is written; ours does not."""
+    from ..data.tokenizer import auto_override
+
+    if part := auto_override(folder):
+        print(
+            f"tokensieve: {folder}: AutoTokenizer puts another {part} over its tokenizer.json, which gives other ids than "
+            "training saw: load it with transformers.PreTrainedTokenizerFast.from_pretrained",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def training_arguments(config: TrainConfig) -> Any:
     """``config.training`` as TrainingArguments, every field typed.
 
@@ -368,7 +391,8 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
 
 def _of_corpus(corpus: Corpus) -> dict[str, Any]:
     """What a new model's config takes from its corpus."""
-    return {"vocab_size": corpus.vocab_size, "eos_token_id": corpus.eos_id, "bos_token_id": corpus.eos_id}
+    bos_id = corpus.eos_id if corpus.bos_id is None else corpus.bos_id
+    return {"vocab_size": corpus.vocab_size, "eos_token_id": corpus.eos_id, "bos_token_id": bos_id}
 
 
 def _model_config(config: TrainConfig, corpus: Corpus) -> Any:
@@ -452,4 +476,5 @@ def _finish(s: Stage, corpus: Corpus, objective: Objective) -> None:
     names = ["train_config.json", "summary.json", layout.TOKEN_LOG, layout.METRICS]
     for folder in ("model", "adapter", layout.TOKENS):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
-    s.finish(names, corpus_hash=corpus.content_hash, tokenizer_hash=corpus.tokenizer_hash, summary=summary)
+    made_of = {"corpus_hash": corpus.content_hash, "tokenizer_hash": corpus.tokenizer_hash, "bos_id": corpus.bos_id}
+    s.finish(names, **made_of, summary=summary)

@@ -223,7 +223,8 @@ def validate(config: TrainConfig) -> None:
 
 def _objective(config: TrainConfig) -> Objective:
     """The objective from its name and options; those of the built-in ones are checked by type."""
-    from ..core.objective import OBJECTIVES, objective, with_denominator
+    from ..core.objective import with_denominator
+    from ..core.objectives import OBJECTIVES, objective
 
     options = dict(config.objective)
     name = options.pop("name", "clm")

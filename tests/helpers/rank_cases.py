@@ -18,7 +18,17 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, top_fraction, weighted_nll
+from tokensieve.core import (
+    OBJECTIVES,
+    Objective,
+    TokenStats,
+    above_threshold,
+    excess,
+    objective,
+    top_fraction,
+    weighted_nll,
+)
+from tokensieve.core.stats import score_columns
 from tokensieve.data.rows import shift_targets
 from tokensieve.modeling.seam import HeadSeam
 from tokensieve.pipeline import score
@@ -106,6 +116,23 @@ def with_columns() -> Dataset:
     return tiny.rows(8, quality=quality, doc_starts=[[0, 5]] * 8)
 
 
+# Rules whose defaults keep next to nothing, or everything, of rows of 16 tokens.
+RULE_OPTIONS: dict[str, dict[str, Any]] = {
+    "griffin": {"top_k": 40},
+    "goldfish": {"k": 3, "h": 2},
+    "cal": {"low": 0.2},
+    "profit": {"tau": 0.002},
+}
+
+
+def with_every_column() -> Dataset:
+    """Whatever column a rule may read, in rows of two documents."""
+    g = torch.Generator().manual_seed(5)
+    names = {n for name in OBJECTIVES for n in score_columns(objective(name).needs)} - {"ref_nll"}
+    columns = {name: (6 * torch.rand(8, tiny.LENGTH, generator=g) - 1).tolist() for name in sorted(names)}
+    return tiny.rows(8, **columns, doc_starts=[[0, 5]] * 8, doc_offsets=[[3, 0]] * 8)
+
+
 def case(made: Objective, data: Callable[[], Dataset] = lambda: tiny.rows(8), **fields: Any) -> dict[str, Any]:
     return {"made": made, "data": data, "fields": fields}
 
@@ -137,6 +164,11 @@ CASES: dict[str, dict[str, Any]] = {
         train_sampling_strategy="random",
         learning_rate=0.1,
     ),
+}
+CASES |= {
+    f"rule-{name}": case(objective(name, **RULE_OPTIONS.get(name, {})), with_every_column)
+    for name in OBJECTIVES
+    if name not in ("clm", "rho1")
 }
 
 

@@ -129,7 +129,7 @@ class Scope:
         return min(self.objective.most_rows(*ranked), math.prod(own))
 
     def denominator(self, known: Sequence[TokenStats], reduce: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """The step's denominator over all micro-batches and ranks, float32 scalar on the device; None if not known yet.
+        """The step's denominator over all micro-batches and ranks, float64 scalar on the device; None if not known yet.
 
         ``known`` of :meth:`known`, by micro-batch. ``reduce`` sums a tensor over ranks.
         """
@@ -139,7 +139,9 @@ class Scope:
         if len(counts) < len(counted):
             return None
         device = known[0].valid.device
-        total = torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device) for c in counts]).sum().float()
+        # Sums of weights that are no whole numbers are not rounded before the ranks' are added.
+        wide = sum_dtype(known[0].valid)
+        total = torch.stack([torch.as_tensor(c, dtype=wide, device=device) for c in counts]).sum()
         return total if self.spans_ranks else reduce(total)
 
 

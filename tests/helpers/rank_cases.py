@@ -170,6 +170,9 @@ CASES |= {
     for name in OBJECTIVES
     if name not in ("clm", "rho1")
 }
+BY_HALVES = objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [2, 0.2]])
+CASES["schedule"] = case(BY_HALVES, max_steps=2, learning_rate=0.1)
+CASES["intersect"] = case(objective("intersect", of=[{"name": "dft"}, {"name": "rho1", "ratio": 0.5}]))
 
 
 def run_case(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from ..runs import UserError
 from .fields import WrongFields, from_fields
 
-
 # What verbs are for, in the order of the help.
 GROUPS = ("data", "models", "tokens", "judgement", "hand-over", "the whole")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..objective import Objective, with_denominator
-from . import contrast, controls, entropy, placed, probability, ranked
+from . import combined, contrast, controls, entropy, placed, probability, ranked
 
 # name -> factory. A user's own is named by "package.module:factory".
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -42,6 +42,13 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "learning_time": placed.learning_time,
 }
 
+# Objectives made of those in their option ``of``: a list of {name: ..., option: value}.
+COMBINED: dict[str, Callable[[Sequence[Objective]], Objective]] = {
+    "intersect": combined.intersect,
+    "union": combined.union,
+}
+SCHEDULE = "schedule"  # {of: {name: ...}, option: NAME, points: [[step, value], ...]}
+
 # Published rules that are no weight on a token's nll, with what stands in the way.
 NOT_SERVED = {
     "blade": "its reference is made anew from the student every so many steps, and a run's reference here is frozen",
@@ -56,12 +63,13 @@ def objective(name: str, **options: Any) -> Objective:
     """The built-in objective ``name``, or ``package.module:factory`` called with the options.
 
     ``denominator`` is an option of every objective: weight, valid, nonzero or abs, see :class:`Objective`; the rule's own if
-    not given. Raises ValueError for an unknown name (listing those that exist) and for options the objective does not take.
+    not given. ``intersect`` and ``union`` take ``of``, a list of objectives as mappings or made; ``schedule`` takes one, the
+    ``option`` that moves and the ``points`` [step, value] it goes through. Raises ValueError for an unknown name (listing those
+    that exist) and for options the objective does not take.
     """
-    make = OBJECTIVES[name] if name in OBJECTIVES else _imported(name)
     denominator = options.pop("denominator", None)
     try:
-        made = make(**options)
+        made = _make(name)(**options)
     except TypeError as e:
         raise ValueError(f"objective {name!r}: {e}") from None
     if not isinstance(made, Objective):
@@ -69,12 +77,27 @@ def objective(name: str, **options: Any) -> Objective:
     return with_denominator(made, denominator)
 
 
+def _make(name: str) -> Callable[..., Objective]:
+    """The factory of a name."""
+    if name in COMBINED:
+        return lambda of: COMBINED[name]([_part(part) for part in of])
+    return _scheduled if name == SCHEDULE else OBJECTIVES[name] if name in OBJECTIVES else _imported(name)
+
+
+def _part(part: Objective | Mapping[str, Any]) -> Objective:
+    return part if isinstance(part, Objective) else objective(**part)
+
+
+def _scheduled(of: Mapping[str, Any], option: str, points: Sequence[Sequence[float]]) -> Objective:
+    return combined.schedule(lambda value: objective(**{**of, option: value}), points)
+
+
 def _imported(name: str) -> Callable[..., Objective]:
     if name in NOT_SERVED:
         raise ValueError(f"objective {name!r} is not served: {NOT_SERVED[name]}")
     module, _, attribute = name.partition(":")
     if not attribute:
-        known = ", ".join(OBJECTIVES)
+        known = ", ".join([*OBJECTIVES, *COMBINED, SCHEDULE])
         raise ValueError(f"unknown objective {name!r}: one of {known}, or package.module:factory")
     try:
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 from tokensieve.core import OBJECTIVES, STATISTICS, objective
+from tokensieve.core.objectives import COMBINED, NOT_SERVED, combined
 
 HEAD = """# Objectives and statistics
 
@@ -23,10 +24,17 @@ step, over all micro-batches and ranks.
 | `abs` | the sum of absolute weights |
 """
 
+COMPOSED = """```yaml
+objective: {name: intersect, of: [{name: rho1, ratio: 0.6}, {name: goldfish}]}
+objective: {name: intersect, of: [{name: dft}, {name: rho1, ratio: 0.6}]}   # soft weights of what is kept
+objective: {name: schedule, of: {name: rho1}, option: ratio, points: [[0, 1.0], [1000, 0.6]]}
+```
+"""
+
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, *(section(name) for name in OBJECTIVES), "## Statistics\n", statistics()]
+    parts = [HEAD, *(section(name) for name in OBJECTIVES), composed(), not_served(), "## Statistics\n", statistics()]
     return "\n".join(parts)
 
 
@@ -39,6 +47,18 @@ def section(name: str) -> str:
     counted = "known before the forward" if made.counts_ahead else "known after the forward, gradients are divided then"
     facts = [f"options: {told}", f"needs: {needs}", f"denominator: `{made.denominator}`, {counted}"]
     return f"## {name}\n\n{inspect.getdoc(factory)}\n\n" + "\n".join(f"- {f}" for f in facts) + "\n"
+
+
+def composed() -> str:
+    """Objectives made of objectives."""
+    made = {**COMBINED, "schedule": combined.schedule}
+    parts = [f"### {name}\n\n{inspect.getdoc(factory)}\n" for name, factory in made.items()]
+    return "\n".join(["## Objectives of objectives\n", COMPOSED, *parts])
+
+
+def not_served() -> str:
+    """Published rules that are none here."""
+    return "\n".join(["## Not served\n", *(f"- `{name}`: {why}." for name, why in NOT_SERVED.items()), ""])
 
 
 def statistics() -> str:

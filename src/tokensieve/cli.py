@@ -15,7 +15,7 @@ from typing import Any
 
 from .pipeline.config import WrongFields, describe_fields, one_line, unknown
 from .pipeline.given import Given
-from .pipeline.verbs import VERBS, Verb
+from .pipeline.verbs import GROUPS, VERBS, Verb
 from .runs import Stopped, UserError
 
 COMMON = """\
@@ -80,11 +80,12 @@ def _stopped(stopped: Stopped, verb: str) -> int:
 def overview() -> str:
     """What ``tokensieve --help`` prints."""
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    told = {group: [f"  {n:<{width}}  {v.summary}" for n, v in VERBS.items() if v.group == group] for group in GROUPS}
+    verbs = "\n\n".join(f"{group}:\n" + "\n".join(lines) for group, lines in told.items() if lines)
     return (
         "usage: tokensieve VERB [--config FILE.yaml] [--field value ...]\n\n"
         "Selective language modeling: train on the tokens that matter (Rho-1, arXiv 2404.07965).\n\n"
-        f"verbs:\n{verbs}\n\n"
+        f"{verbs}\n\n"
         "tokensieve VERB --help lists a verb's fields. Start with: tokensieve demo"
     )
 

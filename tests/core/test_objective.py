@@ -50,7 +50,8 @@ def flat(stats: TokenStats) -> TokenStats:
 
 
 def only(stats: TokenStats, names: frozenset[str]) -> TokenStats:
-    return replace(stats, **{n: None for n in STATISTICS if n not in (*names, "step", "tokens_seen")})
+    columns = {n: v for n, v in stats.columns.items() if n in names}
+    return replace(stats, **{n: None for n in STATISTICS if n not in (*names, "step", "tokens_seen")}, columns=columns)
 
 
 def built_ins() -> list[Objective]:

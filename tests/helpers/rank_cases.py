@@ -19,7 +19,17 @@ from datasets import Dataset
 from torch import Tensor
 
 from tokensieve import runs
-from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, top_fraction, weighted_nll
+from tokensieve.core import (
+    OBJECTIVES,
+    Objective,
+    TokenStats,
+    above_threshold,
+    excess,
+    objective,
+    top_fraction,
+    weighted_nll,
+)
+from tokensieve.core.stats import score_columns
 from tokensieve.data import verify
 from tokensieve.data.rows import shift_targets
 from tokensieve.modeling.seam import HeadSeam
@@ -108,6 +118,23 @@ def with_columns() -> Dataset:
     return tiny.rows(8, quality=quality, doc_starts=[[0, 5]] * 8)
 
 
+# Rules whose defaults keep next to nothing, or everything, of rows of 16 tokens.
+RULE_OPTIONS: dict[str, dict[str, Any]] = {
+    "griffin": {"top_k": 40},
+    "goldfish": {"k": 3, "h": 2},
+    "cal": {"low": 0.2},
+    "profit": {"tau": 0.002},
+}
+
+
+def with_every_column() -> Dataset:
+    """Whatever column a rule may read, in rows of two documents."""
+    g = torch.Generator().manual_seed(5)
+    names = {n for name in OBJECTIVES for n in score_columns(objective(name).needs)} - {"ref_nll"}
+    columns = {name: (6 * torch.rand(8, tiny.LENGTH, generator=g) - 1).tolist() for name in sorted(names)}
+    return tiny.rows(8, **columns, doc_starts=[[0, 5]] * 8, doc_offsets=[[3, 0]] * 8)
+
+
 def case(made: Objective, data: Callable[[], Dataset] = lambda: tiny.rows(8), **fields: Any) -> dict[str, Any]:
     return {"made": made, "data": data, "fields": fields}
 
@@ -140,6 +167,14 @@ CASES: dict[str, dict[str, Any]] = {
         learning_rate=0.1,
     ),
 }
+CASES |= {
+    f"rule-{name}": case(objective(name, **RULE_OPTIONS.get(name, {})), with_every_column)
+    for name in OBJECTIVES
+    if name not in ("clm", "rho1")
+}
+BY_HALVES = objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [2, 0.2]])
+CASES["schedule"] = case(BY_HALVES, max_steps=2, learning_rate=0.1)
+CASES["intersect"] = case(objective("intersect", of=[{"name": "dft"}, {"name": "rho1", "ratio": 0.5}]))
 
 
 def run_case(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def test_a_value_of_thousands_of_digits_or_letters_is_not_printed_whole() -> Non
 
 
 def test_objectives_and_their_first_lines() -> None:
-    from tokensieve.core.objective import OBJECTIVES
+    from tokensieve.core.objectives import OBJECTIVES
 
     docs = objective_docs()
     assert list(docs) == list(OBJECTIVES)
@@ -194,13 +194,15 @@ def test_objectives_and_their_first_lines() -> None:
 
 
 def test_a_new_objective_is_in_the_help(tmp_path: Path) -> None:
-    """In a copy of the tree: one function and its name in the dict, in the one file."""
+    """In a copy of the tree: one function and its name in the dict, in its family's file and in the dict."""
     package = Path(cli.__file__).parent
     shutil.copytree(package, tmp_path / "tokensieve", ignore=shutil.ignore_patterns("__pycache__"))
-    path = tmp_path / "tokensieve" / "core" / "objective.py"
-    new = 'def other() -> Objective:\n    """Every other token.\n\n    More.\n    """\n    return clm()\n\n\n'
-    source = path.read_text(encoding="utf-8").replace("# name -> factory.", f"{new}# name -> factory.")
-    path.write_text(source.replace('"rho1": rho1', '"rho1": rho1, "other": other'), encoding="utf-8")
+    family = tmp_path / "tokensieve" / "core" / "objectives"
+    with (family / "controls.py").open("a", encoding="utf-8") as f:
+        f.write('\n\ndef other() -> Objective:\n    """Every other token.\n\n    More.\n    """\n    return clm()\n')
+    names = (family / "__init__.py").read_text(encoding="utf-8")
+    names = names.replace('    "rho1": ranked.rho1,', '    "rho1": ranked.rho1,\n    "other": controls.other,')
+    (family / "__init__.py").write_text(names, encoding="utf-8")
     command = [sys.executable, "-m", "tokensieve", "train", "--help"]
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True

@@ -78,7 +78,7 @@ ROW = """
         "count:CountConfig",
         "count the tokens of a corpus",
         "tokensieve count --out runs/x/counts --corpus runs/x/corpus",
-        stage=True,
+        group="data", stage=True,
     ),
 }
 

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 OBJECTIVE = '''
+
 def every_third(seed: int = 0) -> Objective:
     """Keep every third position of a row: a rule made up for a test."""
 
@@ -20,10 +21,8 @@ def every_third(seed: int = 0) -> Objective:
         return (stats.valid & ((stats.need("position") + seed) % 3 == 0)).float()
 
     needs = frozenset({"position"})
-    return Objective("every_third", weigh, needs, scope="sequence", selects=True, known_count=lambda k: weigh(k).sum())
-
-
-# name -> factory.'''
+    return Objective("every_third", weigh, needs, scope="sequence", selects=True, static=True)
+'''
 
 ROW_STATISTIC = '''
 def _half(row: Mapping[str, Any], length: int) -> np.ndarray:
@@ -88,12 +87,16 @@ def python(tree: Path, *args: str) -> str:
     return done.stdout
 
 
-def test_an_objective_is_one_file(tree: Path) -> None:
+def test_an_objective_is_a_function_and_a_line(tree: Path) -> None:
     """Names, help, docs page and the tests of every rule: all of them read the one dict."""
+    family = tree / "src" / "tokensieve" / "core" / "objectives"
     change(
-        tree / "src" / "tokensieve" / "core" / "objective.py",
-        ("\n# name -> factory.", OBJECTIVE),
-        ('"rho1": rho1}', '"rho1": rho1, "every_third": every_third}'),
+        family / "placed.py",
+        ("\n\ndef wit(", f"{OBJECTIVE}\n\ndef wit("),
+    )
+    change(
+        family / "__init__.py",
+        ('    "wit": placed.wit,', '    "every_third": placed.every_third,\n    "wit": placed.wit,'),
     )
     names = python(
         tree, "-c", "import tokensieve as ts; print(*ts.OBJECTIVES, ts.objective('every_third', seed=1).options)"

@@ -279,7 +279,7 @@ def test_an_objective_of_code_runs_where_it_is_allowed(
 ) -> None:
     """Else "refused" would also be said of a name that nothing could import."""
     (tmp_path / "allowed_module.py").write_text(
-        CODE.format(canary=str(canary)) + "from tokensieve.core.objective import clm as factory\n"
+        CODE.format(canary=str(canary)) + "from tokensieve.core.objectives.controls import clm as factory\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     words = place(tiny, tmp_path, f"{TRAIN} --objective.name allowed_module:factory --allow_code")

@@ -5,7 +5,8 @@ hidden, head --LinearNLL--> nll --excess--> score --top_fraction--> keep --weigh
 
 from .head import LinearHead
 from .nll import IGNORE_INDEX, LinearNLL, token_nll, token_nll_from_logits
-from .objective import OBJECTIVES, Objective, objective
+from .objective import Objective
+from .objectives import OBJECTIVES, objective
 from .scores import SCORES, excess, random_uniform
 from .select import above_threshold, kept_count, top_fraction
 from .stats import STATISTICS, TokenStats

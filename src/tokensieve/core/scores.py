@@ -32,6 +32,11 @@ def random_uniform(seed: int, step: int, row_id: Tensor, position: Tensor) -> Te
     return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
+def hashed(values: Tensor) -> Tensor:
+    """A hash of int64 values, int64 in [0, 2^63): the same on every machine and in every version of torch."""
+    return _mix(values.long()) & ((1 << 63) - 1)
+
+
 def _mix(x: Tensor) -> Tensor:
     """splitmix64 of int64 values read as unsigned: additions and products wrap, shifts bring in zeros."""
     x = x + _signed(0x9E3779B97F4A7C15)

@@ -34,19 +34,18 @@ def top_fraction(
     No valid token: nothing is kept. Which tokens are chosen is independent of how a loss is later computed. Without NaN:
     NaN ranks highest.
     """
-    if score.shape != valid.shape:
-        raise ValueError(f"score has shape {tuple(score.shape)}, valid {tuple(valid.shape)}")
     check_ratio(ratio)
-    valid = valid.bool()
-    if scope not in ("sequence", "batch", "step"):
-        raise ValueError(f"unknown scope {scope!r}: sequence, batch or step")
-    if scope != "sequence":
-        return _keep_top(score.reshape(1, -1), valid.reshape(1, -1), ratio).view(score.shape)
-    if group is None:
-        if score.dim() < 2:
-            raise ValueError("scope 'sequence': a flat batch has no rows, say by `group` which token is in which")
-        return _keep_top(score, valid, ratio)
-    return _keep_top_by_group(score.reshape(-1), valid.reshape(-1), group.reshape(-1), ratio).view(score.shape)
+    place, num_valid = _placed(score, valid, scope, group)
+    return place < kept_count(num_valid, ratio)
+
+
+def places(score: Tensor, valid: Tensor, scope: Scope = "batch", *, group: Tensor | None = None) -> Tensor:
+    """The place of each token among those ranked with it, by falling score: 0 is the highest, invalid tokens come last.
+
+    int64, shape of ``score``. Scope and ``group`` as in :func:`top_fraction`, which keeps the places below k. Ties go to the
+    earlier position.
+    """
+    return _placed(score, valid, scope, group)[0]
 
 
 def above_threshold(score: Tensor, valid: Tensor, threshold: float | Tensor) -> Tensor:
@@ -59,24 +58,40 @@ def check_ratio(ratio: float) -> None:
         raise ValueError(f"ratio is {ratio}, it must be in (0, 1]")
 
 
-def _keep_top(score_BT: Tensor, valid_BT: Tensor, ratio: float) -> Tensor:
-    """Per row: sort by (valid first, score falling, position), keep the first k. Two stable sorts, no loop, no sync."""
+def _placed(score: Tensor, valid: Tensor, scope: str, group: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(place of each token, number of valid tokens ranked with it, in a shape that broadcasts)."""
+    if score.shape != valid.shape:
+        raise ValueError(f"score has shape {tuple(score.shape)}, valid {tuple(valid.shape)}")
+    if scope not in ("sequence", "batch", "step"):
+        raise ValueError(f"unknown scope {scope!r}: sequence, batch or step")
+    valid = valid.bool()
+    if scope != "sequence":
+        return _places(score.reshape(1, -1), valid.reshape(1, -1)).view(score.shape), valid.sum()
+    if group is not None:
+        place_T, num_valid_T = _places_by_group(score.reshape(-1), valid.reshape(-1), group.reshape(-1))
+        return place_T.view(score.shape), num_valid_T.view(score.shape)
+    if score.dim() < 2:
+        raise ValueError("scope 'sequence': a flat batch has no rows, say by `group` which token is in which")
+    return _places(score, valid), valid.sum(-1, keepdim=True)
+
+
+def _places(score_BT: Tensor, valid_BT: Tensor) -> Tensor:
+    """Per row: sort by (valid first, score falling, position). Two stable sorts, no loop, no sync."""
     by_score_BT = score_BT.argsort(dim=-1, descending=True, stable=True)
     invalid_BT = (~valid_BT).gather(-1, by_score_BT).to(torch.int8)
     order_BT = by_score_BT.gather(-1, invalid_BT.argsort(dim=-1, stable=True))
-    k_B1 = kept_count(valid_BT.sum(-1, keepdim=True), ratio)
-    place_T = torch.arange(score_BT.shape[-1], device=score_BT.device)
-    return torch.zeros_like(valid_BT).scatter_(-1, order_BT, place_T < k_B1)
+    place_BT = torch.arange(score_BT.shape[-1], device=score_BT.device).expand_as(order_BT)
+    return torch.zeros_like(order_BT).scatter_(-1, order_BT, place_BT)
 
 
-def _keep_top_by_group(score_T: Tensor, valid_T: Tensor, group_T: Tensor, ratio: float) -> Tensor:
-    """As :func:`_keep_top`, for rows laid end to end: sort by (group, valid first, score falling, position)."""
+def _places_by_group(score_T: Tensor, valid_T: Tensor, group_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(place of each token in its group, valid tokens there): sort by (group, valid first, score falling, position)."""
     _, group_T = group_T.unique(return_inverse=True)
     order_T = score_T.argsort(descending=True, stable=True)
     order_T = order_T[(~valid_T)[order_T].to(torch.int8).argsort(stable=True)]
     order_T = order_T[group_T[order_T].argsort(stable=True)]
     num_G = torch.bincount(group_T)
     start_G = num_G.cumsum(0) - num_G
-    k_G = kept_count(torch.bincount(group_T, weights=valid_T.double()).long(), ratio)
     place_T = torch.arange(score_T.numel(), device=score_T.device) - start_G[group_T[order_T]]
-    return torch.zeros_like(valid_T).scatter_(0, order_T, place_T < k_G[group_T[order_T]])
+    valid_G = torch.bincount(group_T, weights=valid_T.double()).long()
+    return torch.zeros_like(order_T).scatter_(0, order_T, place_T), valid_G[group_T]

@@ -93,13 +93,3 @@ def lora_config(lora: Mapping[str, Any]) -> Any:
     if wrong := [f"lora.{name} is not supported" for name in REFUSED_LORA if name in lora]:
         raise UserError("; ".join(wrong))
     return from_fields(LoraConfig, {"task_type": "CAUSAL_LM", **lora}, "lora")
-
-
-def check_code(name: Any, allow_code: bool) -> None:
-    """An objective's name is text; one that is not built in is code, which a file that came from elsewhere must not name."""
-    if not isinstance(name, str):
-        raise UserError(f"objective: name: text is needed, not {name}")
-    if ":" in name and not allow_code:
-        raise UserError(
-            f"objective: {name!r} is code to be imported and called: if you trust it, add --allow_code to the command line"
-        )

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MAX_SEED = 2**32 - 1
-OBJECTIVES = Path(__file__).parents[1] / "core" / "objective.py"
+OBJECTIVES = Path(__file__).parents[1] / "core" / "objectives"
 
 
 def check_seed(seed: int) -> None:
@@ -92,10 +92,13 @@ def field_docs(config_class: type) -> dict[str, str]:
     return docs
 
 
-def objective_docs(path: Path = OBJECTIVES) -> dict[str, str]:
+def objective_docs(folder: Path = OBJECTIVES) -> dict[str, str]:
     """The built-in objectives by name, each with the first line of its docstring: read from the source, which imports torch."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    docs = {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.FunctionDef)}
+    docs: dict[str, str] = {}
+    for path in folder.glob("*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        docs |= {f"{path.stem}.{n.name}": ast.get_docstring(n) or "" for n in body if isinstance(n, ast.FunctionDef)}
+    tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
     targets = {getattr(n, "target", None): n.value for n in tree.body if isinstance(n, ast.AnnAssign)}
     found = next(
         value for target, value in targets.items() if isinstance(target, ast.Name) and target.id == "OBJECTIVES"

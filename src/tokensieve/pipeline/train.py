@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import layout
 from ..runs import WORK, Stage, UserError, Work, read_manifest, stage, write_json
 from . import launch
-from .arguments import check_arguments, check_code, lora_config, refuse_fields
+from .arguments import check_arguments, lora_config, refuse_fields
 from .config import all_of, check_seed, from_fields, one_line
-from .fields import WrongFields
+from .objectives import objective_of
 from .plan import Cost, Known
 from .save_model import is_untied, save_model, with_lora
 
@@ -77,7 +77,7 @@ class TrainConfig:
     model: str | dict[str, Any]
     """A Hugging Face folder or a folder that `train` wrote (continue from it), or a config (from scratch): model_type, ..."""
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "clm"})
-    """name, one of those below or package.module:factory, and its options: ratio, scope, denominator ..."""
+    """name, one of those below, intersect, union or schedule of them, or package.module:factory, and its options."""
     scores: list[str] = field(default_factory=list)
     """Folders that `score` wrote for this corpus, where the objective needs them."""
     eval_sets: dict[str, str] = field(default_factory=dict)
@@ -231,21 +231,7 @@ def validate(config: TrainConfig) -> None:
 
 
 def _objective(config: TrainConfig) -> Objective:
-    """The objective from its name and options; those of the built-in ones are checked by type."""
-    from ..core.objective import OBJECTIVES, objective, with_denominator
-
-    options = dict(config.objective)
-    name = options.pop("name", "clm")
-    check_code(name, config.allow_code)
-    denominator = options.pop("denominator", None)
-    try:
-        if name in OBJECTIVES:
-            return with_denominator(from_fields(OBJECTIVES[name], options, "objective"), denominator)
-        return objective(name, denominator=denominator, **options)
-    except WrongFields:
-        raise
-    except ValueError as e:
-        raise UserError(f"objective: {e}") from None
+    return objective_of(config.objective, config.allow_code)
 
 
 def _head(options: Mapping[str, Any]) -> Any:

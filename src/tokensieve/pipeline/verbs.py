@@ -11,6 +11,9 @@ from typing import Any, Literal
 from ..runs import UserError
 from .fields import WrongFields, from_fields
 
+# What verbs are for, in the order of the help.
+GROUPS = ("data", "models", "tokens", "judgement", "hand-over", "the whole")
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -27,6 +30,8 @@ class Verb:
     """One line for ``tokensieve --help``."""
     example: str
     """One to copy and paste."""
+    group: str
+    """One of GROUPS."""
     ranks: Literal["all", "first", "one"] = "first"
     """Started as several processes: all work; the first does and the others leave; or that is refused."""
     positional: str | None = None
@@ -53,6 +58,7 @@ VERBS: dict[str, Verb] = {
         "prepare:PrepareConfig",
         "text -> packed token rows",
         "tokensieve prepare --out runs/x/corpus --sources '[{path: data/*.jsonl.gz}]' --vocab_size 4096 --length 256",
+        group="data",
         stage=True,
     ),
     "train": Verb(
@@ -60,6 +66,7 @@ VERBS: dict[str, Verb] = {
         "train a model: plain, random control, or selective",
         "tokensieve train --out runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --model runs/x/base "
         "--objective.name rho1 --objective.ratio 0.6 --training.max_steps 200 --training.learning_rate 1e-3",
+        group="models",
         ranks="all",
         stage=True,
     ),
@@ -67,6 +74,7 @@ VERBS: dict[str, Verb] = {
         "score:ScoreConfig",
         "score every token of a corpus with a reference model",
         "tokensieve score --out runs/x/scores --model runs/x/reference --corpus runs/x/corpus",
+        group="tokens",
         ranks="all",
         stage=True,
     ),
@@ -75,6 +83,7 @@ VERBS: dict[str, Verb] = {
         "nll and bits per byte of models on evaluation sets",
         "tokensieve evaluate --out runs/x/eval --models.clm runs/x/clm --models.rho1 runs/x/rho1 "
         "--sets.target runs/x/target --checkpoints",
+        group="judgement",
         stage=True,
     ),
     "compare": Verb(
@@ -82,12 +91,14 @@ VERBS: dict[str, Verb] = {
         "the arms of an experiment in one table",
         "tokensieve compare --out runs/x/table --evaluation runs/x/eval --runs.clm runs/x/clm --runs.rho1 runs/x/rho1 "
         "--target target",
+        group="judgement",
         stage=True,
     ),
     "dynamics": Verb(
         "dynamics:DynamicsConfig",
         "every token's nll over the checkpoints, and the paper's four classes",
         "tokensieve dynamics --out runs/x/dynamics --models runs/x/base/model runs/x/clm --corpus runs/x/validation",
+        group="tokens",
         ranks="all",
         stage=True,
     ),
@@ -95,18 +106,21 @@ VERBS: dict[str, Verb] = {
         "show:ShowConfig",
         "rows as text, tokens coloured: kept, excess, nll, class",
         "tokensieve show runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --by excess",
+        group="tokens",
         positional="run",
     ),
     "report": Verb(
         "report:ReportConfig",
         "a run as one HTML page: verdict, curves, and its tokens in colour",
         "tokensieve report runs/x",
+        group="judgement",
         positional="runs",
     ),
     "check": Verb(
         "check:CheckConfig",
         "verify folders: hashes, scores against corpus, corpora against each other",
         "tokensieve check runs/x/corpus runs/x/scores --corpus runs/x/corpus",
+        group="hand-over",
         positional="folders",
         stage=True,
     ),
@@ -114,6 +128,7 @@ VERBS: dict[str, Verb] = {
         "recipe:RecipeConfig",
         "run a recipe: a list of stages; what is done is skipped",
         "tokensieve run demo --dry-run",
+        group="the whole",
         ranks="one",
         positional="recipe",
     ),
@@ -121,6 +136,7 @@ VERBS: dict[str, Verb] = {
         "demo:DemoConfig",
         "the whole method on text that is on this machine already",
         "tokensieve demo --out runs/demo",
+        group="the whole",
         ranks="one",
     ),
 }

@@ -129,7 +129,7 @@ class Scope:
         return min(self.objective.most_rows(*ranked), math.prod(own))
 
     def denominator(self, known: Sequence[TokenStats], reduce: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """The step's denominator over all micro-batches and ranks, float32 scalar on the device; None if not known yet.
+        """The step's denominator over all micro-batches and ranks, float64 scalar on the device; None if not known yet.
 
         ``known`` of :meth:`known`, by micro-batch. ``reduce`` sums a tensor over ranks.
         """
@@ -138,7 +138,8 @@ class Scope:
         counts = [c for c in (self.objective.count(k) for k in counted) if c is not None]
         if len(counts) < len(counted):
             return None
-        total = torch.stack([_scalar(c, known[0].valid) for c in counts]).sum().float()
+        # float64: sums of weights that are no whole numbers are not rounded before the ranks' are added.
+        total = torch.stack([_scalar(c, known[0].valid) for c in counts]).sum()
         return total if self.spans_ranks else reduce(total)
 
 

@@ -313,7 +313,9 @@ def _baseline_results(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterat
     drawn = sample_rows(sizes)
     text = [ids for corpus, rows in zip(corpora, drawn, strict=True) for ids in corpus.contexts(rows)]
     has_bos = corpora[0].bos_id is not None
-    outcomes = [o for corpus, rows in zip(corpora, drawn, strict=True) for o in corpus.outcomes(rows)] if has_bos else None
+    outcomes = (
+        [o for corpus, rows in zip(corpora, drawn, strict=True) for o in corpus.outcomes(rows)] if has_bos else None
+    )
     total = sum(int(s.sum(dtype="int64")) for s in sizes)
     told = {} if drawn[0] is None else {"counted_tokens": sum(map(len, text)), "counted_of": total}
     if told:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.rows import IGNORE_INDEX, Rows
+from ..core import IGNORE_INDEX
+from ..data.rows import Rows
 
 Item = dict[str, Tensor]
 

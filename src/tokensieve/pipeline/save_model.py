@@ -107,14 +107,12 @@ def is_untied(config: Any, lora: Mapping[str, Any]) -> bool:
 
 
 def _first_rows(trainer: Any) -> dict[str, Tensor]:
-    """The first micro-batch of the corpus, as the model is fed."""
+    """The first micro-batch of the corpus."""
     from ..data.rows import collate
-    from ..training.trainer import MODEL_INPUTS
 
     rows = trainer.train_dataset
     count = min(len(rows), trainer.args.per_device_train_batch_size)
-    batch = trainer._prepare_inputs(dict(collate(rows.__getitems__(list(range(count))))))
-    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    return trainer._prepare_inputs(dict(collate(rows.__getitems__(list(range(count))))))  # type: ignore[no-any-return]
 
 
 def _nll(trainer: Any, seam: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -131,7 +129,7 @@ def _nll(trainer: Any, seam: Any, batch: Mapping[str, Tensor]) -> Tensor:
     was_training = model.training
     seen = seam.run(lambda hidden, head: found.append(token_nll(hidden, head, targets)))
     with torch.no_grad(), trainer.accelerator.autocast(), seen:
-        model.eval()(**batch, use_cache=False)
+        model.eval()(**seam.inputs(batch))
     model.train(was_training)
     return found[0].float().cpu()
 

@@ -14,8 +14,9 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tokensieve.data.rows import Rows
-from tokensieve.modeling.probe import broken_property, nonfinite, rope_by_batch
+from tokensieve.modeling.probe import broken_property
 from tokensieve.modeling.probe_rows import Changes, alone, choose_rows, longest, pieces
+from tokensieve.modeling.properties import nonfinite, rope_by_batch
 from tokensieve.modeling.seam import HeadSeam
 from tokensieve.runs import UserError
 

@@ -121,7 +121,7 @@ class HeadSeam:
         """The model's own loss when idle; ours, for the model to add its router losses to, when running."""
         if self._compute is None:
             return self._own_loss(*args, **kwargs)
-        if self._show is not None:
+        if self._show is not None and (self._shown.stop or not self.calls):
             if "labels" in kwargs:
                 kwargs["labels"] = kwargs["labels"][:, self._shown]
             else:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL
 from ..data.rows import Rows, collate
-from ..modeling.probe import broken_property, nonfinite
+from ..modeling.probe import broken_property
+from ..modeling.properties import nonfinite
 from ..modeling.seam import MODEL_INPUTS, HeadSeam
 from ..runs import UserError
 

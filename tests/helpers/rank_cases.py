@@ -127,12 +127,17 @@ RULE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_every_column() -> Dataset:
-    """Whatever column a rule may read, in rows of two documents."""
+def with_columns_of(made: Objective) -> Dataset:
+    """What a rule reads, in rows of two documents."""
     g = torch.Generator().manual_seed(5)
-    names = {n for name in OBJECTIVES for n in score_columns(objective(name).needs)} - {"ref_nll"}
+    names = {*score_columns(made.needs)} - {"ref_nll"}
     columns = {name: (6 * torch.rand(8, tiny.LENGTH, generator=g) - 1).tolist() for name in sorted(names)}
     return tiny.rows(8, **columns, doc_starts=[[0, 5]] * 8, doc_offsets=[[3, 0]] * 8)
+
+
+def rule(name: str) -> dict[str, Any]:
+    made = objective(name, **RULE_OPTIONS.get(name, {}))
+    return case(made, lambda: with_columns_of(made))
 
 
 def case(made: Objective, data: Callable[[], Dataset] = lambda: tiny.rows(8), **fields: Any) -> dict[str, Any]:
@@ -148,7 +153,7 @@ CASES: dict[str, dict[str, Any]] = {
     "threshold": case(threshold()),
     "soft-batch": case(soft_over_the_batch()),
     "of-valid": case(share_of_valid()),
-    "signed-batch": case(signed_over_the_batch(), with_columns),
+    "signed-batch": case(signed_over_the_batch(), lambda: tiny.rows(8, doc_starts=[[0, 5]] * 8)),
     "counted-batch": case(counted_over_the_batch(), with_columns, max_steps=2, learning_rate=0.1),
     "empty-rank-batch": case(objective("rho1", ratio=0.4), lambda: without_targets(2, 3, 6, 7)),
     "empty-rank-step": case(objective("rho1", ratio=0.4, scope="step"), lambda: without_targets(2, 3, 6, 7)),
@@ -167,11 +172,7 @@ CASES: dict[str, dict[str, Any]] = {
         learning_rate=0.1,
     ),
 }
-CASES |= {
-    f"rule-{name}": case(objective(name, **RULE_OPTIONS.get(name, {})), with_every_column)
-    for name in OBJECTIVES
-    if name not in ("clm", "rho1")
-}
+CASES |= {f"rule-{name}": rule(name) for name in OBJECTIVES if name not in ("clm", "rho1")}
 BY_HALVES = objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [2, 0.2]])
 CASES["schedule"] = case(BY_HALVES, max_steps=2, learning_rate=0.1)
 CASES["intersect"] = case(objective("intersect", of=[{"name": "dft"}, {"name": "rho1", "ratio": 0.5}]))

@@ -10,6 +10,7 @@ from typing import Any
 import corpora
 import numpy as np
 import pytest
+import tiny
 import torch
 from datasets import Dataset
 
@@ -184,11 +185,11 @@ def test_a_models_own_inf_is_a_broken_model(what: str, value: float) -> None:
     from tokensieve.scoring.engine import _check_finite
 
     values = torch.tensor([[1.0, value, 2.0]])
-    _check_finite(what, values, torch.tensor([[5, -100, 5]]), 0)
-    with pytest.raises(
-        UserError, match=f"the model's {what} is not finite at row 4, position 2: its weights are broken"
-    ):
-        _check_finite(what, values, torch.tensor([[5, 5, 5]]), 4)
+    model = tiny.llama()
+    _check_finite(what, values, torch.tensor([[5, -100, 5]]), 0, model)
+    model.lm_head.weight.data[0, 0] = value
+    with pytest.raises(UserError, match=f"the model's {what} is not finite at row 4, position 2: .*the first in lm_head"):
+        _check_finite(what, values, torch.tensor([[5, 5, 5]]), 4, model)
 
 
 def test_names_of_columns_are_free() -> None:

@@ -60,7 +60,8 @@ def two_at_once(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
-    files = sorted(p for p in out.rglob("*") if p.is_file() and p.name not in WITH_CLOCK and p.suffix != ".lock")
+    """What stages wrote; names that begin with a dot are nobody's result (.lock, .verified.json)."""
+    files = sorted(p for p in out.rglob("[!.]*") if p.is_file() and p.name not in WITH_CLOCK)
     return {str(p.relative_to(out)): p.read_bytes() for p in files}
 
 

@@ -190,9 +190,9 @@ def test_done_work_is_skipped_and_other_work_refused(tmp_path: Path, tokenizer: 
     path = write_rows(tmp_path / "a.jsonl", 30)
     source = SourceConfig(str(path))
     prepare(tmp_path / "out", tokenizer, source)
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("[!.]*")}
     prepare(tmp_path / "out", tokenizer, source, workers=2)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("[!.]*")} == before
     with pytest.raises(UserError, match=r"done, but from other inputs \(length \d+ -> 64\)"):
         prepare(tmp_path / "out", tokenizer, source, length=64)
     write_rows(path, 31)

@@ -5,6 +5,7 @@ Where a corpus has one, it begins each document, is never a target and has no by
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,11 @@ from tokensieve.data.tokenizer import load_tokenizer, tokenizer_folder
 from tokensieve.runs import UserError, is_done, read_json, read_manifest
 
 Mode = Literal["auto", "always", "never"]
+_EMPTY = {
+    "version": "1.0",
+    "added_tokens": [],
+    "model": {"type": "BPE", "vocab": {}, "merges": []},
+}  # a tokenizer of no token
 
 
 class Bos(NamedTuple):
@@ -80,18 +86,43 @@ def _add_bos_token(folder: Path) -> bool:
 
 
 def set_template(tokenizer: Any, bos: Bos) -> None:
-    """Let the tokenizer itself begin a text as the corpus's documents do, so that models trained on it say so too."""
-    from tokenizers import processors
+    """Let the tokenizer itself begin a text as the corpus's documents do, so that models trained on it say so too.
+
+    What else its post_processor does stays, but for another template: two of them would put two tokens before a text.
+    """
+    from tokenizers import Tokenizer
 
     backend = tokenizer.backend_tokenizer
     if backend.encode("").ids[:1] == [bos.id]:
         return
-    template = processors.TemplateProcessing(
-        single=f"{bos.token} $A", pair=f"{bos.token} $A {bos.token} $B", special_tokens=[(bos.token, bos.id)]
-    )
-    old = backend.post_processor
-    keeps = old is not None and type(old).__name__ != "TemplateProcessing"
-    backend.post_processor = processors.Sequence([old, template]) if keeps else template
+    old = json.loads(backend.to_str())["post_processor"]
+    # As its JSON: the constructor's notation has no place for a token with a space or a colon in it, or named "$A".
+    state = {"type": "Sequence", "processors": [*_without_templates(old), _template_state(bos)]}
+    made = Tokenizer.from_str(json.dumps({**_EMPTY, "post_processor": state}))
+    backend.post_processor = made.post_processor
+
+
+def _without_templates(processor: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The parts of a post_processor that put no token into a text."""
+    if processor is None or processor["type"] in ("TemplateProcessing", "BertProcessing", "RobertaProcessing"):
+        return []
+    if processor["type"] == "Sequence":
+        return [kept for part in processor["processors"] for kept in _without_templates(part)]
+    return [processor]
+
+
+def _template_state(bos: Bos) -> dict[str, Any]:
+    """BOS before a text, and before each of a pair."""
+
+    def begun(name: str, type_id: int) -> list[dict[str, Any]]:
+        return [
+            {"SpecialToken": {"id": bos.token, "type_id": type_id}},
+            {"Sequence": {"id": name, "type_id": type_id}},
+        ]
+
+    tokens = {bos.token: {"id": bos.token, "ids": [bos.id], "tokens": [bos.token]}}
+    pair = [*begun("A", 0), *begun("B", 1)]
+    return {"type": "TemplateProcessing", "single": begun("A", 0), "pair": pair, "special_tokens": tokens}
 
 
 def told(bos_id: int | None) -> str:

@@ -21,6 +21,40 @@ SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 RATIO = 3  # how much larger text is than what it was compressed to, about
 
 
+class _Members(io.RawIOBase):
+    """The text of compressed members that stand one behind the other, as ``cat`` makes them; NULs between and behind them pass.
+
+    ``bz2.BZ2File`` and ``lzma.LZMAFile`` take a second member whose first bytes are damaged, and all behind it, for nothing at
+    all: its documents would be missing without a word.
+    """
+
+    def __init__(self, raw: IO[bytes], new: Callable[[], Any]) -> None:
+        self._raw, self._new, self._member = raw, new, new()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            data = b""
+            if self._member.eof:
+                data = self._member.unused_data.lstrip(b"\0")
+                while not data:
+                    if not (block := self._raw.read(io.DEFAULT_BUFFER_SIZE)):
+                        return 0
+                    data = block.lstrip(b"\0")
+                self._member = self._new()
+            elif self._member.needs_input and not (data := self._raw.read(io.DEFAULT_BUFFER_SIZE)):
+                raise EOFError("it ends before its end is marked")
+            if found := self._member.decompress(data, len(buffer)):
+                buffer[: len(found)] = found
+                return len(found)
+
+
+def _members(new: Callable[[], Any]) -> Callable[[IO[bytes]], Any]:
+    return lambda raw: io.BufferedReader(_Members(raw, new), 1 << 16)
+
+
 def _zstd(raw: IO[bytes]) -> Any:
     import pyarrow as pa
 
@@ -29,9 +63,13 @@ def _zstd(raw: IO[bytes]) -> Any:
 
 _READ: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
     b"\x1f\x8b": ("gzip", lambda raw: gzip.GzipFile(fileobj=raw)),
-    **{b"BZh%d" % i + b: ("bzip2", bz2.BZ2File) for i in range(1, 10) for b in (b"1AY&SY", b"\x17rE8P\x90")},
-    b"\xfd7zXZ\x00": ("xz", lzma.LZMAFile),
-    b"\x5d\x00\x00": ("lzma", lzma.LZMAFile),
+    **{
+        b"BZh%d" % i + b: ("bzip2", _members(bz2.BZ2Decompressor))
+        for i in range(1, 10)
+        for b in (b"1AY&SY", b"\x17rE8P\x90")
+    },
+    b"\xfd7zXZ\x00": ("xz", _members(lzma.LZMADecompressor)),
+    b"\x5d\x00\x00": ("lzma", _members(lzma.LZMADecompressor)),
     b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
     **{
         bytes([0x50 + i]) + b"\x2a\x4d\x18": ("zstd", _zstd) for i in range(16)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import importlib.util
-import itertools
 import os
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator
@@ -38,11 +37,21 @@ def find(path: str) -> tuple[Path, str, list[Path]]:
         return where.parent, where.name.split(".")[0] or where.name, [where]
     if not glob.has_magic(path):
         raise UserError(f"source {path} does not exist")
-    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), where.parts))
-    found = sorted(_matches(where))
+    fixed = _without_magic(where)
+    found = sorted(_matches(Path(glob.escape(str(fixed)), *where.parts[len(fixed.parts) :])))
     if not found:
         raise UserError(f"source {path}: nothing matches this pattern")
     return fixed, fixed.resolve().name, found
+
+
+def _without_magic(pattern: Path) -> Path:
+    """The folder that a pattern begins with. One that is there by this very name, as "data [v1]", is no pattern itself."""
+    fixed = Path()
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part) and not (fixed / part).is_dir():
+            break
+        fixed /= part
+    return fixed
 
 
 def _matches(pattern: Path) -> Iterator[Path]:

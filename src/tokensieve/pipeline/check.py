@@ -12,10 +12,8 @@ from ..runs import MANIFEST, UserError, check_files, read_manifest
 
 OVERLAP_TOKENS = 50_000_000  # 8 bytes a token are held at once
 MAX_IDS_READ = 1000  # documents of equal ids whose texts are compared, spread over all that there are
-ALIKE, LONG = (
-    0.5,
-    64,
-)  # share of common runs of tokens from which documents of one id, of so many tokens, are one document
+# Share of common runs of RUN_BYTES (about 8 tokens) from which documents of one id, of LONG tokens, are one document.
+ALIKE, LONG, RUN_BYTES = 0.5, 64, 32
 
 
 @dataclass(frozen=True)
@@ -94,21 +92,23 @@ def check_disjoint(corpora: Sequence[str]) -> list[str]:
 
     An id alone says nothing: numbers begin again in each file, and files of equal names are of different folders. Where an id
     stands once in each of two corpora, the documents count as one if they differ in white space and case alone, or are long and
-    half of their runs of 8 tokens are the same. Returns a line on ids that stand over different texts, if there are any.
+    half of their runs of 32 bytes are the same, whatever their tokenizers. Returns a line on ids that stand over different texts,
+    if there are any.
     """
     import numpy as np
 
-    different = 0
+    shared = read = 0
     for a, b in combinations(corpora, 2):
         first, second = _documents(a), _documents(b)
         if len(both := np.intersect1d(first["text_hash"].to_numpy(), second["text_hash"].to_numpy())):
             index = int(np.isin(first["text_hash"].to_numpy(), both).argmax())
             raise UserError(_shared(a, b, len(both), "text", first["id"][index].as_py()))
-        same, others = _same_ids(a, first, b, second)
+        same, ids, looked_at = _same_ids(a, first, b, second)
         if same:
             raise UserError(_shared(a, b, len(same), "id, with nearly the same text", min(same)))
-        different += others
-    return [f"ids: {different} stand in two corpora over different text, and say nothing"] if different else []
+        shared, read = shared + ids, read + looked_at
+    some = f" (of {read} that were read)" if read < shared else ""
+    return [f"ids: {shared} stand in two corpora over different text{some}, and say nothing"] if shared else []
 
 
 def _shared(a: str, b: str, number: int, what: str, example: str) -> str:
@@ -117,35 +117,38 @@ def _shared(a: str, b: str, number: int, what: str, example: str) -> str:
     )
 
 
-def _same_ids(a: str, first: Any, b: str, second: Any) -> tuple[list[str], int]:
-    """(ids of documents that are nearly the same in both, how many ids they share otherwise); MAX_IDS_READ are looked at."""
+def _same_ids(a: str, first: Any, b: str, second: Any) -> tuple[list[str], int, int]:
+    """(ids of documents that are nearly the same in both, how many ids they share, how many were read: MAX_IDS_READ)."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from ..analysis.overlap import alike
     from ..data.corpus import open_corpus
 
     ids = [_said_once(table["id"]) for table in (first, second)]
     shared = ids[0].filter(pc.is_in(ids[0], ids[1]))
-    corpora = [open_corpus(folder, verify=None) for folder in (a, b)]
-    if not len(shared) or corpora[0].tokenizer_hash != corpora[1].tokenizer_hash:
-        return [], len(shared)
+    if not len(shared):
+        return [], 0, 0
     looked_at = shared.take(pa.array(np.unique(np.linspace(0, len(shared) - 1, MAX_IDS_READ).astype(np.int64))))
-    texts = [
-        c.tokens_of(pc.index_in(looked_at, table["id"].combine_chunks()).to_numpy())
-        for c, table in zip(corpora, (first, second), strict=True)
-    ]
-    decode = corpora[0].tokenizer().decode
+    sides = []
+    for folder, table in ((a, first), (b, second)):
+        corpus = open_corpus(folder, verify=None)
+        tokens = corpus.tokens_of(pc.index_in(looked_at, table["id"].combine_chunks()).to_numpy())
+        decode = corpus.tokenizer().decode
+        sides.append([("".join(decode(t, skip_special_tokens=True).casefold().split()), len(t)) for t in tokens])
+    same = [i for i, x, y in zip(looked_at.to_pylist(), *sides, strict=True) if _nearly(*x, *y)]
+    return same, len(shared), len(looked_at)
 
-    def nearly(x: Any, y: Any) -> bool:
-        if min(len(x), len(y)) >= LONG:
-            return alike(x, y) >= ALIKE
-        one, other = ("".join(str(decode(ids)).casefold().split()) for ids in (x, y))
-        return one == other
 
-    same = [i for i, x, y in zip(looked_at.to_pylist(), *texts, strict=True) if nearly(x, y)]
-    return same, len(shared) - len(same)
+def _nearly(text: str, tokens: int, other: str, others: int) -> bool:
+    """True if two texts, without white space and case, are the same or, where both are long, for the most part."""
+    import numpy as np
+
+    from ..analysis.overlap import alike
+
+    if text == other or min(tokens, others) < LONG:
+        return text == other
+    return alike(*(np.frombuffer(t.encode(), np.uint8) for t in (text, other)), length=RUN_BYTES) >= ALIKE
 
 
 def _said_once(ids: Any) -> Any:

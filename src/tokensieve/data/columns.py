@@ -14,7 +14,7 @@ import numpy as np
 from ..core.stats import STATISTICS
 from ..runs import UserError
 from .pieces import PACKING
-from .row_checks import as_array
+from .row_checks import IGNORE_INDEX, as_array
 
 # Columns of a corpus that `prepare` wrote. With the first two a data set is one: its rows have one length, and it says itself
 # where documents begin.
@@ -26,9 +26,13 @@ READ = ("labels", "attention_mask", "position_ids", "row_id", "num_tokens", "iso
 SCALARS = ("row_id", "num_tokens")  # a whole number a row; of another type they are somebody else's, and metadata
 OPTIONAL = (*READ, *PACKING)
 # 1 where there is a loss. None makes labels: which of a row's masks count together differs from one trainer to the next.
-LOSS_MASKS = {"completion_mask", "assistant_masks", "assistant_mask", "loss_mask", "prompt_mask"}
+LOSS_MASKS = {
+    *("completion_mask", "assistant_masks", "assistant_mask", "response_mask", "label_mask", "loss_mask"),
+    "prompt_mask",
+}
 # What tokenizers write beside ids. It says nothing of the loss.
-METADATA = {*SCALARS, "special_tokens_mask", "word_ids", "offset_mapping", "length", "tokens"}
+METADATA = {"special_tokens_mask", "word_ids", "offset_mapping", "tokens"}
+ENOUGH = 4  # labels by which one may tell whether they are shifted
 LOOKED_AT = 16  # rows, spread over the data set, that say what an unknown column holds
 
 
@@ -64,7 +68,8 @@ def check_columns(dataset: Any, names: Sequence[str], read: Collection[str], ign
     ]
     if not unknown or not len(dataset):
         return
-    rows = _looked_at(dataset, unknown)
+    beside = [n for n in ("attention_mask", "labels") if n in read]  # they say where a row's padding begins
+    rows = _looked_at(dataset, [*unknown, *beside])
     for name in unknown:
         if says := _says(name, rows):
             raise UserError(
@@ -153,21 +158,55 @@ def _looked_at(dataset: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:
 
 
 def _says(name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the column seems to say, by the rows where it has values; None if it is no list of numbers of such a kind."""
+    """What the column seems to say, by most rows where it has values; None if it is no list of numbers of such a kind."""
     pairs = []
     for row in rows:
         values = as_array(row[name])
         if values.ndim == 1 and values.size and values.dtype.kind in "iufb":
-            pairs.append((values, len(row["input_ids"])))
+            pairs.append((values, _lengths(row)))
     if not pairs:
         return None
-    if all(len(values) == length for values, length in pairs):
-        zero = name == "token_type_ids" and not any(values.any() for values, _ in pairs)
+    if _most([len(values) == max(lengths) for values, lengths in pairs]):
+        zero = name.endswith("token_type_ids") and not any(values.any() for values, _ in pairs)
         return None if zero else "has an entry for each token"
     whole = all(values.dtype.kind in "iu" for values, _ in pairs)
     if whole and any(len(values) > 1 for values, _ in pairs):
-        if all(values.sum() == length for values, length in pairs):
+        if _most([int(values.sum()) in lengths for values, lengths in pairs]):
             return "sums to the row's length"
-        if all(values[0] == 0 and values[-1] == length for values, length in pairs):
+        if _most([values[0] == 0 and int(values[-1]) in lengths for values, lengths in pairs]):
             return "rises to the row's length"
     return None
+
+
+def _most(there: Sequence[Any]) -> bool:
+    return 2 * sum(map(bool, there)) > len(there)
+
+
+def _lengths(row: Mapping[str, Any]) -> set[int]:
+    """What a row's length may be taken for: with its padding, and without."""
+    lengths = {len(row["input_ids"])}
+    for name, padding in (("attention_mask", 0), ("labels", IGNORE_INDEX)):
+        values = as_array(row[name]) if name in row else np.empty(0)
+        if values.ndim == 1 and (there := np.flatnonzero(values != padding)).size:
+            lengths.add(int(there[-1]) + 1)
+    return lengths
+
+
+def check_shift(dataset: Any) -> None:
+    """Raise UserError for labels that stand one place to the left: some trainers shift them beforehand, here the model does.
+
+    By most of LOOKED_AT rows' labels: with such labels a model learns the token after the next one, at a plausible loss.
+    """
+    own = following = count = 0
+    for row in _looked_at(dataset, ["labels"]) if len(dataset) else []:
+        ids, labels = as_array(row["input_ids"]), as_array(row["labels"])
+        if ids.ndim == labels.ndim == 1 and len(ids) == len(labels):
+            there = labels[:-1] != IGNORE_INDEX
+            own += int((labels[:-1] == ids[:-1])[there].sum())
+            following += int((labels[:-1] == ids[1:])[there].sum())
+            count += int(there.sum())
+    if count >= ENOUGH and following > 0.9 * count and own < 0.5 * count:
+        raise UserError(
+            "column 'labels' has for each token the one that follows it: here a label stands at its own token, and the model "
+            "shifts; shift them back, or leave the column out where every token counts"
+        )

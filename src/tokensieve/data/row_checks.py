@@ -94,7 +94,9 @@ def mask(values: Any, length: int, index: int) -> IntArray:
 
 
 def check_loss_mask(values: Any, name: str, labels_T: IntArray, index: int) -> None:
-    """A loss mask beside labels must not contradict them: no label where it is 0."""
+    """A loss mask beside labels must not contradict them: no label where it is 0. Some write it as 0.0 and 1.0."""
+    if (found := as_array(values)).dtype.kind == "f" and np.isin(found, (0, 1)).all():
+        values = found.astype(np.int64)
     mask_T = as_long(integers(values, name, index, bools=True), name, len(labels_T), index)
     wrong_T = (mask_T == 0) & (labels_T != IGNORE_INDEX)
     wrong_T[:1] = False  # nobody's target

@@ -24,6 +24,7 @@ from .columns import (
     LOSS_MASKS,
     OPTIONAL,
     check_columns,
+    check_shift,
     check_types,
     has_transform,
     numbered_masks,
@@ -85,6 +86,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         read = (readable(dataset, names) | {*packing} | (asked & {*names}) | bos) - {"input_ids", *scores}
         check_columns(dataset, names, {*read, *scores}, ignore_columns)
         check_types(dataset, read)
+        if "labels" in read:
+            check_shift(dataset)
         self.loss_masks = sorted((LOSS_MASKS - {"prompt_mask"}) & {*names}) if "labels" in read else []
         self.vocab_size, self.whole_rows = vocab_size, {*CORPUS} <= {*names}
         self.read = {"input_ids", *scores, *read, *self.loss_masks}

@@ -29,6 +29,8 @@ class Fed(Guarded):
         """The data set as model inputs; ``to_train``: with what the objective needs. UserError for what is no data set."""
         if isinstance(dataset, Rows):
             return dataset
+        if isinstance(dataset, Mapping) and "input_ids" in dataset:
+            raise UserError(f"a datasets.Dataset is needed, not {type(dataset).__name__}: Dataset.from_dict makes one")
         if isinstance(dataset, Mapping):
             raise UserError(
                 f"a data set is needed, not {type(dataset).__name__} of {', '.join(dataset)}: give one of them"

@@ -116,3 +116,53 @@ def test_who_is_untied(lora: dict[str, Any], untied: bool) -> None:
     base = shapes.get_base_model()
     assert save_model.untie(shapes) == untied
     assert base.config.tie_word_embeddings is not untied
+
+
+@pytest.mark.parametrize("model", ["folder", LLAMA, GPT2])
+def test_one_seed_gives_one_adapter(model: Any, tiny: Any, tmp_path: Path) -> None:
+    """Over a model folder the adapter was drawn before anything was seeded: two runs of one config differed."""
+    if model == "folder":
+        shapes = config(tiny, tmp_path, LLAMA, None)
+        model = str(tmp_path / "model")
+        train._model(shapes, open_corpus(tiny.corpus)).save_pretrained(model)
+    lora = {"r": 4, "target_modules": ["c_attn" if model is GPT2 else "q_proj"]}
+    drawn = []
+    for seed in (3, 3, 4):
+        torch.rand(len(drawn) + 1)
+        made = train._model(config(tiny, tmp_path, model, lora, seed=seed), open_corpus(tiny.corpus))
+        drawn.append(torch.cat([p.flatten() for n, p in made.named_parameters() if "lora_A" in n]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "told"),
+    [
+        (LLAMA, {"target_modules": ["q_proj"], "lora_bias": True}, "base layer has no bias"),
+        (MIXTURE, {"target_modules": ["v_proj"], "lora_bias": True}, "base layer has no bias"),
+        (GPT2, {"target_modules": ["c_attn"], "lora_bias": True}, ""),
+        (LLAMA, {"target_modules": ["q_proj", "down_proj"], "use_dora": True}, ""),
+        (LLAMA, {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, ""),
+        (LLAMA, {"target_modules": ["q_proj"], "init_lora_weights": "olora", "modules_to_save": ["embed_tokens"]}, ""),
+        (MIXTURE, {"target_modules": "all-linear", "target_parameters": ["mlp.experts.gate_up_proj"]}, ""),
+    ],
+)
+def test_an_adapter_without_a_merged_form_is_refused_before_training(
+    model: dict[str, Any], lora: dict[str, Any], told: str
+) -> None:
+    """It was trained to its end, which was PEFT's RuntimeError."""
+    shapes = model_config(model, vocab_size=50)
+    if told:
+        with pytest.raises(UserError, match=f"lora: the adapter cannot be merged.*{told}"):
+            save_model.check_merges(shapes, lora)
+    else:
+        save_model.check_merges(shapes, lora)
+
+
+@pytest.mark.parametrize(("given", "found"), [(True, True), (False, None), ("full_shard", True)])
+def test_fsdp_is_turned_on_as_documented(given: Any, found: Any, tmp_path: Path) -> None:
+    """``fsdp: true``, as docs/cluster.md has it, was refused: transformers declares the field as text."""
+    made = train.training_arguments(
+        train.TrainConfig(str(tmp_path), "c", "m", training={"fsdp": given, "use_cpu": True})
+    )
+    assert bool(made.fsdp) == bool(found)

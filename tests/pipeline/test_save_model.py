@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from byte_tokenizers import byte_level
 
 from tokensieve.data.corpus import open_corpus
-from tokensieve.modeling.load import load_causal_lm, model_config, model_shapes
+from tokensieve.modeling.load import load_causal_lm, model_config, model_shapes, new_causal_lm
 from tokensieve.pipeline import save_model, train
 from tokensieve.runs import UserError, is_done
 
@@ -166,3 +167,27 @@ def test_fsdp_is_turned_on_as_documented(given: Any, found: Any, tmp_path: Path)
         train.TrainConfig(str(tmp_path), "c", "m", training={"fsdp": given, "use_cpu": True})
     )
     assert bool(made.fsdp) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("model", "lora"),
+    [
+        (LLAMA, {"target_modules": ["q_proj", "embed_tokens"]}),
+        (LLAMA, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "init_lora_weights": "pissa"}),
+        (GPT2, {"target_modules": ["wte", "c_attn"], "use_dora": True}),
+        (MIXTURE, {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}),
+    ],
+)
+def test_a_sharded_adapter_is_put_together_before_it_is_merged(
+    model: dict[str, Any], lora: dict[str, Any], tmp_path: Path
+) -> None:
+    """Under FSDP the first rank merged shards and waited for the others, which had left: a finished run hung."""
+    live = save_model.with_lora(new_causal_lm(model, seed=0, vocab_size=50), {"r": 4, **lora})
+    torch.manual_seed(1)
+    for parameter in live.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    whole = {name: value.clone() for name, value in live.state_dict().items()}
+    ids = torch.randint(50, (4, 16))
+    wanted = nll(live, ids)
+    save_model._save_merged(save_model._rebuilt(live, whole), tmp_path / "model", byte_level())
+    assert nll(load_causal_lm(tmp_path / "model"), ids) == pytest.approx(wanted, rel=1e-5)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from byte_tokenizers import byte_level
 
 from tokensieve.data.corpus import open_corpus
-from tokensieve.modeling.load import load_causal_lm, model_config, model_shapes
+from tokensieve.modeling.load import load_causal_lm, model_config, model_shapes, new_causal_lm
 from tokensieve.pipeline import save_model, train
 from tokensieve.runs import UserError, is_done
 
@@ -116,3 +117,77 @@ def test_who_is_untied(lora: dict[str, Any], untied: bool) -> None:
     base = shapes.get_base_model()
     assert save_model.untie(shapes) == untied
     assert base.config.tie_word_embeddings is not untied
+
+
+@pytest.mark.parametrize("model", ["folder", LLAMA, GPT2])
+def test_one_seed_gives_one_adapter(model: Any, tiny: Any, tmp_path: Path) -> None:
+    """Over a model folder the adapter was drawn before anything was seeded: two runs of one config differed."""
+    if model == "folder":
+        shapes = config(tiny, tmp_path, LLAMA, None)
+        model = str(tmp_path / "model")
+        train._model(shapes, open_corpus(tiny.corpus)).save_pretrained(model)
+    lora = {"r": 4, "target_modules": ["c_attn" if model is GPT2 else "q_proj"]}
+    drawn = []
+    for seed in (3, 3, 4):
+        torch.rand(len(drawn) + 1)
+        made = train._model(config(tiny, tmp_path, model, lora, seed=seed), open_corpus(tiny.corpus))
+        drawn.append(torch.cat([p.flatten() for n, p in made.named_parameters() if "lora_A" in n]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "told"),
+    [
+        (LLAMA, {"target_modules": ["q_proj"], "lora_bias": True}, "base layer has no bias"),
+        (MIXTURE, {"target_modules": ["v_proj"], "lora_bias": True}, "base layer has no bias"),
+        (GPT2, {"target_modules": ["c_attn"], "lora_bias": True}, ""),
+        (LLAMA, {"target_modules": ["q_proj", "down_proj"], "use_dora": True}, ""),
+        (LLAMA, {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, ""),
+        (LLAMA, {"target_modules": ["q_proj"], "init_lora_weights": "olora", "modules_to_save": ["embed_tokens"]}, ""),
+        (MIXTURE, {"target_modules": "all-linear", "target_parameters": ["mlp.experts.gate_up_proj"]}, ""),
+    ],
+)
+def test_an_adapter_without_a_merged_form_is_refused_before_training(
+    model: dict[str, Any], lora: dict[str, Any], told: str
+) -> None:
+    """It was trained to its end, which was PEFT's RuntimeError."""
+    shapes = model_config(model, vocab_size=50)
+    if told:
+        with pytest.raises(UserError, match=f"lora: the adapter cannot be merged.*{told}"):
+            save_model.check_merges(shapes, lora)
+    else:
+        save_model.check_merges(shapes, lora)
+
+
+@pytest.mark.parametrize(("given", "found"), [(True, True), (False, None), ("full_shard", True)])
+def test_fsdp_is_turned_on_as_documented(given: Any, found: Any, tmp_path: Path) -> None:
+    """``fsdp: true``, as docs/cluster.md has it, was refused: transformers declares the field as text."""
+    made = train.training_arguments(
+        train.TrainConfig(str(tmp_path), "c", "m", training={"fsdp": given, "use_cpu": True})
+    )
+    assert bool(made.fsdp) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("model", "lora"),
+    [
+        (LLAMA, {"target_modules": ["q_proj", "embed_tokens"]}),
+        (LLAMA, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "init_lora_weights": "pissa"}),
+        (GPT2, {"target_modules": ["wte", "c_attn"], "use_dora": True}),
+        (MIXTURE, {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}),
+    ],
+)
+def test_a_sharded_adapter_is_put_together_before_it_is_merged(
+    model: dict[str, Any], lora: dict[str, Any], tmp_path: Path
+) -> None:
+    """Under FSDP the first rank merged shards and waited for the others, which had left: a finished run hung."""
+    live = save_model.with_lora(new_causal_lm(model, seed=0, vocab_size=50), {"r": 4, **lora})
+    torch.manual_seed(1)
+    for parameter in live.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    whole = {name: value.clone() for name, value in live.state_dict().items()}
+    ids = torch.randint(50, (4, 16))
+    wanted = nll(live, ids)
+    save_model._save_merged(save_model._rebuilt(live, whole), tmp_path / "model", byte_level())
+    assert nll(load_causal_lm(tmp_path / "model"), ids) == pytest.approx(wanted, rel=1e-5)

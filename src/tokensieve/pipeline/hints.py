@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
 import types
 import typing
@@ -23,7 +24,7 @@ KINDS = {
 
 def hints_of(make: Any) -> dict[str, Any]:
     """Name -> type of each field of a dataclass or parameter of a function, in order."""
-    hints = typing.get_type_hints(make)
+    hints = typing.get_type_hints(make.func if isinstance(make, functools.partial) else make)
     return {name: hints.get(name, Any) for name in parameters(make)}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,6 @@ ASIDE = "model-not-as-trained"
 
 def with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
     """``model`` with a new adapter. Raises UserError for what PEFT does not know."""
-    import warnings
-
     config = lora_config(lora)
     from peft import get_peft_model
 
@@ -35,6 +35,41 @@ def with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
             return get_peft_model(model, config)
     except Exception as e:  # whatever peft raises for modules, initialisations and biases that it does not know
         raise UserError(f"lora: {one_line(e)}") from None
+
+
+def with_shapes(config: Any, adapter: Any) -> Any:
+    """The model of a transformers config with an adapter of a LoraConfig, without weights (on torch's meta device)."""
+    from peft import get_peft_model
+
+    from ..modeling.load import model_shapes
+
+    adapter = copy.deepcopy(adapter)
+    adapter.init_lora_weights, adapter.inference_mode = (
+        True,
+        False,
+    )  # others are computed of weights, which are not there
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(model_shapes(config), adapter)
+
+
+def check_merges(config: Any, lora: Mapping[str, Any]) -> None:
+    """Raise UserError for an adapter that PEFT cannot merge into a model of this config: seen before training, not after it.
+
+    Costs a model without weights. What cannot be wrapped without weights is left to training to tell.
+    """
+    try:
+        shapes = with_shapes(config, lora_config(lora))
+    except UserError:
+        raise
+    except Exception:  # whatever a model class or PEFT raises
+        return
+    try:
+        shapes.merge_and_unload()
+    except NotImplementedError:  # an operation that torch has for weights only
+        return
+    except Exception as e:  # whatever PEFT raises for kinds of adapters that have no merged form
+        raise UserError(f"lora: the adapter cannot be merged into model/: {one_line(e)}") from None
 
 
 def save_model(trainer: Any, out: Path, *, lora: bool, dtype: str) -> None:
@@ -48,18 +83,36 @@ def save_model(trainer: Any, out: Path, *, lora: bool, dtype: str) -> None:
     trained_BT = _nll(trainer, trainer.seam, batch) if sharded or trainer.is_world_process_zero() else None
     trainer.seam.close()
     trainer.save_model(str(out / ("adapter" if lora else "model")))
+    # Gathered by all ranks together: merged by the first alone, shards waited for the others for ever.
+    whole = trainer.accelerator.get_state_dict(trainer.model) if lora and sharded else None
     if not trainer.is_world_process_zero():
         return
     if lora:
-        _save_merged(trainer, out / "model")
+        live = trainer.accelerator.unwrap_model(trainer.model)
+        _save_merged(live if whole is None else _rebuilt(live, whole), out / "model", trainer.processing_class)
     if not sharded:
         trainer.accelerator.unwrap_model(trainer.model).to("cpu")  # room for the copy that is read again
     assert trained_BT is not None
     _check_saved(trainer, out / "model", dtype, batch, trained_BT)
 
 
-def _save_merged(trainer: Any, folder: Path) -> None:
-    model = trainer.accelerator.unwrap_model(trainer.model)
+def _rebuilt(sharded: Any, weights: Mapping[str, Tensor]) -> Any:
+    """The PEFT model that is ``sharded`` over ranks, whole on this one, with ``weights``; those that were shared still are."""
+    base = sharded.get_base_model()
+    model = with_shapes(base.config, sharded.peft_config[sharded.active_adapter])
+    shared: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(parameter), []).append(name)
+    model.load_state_dict(dict(weights), strict=False, assign=True)
+    for first, *others in shared.values():
+        for other in others:
+            module, _, name = other.rpartition(".")
+            setattr(model.get_submodule(module), name, model.get_parameter(first))
+    model.get_base_model().generation_config = base.generation_config
+    return model
+
+
+def _save_merged(model: Any, folder: Path, tokenizer: Any) -> None:
     if untie(model):
         print(
             f"tokensieve: {folder}: the adapter changed the input embedding only, so the head is written beside it "
@@ -68,7 +121,7 @@ def _save_merged(trainer: Any, folder: Path) -> None:
             flush=True,
         )
     model.merge_and_unload().save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def untie(model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -18,7 +19,7 @@ from .arguments import check_arguments, lora_config, refuse_fields
 from .config import all_of, check_seed, from_fields, one_line
 from .objectives import objective_of
 from .plan import Cost, Known
-from .save_model import is_untied, save_model, with_lora
+from .save_model import check_merges, is_untied, save_model, with_lora
 
 if TYPE_CHECKING:
     from ..core import Objective
@@ -362,14 +363,22 @@ def training_arguments(config: TrainConfig) -> Any:
     memory = {"dataloader_pin_memory": torch.cuda.is_available()}
     given = {**TRAINING_DEFAULTS, **evaluate, **memory, **config.training, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
-    return from_fields(TrainingArguments, given, "training")
+    # Declared as text, told to be true or false: taken out of what is checked by its type.
+    sharded = given.pop("fsdp") if isinstance(given.get("fsdp"), bool) else None
+    make = TrainingArguments if sharded is None else functools.partial(TrainingArguments, fsdp=sharded)
+    return from_fields(make, given, "training")
 
 
 def _model(config: TrainConfig, corpus: Corpus) -> Any:
+    from transformers import set_seed
+
     from ..modeling.load import load_causal_lm, new_causal_lm
 
+    if config.lora is not None:
+        check_merges(_model_config(config, corpus), config.lora)
     if isinstance(config.model, str):
         model = load_causal_lm(config.model, dtype=config.dtype)
+        set_seed(config.seed)  # for the adapter's weights; beside a new model's its own seed counts
     else:
         model = new_causal_lm(config.model, seed=config.seed, dtype=config.dtype, **_of_corpus(corpus))
     return with_lora(model, config.lora) if config.lora is not None else model

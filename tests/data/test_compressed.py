@@ -86,6 +86,28 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, name: str) -> None
         assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("suffix", PACK)
+def test_members_one_behind_the_other_are_all_read(tmp_path: Path, suffix: str) -> None:
+    """``cat a.bz2 b.bz2``: a second member with damaged first bytes, and all behind it, was missing without a word."""
+    half = len(LINES) // 2
+    first, second = (PACK[suffix](part) for part in (LINES[:half], LINES[half:]))
+    (tmp_path / "plain.jsonl").write_bytes(LINES)
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(first + second)
+    assert [d.text for d in read(path, format="jsonl")] == [d.text for d in read(tmp_path / "plain.jsonl")]
+    path.write_bytes(first + b"XYZ" + second[3:])
+    with pytest.raises(UserError, match="is a damaged"):
+        read(path, format="jsonl")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_zeros_behind_a_member_pass(tmp_path: Path, suffix: str) -> None:
+    """Tapes and block devices fill files up with them."""
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(PACK[suffix](LINES) + bytes(512))
+    assert len(read(path)) == 200
+
+
 def zipped() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as z:

@@ -39,6 +39,18 @@ def test_a_pattern_gives_each_file_once(tmp_path: Path, pattern: str, monkeypatc
     assert len(set(names(tmp_path / pattern))) == 3
 
 
+@pytest.mark.parametrize("folder", ["data [v1]", "a*b", "what?", "[ab]"])
+@pytest.mark.parametrize("pattern", ["{}", "{}/*.jsonl", "{}/**", "{}/**/*.jsonl"])
+def test_a_folder_may_be_called_like_a_pattern(tmp_path: Path, folder: str, pattern: str) -> None:
+    """``data [v1]/*.jsonl`` matched nothing, or what lay in another folder."""
+    write(tmp_path / folder / "a.jsonl")
+    write(tmp_path / folder / "x" / "b.jsonl")
+    write(tmp_path / "axb" / "c.jsonl")
+    found = resolve(SourceConfig(str(tmp_path / pattern.format(folder)))).files
+    wanted = ["a.jsonl"] if pattern == "{}/*.jsonl" else ["a.jsonl", "x/b.jsonl"]
+    assert [str(Path(f.path).relative_to(tmp_path / folder)) for f in found] == wanted
+
+
 @pytest.mark.parametrize(
     ("link", "to", "expected"),
     [

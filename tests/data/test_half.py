@@ -188,7 +188,9 @@ def test_a_models_own_inf_is_a_broken_model(what: str, value: float) -> None:
     model = tiny.llama()
     _check_finite(what, values, torch.tensor([[5, -100, 5]]), 0, model)
     model.lm_head.weight.data[0, 0] = value
-    with pytest.raises(UserError, match=f"the model's {what} is not finite at row 4, position 2: .*the first in lm_head"):
+    with pytest.raises(
+        UserError, match=f"the model's {what} is not finite at row 4, position 2: .*the first in lm_head"
+    ):
         _check_finite(what, values, torch.tensor([[5, 5, 5]]), 4, model)
 
 

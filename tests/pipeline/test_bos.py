@@ -12,12 +12,12 @@ import tiny
 from tokenizers import Tokenizer, processors
 
 from tokensieve.analysis.ngram import NGram
-from tokensieve.data.bos import bos_of, disagreement
+from tokensieve.data.bos import bos_of, disagreement, set_template
 from tokensieve.data.corpus import Corpus, describe, open_corpus
 from tokensieve.data.rows import IGNORE_INDEX, Rows
 from tokensieve.data.scored import load_scored, write_score_shard
 from tokensieve.data.sources import SourceConfig
-from tokensieve.data.tokenizer import EOS, train_tokenizer
+from tokensieve.data.tokenizer import EOS, load_tokenizer, train_tokenizer
 from tokensieve.pipeline import dynamics, evaluate, prepare, score, train
 from tokensieve.pipeline.dynamics_rows import Reader
 from tokensieve.pipeline.dynamics_tables import _token_counts
@@ -155,6 +155,29 @@ def test_the_field_decides_and_auto_asks_the_tokenizer(
 ) -> None:
     bos = bos_of(tokenizer_folder(tmp_path / "T", **kind), mode)
     assert (bos.token if bos else None) == found
+
+
+@pytest.mark.parametrize("bos", ["<bos>", "< b: o s >", "$A", "<|begin:0|>"])
+@pytest.mark.parametrize("before", [["<first>"], ["<first>", "<second>"], []])
+def test_a_template_takes_the_place_of_another(tmp_path: Path, bos: str, before: list[str]) -> None:
+    """``bos: always`` put its token before a template's own: RUN/model began texts with two. A token's name may hold what the
+    notation of templates is made of."""
+    made = train_tokenizer(TEXTS, VOCAB).backend_tokenizer
+    made.add_special_tokens([bos, *before])
+    own = [(t, made.token_to_id(t)) for t in before]
+    template = processors.TemplateProcessing(single=" ".join([*before, "$A"]), special_tokens=own)
+    made.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+    (tmp_path / "t").mkdir()
+    made.save(str(tmp_path / "t" / "tokenizer.json"))
+    names = {"eos_token": EOS, "bos_token": bos}
+    (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps(names))
+    tokenizer = load_tokenizer(tmp_path / "t")
+    found = bos_of(tmp_path / "t", "always")
+    assert found is not None
+    set_template(tokenizer, found)
+    plain = tokenizer("the cat", add_special_tokens=False).input_ids
+    assert tokenizer("the cat").input_ids == [found.id, *plain]
+    assert tokenizer("the cat", "a mat").input_ids[: len(plain) + 2] == [found.id, *plain, found.id]
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path: Path) -> None:

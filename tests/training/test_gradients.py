@@ -201,7 +201,9 @@ def test_a_step_without_a_target_is_zero(tmp_path: Path, made: Objective) -> Non
     """0 / 0: the Trainer's own loss is NaN for an all-masked batch, and one such step makes the weights NaN for good."""
     model = tiny.llama()
     before = tiny.weights(model)
-    trainer = tiny.train(model, tiny.arguments(tmp_path, 1, 4), ignored(*range(4)), made)  # a step of the first four rows
+    trainer = tiny.train(
+        model, tiny.arguments(tmp_path, 1, 4), ignored(*range(4)), made
+    )  # a step of the first four rows
     assert all(torch.equal(before[n], w) for n, w in tiny.weights(model).items())
     logged = trainer.state.log_history[0]
     assert (logged["loss"], logged["grad_norm"]) == (0.0, 0.0)

@@ -19,9 +19,9 @@ _BLOCK_ROWS = 1024
 def look_through(rows: Rows, max_tokens: int = MAX_TOKENS) -> None:
     """Raise the UserError that reading a row would raise, for its ids, labels, masks, positions and scores.
 
-    Looks at whole columns in blocks, and reads row by row only where one of them looks wrong, and, of rows that say in
-    more than one way where pieces begin, the first ROWS_READ. A prepared corpus has hashes
-    instead, and what a transform makes is seen when it is made: neither is looked through.
+    Looks at whole columns in blocks, and reads row by row only where one of them looks wrong, and, of rows that say in more
+    than one way where pieces begin, the first ROWS_READ. A prepared corpus has hashes instead, and what a transform makes is
+    seen when it is made: neither is looked through.
     """
     if rows.whole_rows or rows.transformed:
         return
@@ -29,11 +29,20 @@ def look_through(rows: Rows, max_tokens: int = MAX_TOKENS) -> None:
     for start in range(0, len(rows), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(rows))
         block = table[start:stop]
-        if (start < ROWS_READ and rows.packs) or _looks_wrong(block, rows):
+        if (start < ROWS_READ and _may_disagree(block, rows)) or _looks_wrong(block, rows):
             rows.__getitems__(range(start, stop))
         tokens += len(block["input_ids"].combine_chunks().flatten())
         if tokens >= max_tokens:
             return
+
+
+def _may_disagree(block: Any, rows: Rows) -> bool:
+    """Whether rows say in more than one way where pieces begin, or where padding is beside that."""
+    ways = {*NUMBERED, *LENGTHS, *CUMULATIVE, "position_ids"} & rows.read
+    if len(ways) != 1 or "attention_mask" not in rows.read:
+        return len(ways) > 1
+    mask = np.asarray(block["attention_mask"].combine_chunks().flatten().to_numpy(zero_copy_only=False))
+    return not bool((mask == 1).all())
 
 
 def _looks_wrong(block: Any, rows: Rows) -> bool:

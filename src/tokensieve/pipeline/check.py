@@ -92,8 +92,8 @@ def check_disjoint(corpora: Sequence[str]) -> list[str]:
 
     An id alone says nothing: numbers begin again in each file, and files of equal names are of different folders. Where an id
     stands once in each of two corpora, the documents count as one if they differ in white space and case alone, or are long and
-    half of their runs of 32 bytes are the same, whatever their tokenizers. Returns a line on ids that stand over different texts,
-    if there are any.
+    half of their runs of 32 bytes are the same, whatever their tokenizers. Returns a line on ids that stand over different
+    texts, if there are any.
     """
     import numpy as np
 
@@ -148,7 +148,8 @@ def _nearly(text: str, tokens: int, other: str, others: int) -> bool:
 
     if text == other or min(tokens, others) < LONG:
         return text == other
-    return alike(*(np.frombuffer(t.encode(), np.uint8) for t in (text, other)), length=RUN_BYTES) >= ALIKE
+    one, two = (np.frombuffer(t.encode(), np.uint8) for t in (text, other))
+    return alike(one, two, RUN_BYTES) >= ALIKE
 
 
 def _said_once(ids: Any) -> Any:

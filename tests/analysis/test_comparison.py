@@ -92,6 +92,17 @@ def test_cells_over_seeds() -> None:
     assert reached_cell(rows) == "never in 1 of 3"
     assert reached_cell(rows[:2]) == "1/2.00"
     assert reached_cell([{"speedup": s, "speedup_is_bound": False} for s in (0.8, 1.1)]) == "no advantage"
+    assert reached_cell([{"speedup": 0.5, "speedup_is_bound": True}]) == "at its first checkpoint"
+    assert reached_cell([{"speedup": 3.0, "speedup_is_bound": False, "ends_above": True}]) == "1/3.00, then left"
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_points_without_a_number_are_left_out(broken: float, where: int) -> None:
+    """One NaN in the middle of a curve said *never*; an infinite first point gave a speedup of NaN."""
+    points = at(6.0, 5.0, 4.0, 3.0)
+    points[where] = (points[where][0], broken)
+    assert tokens_to_reach(points, 3.5) == pytest.approx(350)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tokensieve.pipeline.check import _nearly
 from tokensieve.runs import read_manifest
 
 FOLDERS = {"corpus": "rows-00000.arrow", "scores": "rows-00000.arrow", "rho1": "model/model.safetensors"}
@@ -158,6 +159,25 @@ def test_an_id_alone_is_no_document(
         assert "disjoint: no document stands in two of 2 corpora" in done.out
     else:
         assert f"{a} and {b} share 1 documents {said}" in done.error
+
+
+PROSE = "thecatsatonamatwhiledogsranoverhillsandriversflowtoseaundermoonlight" * 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "tokens", "same"),
+    [
+        ("seven hills", "seven hills", 3, True),
+        ("seven hills", "seven hill", 3, False),  # short: all of it must be there
+        (PROSE, PROSE[: len(PROSE) * 3 // 4], 80, True),
+        (PROSE, PROSE + "é" * 40, 80, True),
+        (PROSE, PROSE[::-1], 80, False),
+        (PROSE, PROSE[:40] + PROSE[::-1], 80, False),
+    ],
+)
+def test_texts_are_compared_whatever_tokenised_them(one: str, other: str, tokens: int, same: bool) -> None:
+    """Corpora of two tokenizers were held against each other by ids of documents alone."""
+    assert _nearly(one, tokens, other, tokens + 9) == same == _nearly(other, tokens + 9, one, tokens)
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,10 @@ RISE = 0.005
 def tokens_to_reach(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
     """Tokens at which a curve of (tokens, nll) first comes down to ``goal``; None if it never does.
 
-    Between two points the curve is a straight line. The curve need not be monotone: the first crossing counts.
+    Between two points the curve is a straight line. The curve need not be monotone: the first crossing counts. Points whose nll
+    is no number are left out.
     """
-    points = sorted(curve)
+    points = sorted(p for p in curve if math.isfinite(p[1]))
     if points and points[0][1] <= goal:
         return points[0][0]
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -66,12 +67,18 @@ def reached(baseline: Sequence[tuple[float, float]], arm: Sequence[tuple[float, 
 
 def reached_cell(rows: Sequence[Row]) -> str:
     """What a table says of one arm by seed: ``1/1.33`` of the baseline's tokens, ``<= `` before a bound, ``no advantage`` for
-    as many tokens or more, ``never``; over seeds their mean, and in how many it is never."""
+    as many tokens or more, ``never``; over seeds their mean, and in how many it is never. An arm that was there and has left
+    again, above the baseline's end by more than ``RISE``, is not there at its own: that is said beside the number."""
     values = [row.get("speedup") for row in rows]
     if never := values.count(None):
         return "never" if len(rows) == 1 else f"never in {never} of {len(rows)}"
     bound, mean = any(row.get("speedup_is_bound") for row in rows), over_seeds(values).mean or 0.0
-    return "no advantage" if mean <= 1 and not bound else f"{'<= ' if bound else ''}1/{mean:.2f}"
+    if mean < 1 and bound:
+        return "at its first checkpoint"  # which came after the baseline was there: it may have been there before
+    if mean <= 1 and not bound:
+        return "no advantage"
+    left = ", then left" if any(row.get("ends_above") for row in rows) else ""
+    return f"{'<= ' if bound else ''}1/{mean:.2f}{left}"
 
 
 def rise(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

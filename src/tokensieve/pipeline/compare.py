@@ -104,11 +104,12 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
     """A row an arm: ``arm``, ``nll``, ``bits_per_byte``, ``tokens_seen``, ``tokens_trained``, ``flops_student``,
     ``flops_scoring``, ``flops_reference``, ``seconds``, ``kept_share_by_source``, ``speedup`` (tokens after which the
     baseline first was at its end's nll, over those after which this arm was; null if it never was), ``speedup_is_bound`` (it
-    was there at its first checkpoint: at least so much), ``others`` (set -> nll); of a baseline whose curve rises ``lowest``.
+    was there at its first checkpoint: at least so much), ``others`` (set -> nll); of a baseline whose curve rises ``lowest``; of
+    an arm that was at the baseline's end and left it again ``ends_above``.
 
     Models that were evaluated but are no arm (base, reference, n-grams) come first, without a run's figures.
     """
-    from ..analysis.comparison import curve, end, reached, rise
+    from ..analysis.comparison import RISE, curve, end, reached, rise
 
     on = _on(config)
     baseline = curve(results, config.baseline, config.target, on)
@@ -124,6 +125,8 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
                 row |= read_manifest(config.runs[name], "model", ("summary",))["summary"]
                 found = reached(baseline, [] if name == config.baseline else curve(results, name, config.target, on))
                 row["speedup"], row["speedup_is_bound"] = found.speedup, found.is_bound
+                if found.speedup is not None and record["nll"] > baseline[-1][1] + RISE:
+                    row["ends_above"] = True
                 if name == config.baseline and (low := rise(baseline)):
                     row["lowest"] = {"tokens_seen": low[0], "nll": low[1]}
             rows.append(row)

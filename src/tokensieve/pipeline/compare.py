@@ -104,8 +104,8 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
     """A row an arm: ``arm``, ``nll``, ``bits_per_byte``, ``tokens_seen``, ``tokens_trained``, ``flops_student``,
     ``flops_scoring``, ``flops_reference``, ``seconds``, ``kept_share_by_source``, ``speedup`` (tokens after which the
     baseline first was at its end's nll, over those after which this arm was; null if it never was), ``speedup_is_bound`` (it
-    was there at its first checkpoint: at least so much), ``others`` (set -> nll); of a baseline whose curve rises ``lowest``; of
-    an arm that was at the baseline's end and left it again ``ends_above``.
+    was there at its first checkpoint: at least so much), ``others`` (set -> nll); of a baseline whose curve rises ``lowest``;
+    of an arm that was at the baseline's end and left it again ``ends_above``.
 
     Models that were evaluated but are no arm (base, reference, n-grams) come first, without a run's figures.
     """

@@ -1,5 +1,6 @@
 """Settings of every test process: offline, one thread unless asked for more, the same examples on every run."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,3 +18,16 @@ settings.load_profile("tokensieve")
 sys.path.append(str(Path(__file__).parent / "helpers"))
 
 from experiment import tiny, tokensieve  # noqa: E402, F401  fixtures of the tests of verbs, faults and security
+
+_modules_frozen = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Each training ends the Trainer's way, with a full garbage collection: 0.2 s where transformers is imported, two thirds of
+    a tiny run. What modules brought is set aside, so that a collection looks at what came since.
+    """
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + 50:
+        gc.collect()
+        gc.freeze()
+        _modules_frozen = len(sys.modules)

@@ -5,6 +5,7 @@ python forked.py SIZE,SIZE... SCRIPT ARGUMENT...      one group of ranks after t
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 import signal
@@ -21,6 +22,7 @@ import tokensieve.training.trainer  # noqa: F401
 
 
 def main(sizes: list[int], script: str, arguments: list[str]) -> int:
+    gc.freeze()  # the Trainer's collections look at what comes from here on
     for size in sizes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

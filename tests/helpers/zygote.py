@@ -15,6 +15,7 @@ stdin, a line a command: {"argv": [verb, ...], "log": file, ...}    stdout, a li
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -135,6 +136,7 @@ def main() -> None:
     import tokensieve.pipeline.train
     import tokensieve.training.trainer  # noqa: F401
 
+    gc.freeze()  # the Trainer's collections look at what comes from here on
     out = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         command = json.loads(line)

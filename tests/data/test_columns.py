@@ -35,7 +35,9 @@ USUAL: dict[str, dict[str, Any]] = {
     },
     "numbers": {"num_tokens": [6, 5], "doc_id": [3, 4], "score": [0.5, 1.0], "embedding": [[0.1] * 9] * 2},
     "ids-of-documents": {"document_ids": [[7, 3], [9]], "doc_ids": [["a"], ["b", "c"]], "document_id": [1, 2]},
-    "numbers-of-another-kind": {"row_id": ["a-1", "a-2"], "num_tokens": [[3, 9], [4]]},
+    "numbers-of-another-kind": {"row_id": ["a-1", "a-2"], "num_tokens": [[3, 4], [9]], "length": [[6], [5]]},
+    "megatron": {"labels": IDS, "loss_mask": [[1.0] * len(r) for r in IDS]},
+    "multimodal": {"mm_token_type_ids": [[0] * len(r) for r in IDS], "label_mask": ONES, "labels": IDS},
     "scores-of-another-objective": {
         "ref_nll": [[0.5] * len(r) for r in IDS],
         "ref_nll_b": [[0.5] * len(r) for r in IDS],
@@ -57,11 +59,12 @@ UNREAD = {
     "token_type_ids": (ONES, "has an entry for each token"),
     "example_lens": ([[2, 4], [5]], "sums to the row's length"),
     "doc_bounds": ([[0, 2, 6], [0, 5]], "rises to the row's length"),
+    "num_tokens": ([[2, 4], [5]], "sums to the row's length"),
+    "length": ([[2, 4], [5]], "sums to the row's length"),
     "completion_mask": (ONES, "is not read"),
-    "assistant_masks": (ONES, "is not read"),
-    "response_mask": (ONES, "is not read"),
     "label_mask": (ONES, "is not read"),
-    "num_tokens": ([[3, 3], [5]], "sums to the row's length"),
+    "response_mask": (ONES, "is not read"),
+    "assistant_masks": (ONES, "is not read"),
 }
 
 
@@ -77,39 +80,46 @@ def test_what_speaks_of_tokens_and_is_not_read_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("column", "values", "says"),
     [
-        ("example_lens", [[2, 2], [3]], "sums to"),
-        ("bounds", [[0, 1, 4], [0, 2, 3]], "rises to"),
-        ("sizes", [[1, 3], [1, 2]], "sums to"),
+        ("doc_lens", [[2, 2, 0], [3, 1]], "sums to the row's length"),
+        ("bounds", [[0, 1, 3, 4], [0, 2, 4]], "rises to the row's length"),
+        ("weights", [[0.5] * 6, [0.5] * 5, None], "has an entry for each token"),
     ],
 )
 @pytest.mark.parametrize("beside", ["attention_mask", "labels"])
-def test_lengths_of_what_is_no_padding_are_seen(column: str, values: Any, says: str, beside: str) -> None:
-    """Packers count their pieces without the padding behind them: such a column sums to less than the row."""
-    real = [4, 3]
-    masks = [[int(t < n) for t in range(len(r))] for r, n in zip(IDS, real, strict=True)]
-    labels = [[i if t < n else -100 for t, i in enumerate(r)] for r, n in zip(IDS, real, strict=True)]
-    with pytest.raises(UserError, match=f"column '{column}' {says} the row's length"):
-        Rows(of(**{column: values, beside: masks if beside == "attention_mask" else labels}))
+def test_padding_hides_no_column(column: str, values: Any, says: str, beside: str) -> None:
+    """Lengths of pieces that leave the padding out, or one row without them: the column passed, and nothing read it."""
+    three = [*IDS, IDS[1]]
+    made = {
+        "attention_mask": [[int(i < 4) for i in range(len(r))] for r in three],
+        "labels": [[token if i < 4 else -100 for i, token in enumerate(r)] for r in three],
+    }
+    data = Dataset.from_dict({"input_ids": three, beside: made[beside], column: [*values, values[-1]][:3]})
+    with pytest.raises(UserError, match=f"column '{column}' {says}"):
+        Rows(data)
 
 
-ROWS_OF_LABELS = np.random.default_rng(0).integers(1, 16, (4, 12)).tolist()
-
-
-@pytest.mark.parametrize("prompt", [0, 5, 8])
-def test_labels_that_are_shifted_already_are_refused(prompt: int) -> None:
-    """A loop of one's own shifts labels beforehand; shifted again, a model learns the token after the next one."""
-    plain = [[-100] * prompt + r[prompt:] for r in ROWS_OF_LABELS]
-    shifted = [[*r[1:], -100] for r in plain]
-    assert len(Rows(Dataset.from_dict({"input_ids": ROWS_OF_LABELS, "labels": plain}))) == 4
+@pytest.mark.parametrize("way", ["last-is-masked", "last-is-cut-off", "prompt-is-masked", "padded", "transform"])
+def test_labels_shifted_beforehand_are_refused(way: str) -> None:
+    """Megatron's and nanoGPT's batches: the model shifts once more, and learned the token after the next one."""
+    shifted = [[*r[1:], -100] for r in IDS]
+    if way == "last-is-cut-off":
+        shifted = [[*r[1:], 3] for r in IDS]
+    if way == "prompt-is-masked":
+        shifted = [[-100, *r[1:]] for r in shifted]
+    if way == "padded":
+        shifted = [[*r[:-2], -100, -100] for r in shifted]
+    data = of(labels=shifted)
+    if way == "transform":
+        data = of().with_transform(
+            lambda rows: {"input_ids": rows["input_ids"], "labels": [[*r[1:], -100] for r in rows["input_ids"]]}
+        )
     with pytest.raises(UserError, match="column 'labels' has for each token the one that follows it"):
-        Rows(Dataset.from_dict({"input_ids": ROWS_OF_LABELS, "labels": shifted}))
+        Rows(data)
 
 
-@pytest.mark.parametrize("labels", [[[5] * 8] * 3, [[-100] * 7 + [3]] * 3, [[1, 2] * 4] * 3])
-def test_labels_of_ones_own_are_not_taken_for_shifted(labels: Any) -> None:
-    """Rows of one token over and over, of one label, and labels that are not the input's."""
-    ids = [[5] * 8] * 3 if labels[0][0] == 5 else [[2, 1, 1, 2, 1, 3, 1, 3]] * 3
-    assert len(Rows(Dataset.from_dict({"input_ids": ids, "labels": labels}))) == 3
+@pytest.mark.parametrize("ids", [[7] * 6, [1, 2, 1, 2, 1, 2], [7, 7, 7, 8, 8, 8]])
+def test_labels_of_repeating_tokens_are_not_taken_for_shifted(ids: list[int]) -> None:
+    assert Rows(Dataset.from_dict({"input_ids": [ids] * 3, "labels": [ids] * 3}))[0]["labels"].tolist() == ids
 
 
 def test_a_column_of_a_users_own_beside_a_corpus_is_refused_too() -> None:
@@ -306,27 +316,21 @@ def test_a_bad_row_is_found_before_training(column: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "says"),
+    ("column", "good", "bad"),
     [
-        ({"seq_lengths": [1, 1]}, {"seq_lengths": [2, 1]}, "'seq_lengths' sums to 3"),
-        ({"cu_seqlens": [0, 1, 2]}, {"cu_seqlens": [0, 3]}, "'cu_seqlens' ends at 3"),
-        ({"document_ids": [7, 8]}, {"document_ids": [7]}, "'document_ids' has 1 entries"),
-        (
-            {"labels": [-100, 6], "completion_mask": [0.0, 1.0]},
-            {"completion_mask": [0.0, 0.0]},
-            "'completion_mask' is 0",
-        ),
-        ({"document_ids": [7, 8], "seq_lengths": [1, 1]}, {"document_ids": [7, 7]}, "begin at position 1"),
+        ("seq_lengths", [1, 1], [2, 1]),
+        ("cu_seqlens", [0, 1, 2], [0, 1, 3]),
+        ("segment_ids", [0, 1], [0]),
+        ("completion_mask", [0, 1], [1, 0]),
     ],
 )
-def test_pieces_and_masks_that_do_not_fit_are_found_before_training(good: Any, bad: Any, says: str) -> None:
-    """They were looked at when a row's turn came. A mask of 0.0 and 1.0, as some write it, is a mask."""
-    columns = {"input_ids": [[5, 6]] * 600, **{name: [values] * 600 for name, values in good.items()}}
-    look_through(Rows(Dataset.from_dict(columns), vocab_size=16))
-    ((name, value),) = bad.items()
-    columns[name] = [*columns[name][:500], value, *columns[name][501:]]
-    with pytest.raises(UserError, match=f"^row 500: .*{says}"):
-        look_through(Rows(Dataset.from_dict(columns), vocab_size=16))
+def test_a_row_that_is_divided_wrongly_is_found_before_training(column: str, good: list[int], bad: list[int]) -> None:
+    """Only ids, labels, masks, positions and scores were looked through."""
+    values = [*[good] * 1100, bad, good]
+    columns = {"input_ids": [[5, 6]] * 1102, "labels": [[-100, 6]] * 1102, column: values}
+    with pytest.raises(UserError, match=f"^row 1100: .*{column}"):
+        look_through(Rows(Dataset.from_dict(columns)))
+    look_through(Rows(Dataset.from_dict(columns).select([*range(10), 1101])))
 
 
 @pytest.mark.parametrize(

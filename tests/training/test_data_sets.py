@@ -136,6 +136,7 @@ def test_the_model_says_which_ids_there_are(tmp_path: Path, columns: Any) -> Non
     [
         (DatasetDict(train=Dataset.from_dict({"input_ids": IDS})), "DatasetDict of train: give one of them"),
         ([{"input_ids": ids} for ids in IDS], "not list: Dataset.from_list"),
+        ({"input_ids": IDS}, "not dict: Dataset.from_dict"),
         (Dataset.from_dict({"input_ids": IDS}).to_iterable_dataset(), "not IterableDataset"),
         (torch.utils.data.TensorDataset(torch.tensor(IDS)), "not TensorDataset"),
     ],

@@ -12,7 +12,7 @@ from .row_checks import IGNORE_INDEX
 from .rows import Rows
 
 MAX_TOKENS = 1 << 28  # a few seconds; rows behind them are looked at when they are read
-ROWS_READ = 4096  # a second: whether two columns tell of the same pieces shows only row by row
+ROWS_READ = 1024  # whether two columns tell of the same pieces shows only row by row, a third of a second
 _BLOCK_ROWS = 1024
 
 

@@ -97,7 +97,7 @@ def _look(
 
     nll_BT = nll_of(batch, targets_BT, with_labels=True)
     own, shown = head.own(seam.own_loss), (slice(None), slice(head.columns.start, head.columns.stop - 1))
-    ours = nll_BT[shown][fed_BT[shown] != IGNORE_INDEX].double().mean()
+    ours = nll_BT[shown][fed_BT[shown] != IGNORE_INDEX].double()
     changes = Changes.of(items, fed_BT.shape[1])
     changed = {**batch, "input_ids": changes.applied(batch["input_ids"], seam.layer.out_features)}
     moved_BT = _nats(nll_of(changed, targets_BT), nll_BT)
@@ -118,7 +118,8 @@ def _look(
     fine_BT = nll_BT.isfinite() | ((nll_BT == float("inf")) & masked)
     finite = bool(fine_BT[fed_BT != IGNORE_INDEX].all()) and (masked or bool(own.isfinite()))
     return Findings(
-        seam.model, head.dtype, finite, float(own), float(ours), changes, moved_BT, apart_BT, (min(sizes), max(sizes))
+        *(seam.model, head.dtype, finite, float(own), float(ours.mean()), ours.numel()),
+        *(changes, moved_BT, apart_BT, (min(sizes), max(sizes))),
     )
 
 

@@ -206,7 +206,6 @@ def _logit_transform(model: nn.Module) -> tuple[float, float | None]:
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
     scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
-    softcap = getattr(config, "final_logit_softcapping", None) or getattr(
-        config, "logits_soft_cap", None
-    )  # Gemma, Griffin
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, Griffin, xLSTM
+    softcap = next(filter(None, (getattr(config, name, None) for name in caps)), None)
     return scale, None if softcap is None else float(softcap)

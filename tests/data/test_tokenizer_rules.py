@@ -225,3 +225,22 @@ def test_a_unigram_is_its_scores_too() -> None:
     assert difference(*states) == "their vocabulary's scores"
     longer = json.loads(Tokenizer(models.Unigram([*vocab, ("ba", -1.0)], 0)).to_str())
     assert difference(states[0], longer) == "their vocabulary's scores"
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized", "content"])
+def test_an_added_token_of_other_flags_is_refused(tmp_path: Path, flag: str) -> None:
+    """``added_tokens_decoder`` in tokenizer_config.json took the place of tokenizer.json's flags: one token became two."""
+    from tokenizers import AddedToken
+
+    made = tok.train_tokenizer(["the cat sat on a mat"], 270).backend_tokenizer
+    made.add_tokens([AddedToken("WORLD", normalized=False)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    token = next(t for t in json.loads(made.to_str())["added_tokens"] if t["content"] == "WORLD")
+    told = {k: v for k, v in token.items() if k != "id"}
+    config = {"eos_token": "<|endoftext|>", "added_tokens_decoder": {str(token["id"]): told}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tok.load_tokenizer(tmp_path)("WORLD").input_ids == [token["id"]]
+    told[flag] = "EARTH" if flag == "content" else not told[flag]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"the added token '{told['content']}' another id or other flags"):
+        tok.load_tokenizer(tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokensieve.data.tokenizer_state import file_state, other_rule, state_of
+from tokensieve.data.tokenizer_state import file_state, other_added_token, other_rule, state_of
 from tokensieve.runs import UserError, file_hash, hash_json, read_json
 
 EOS = "<|endoftext|>"
@@ -48,6 +48,11 @@ def load_tokenizer(path: Path | str) -> Any:
         raise UserError(f"tokenizer {folder} cannot be loaded: {' '.join(str(e).split())[:300]}") from None
     if part := other_rule(file, state_of(tokenizer.backend_tokenizer), post_processor=True):
         raise UserError(f"tokenizer {folder}: transformers puts another {part} in the place of tokenizer.json's")
+    if (token := other_added_token(file, state_of(tokenizer.backend_tokenizer))) is not None:
+        raise UserError(
+            f"tokenizer {folder}: tokenizer_config.json gives the added token {token!r} another id or other flags than "
+            "tokenizer.json, or adds it, and transformers takes that: make the two say the same"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {folder} has no EOS token: set eos_token, documents end with it")
     return tokenizer

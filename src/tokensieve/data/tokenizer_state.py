@@ -45,6 +45,16 @@ def other_rule(file: Mapping[str, Any], loaded: Mapping[str, Any], *, post_proce
     return next((p for p in parts if _plain(file[p]) != _plain(loaded[p])), None)
 
 
+def other_added_token(file: Mapping[str, Any], loaded: Mapping[str, Any]) -> str | None:
+    """The first token added to ordinary text that is not the file's, by its id or by the flags (lstrip, single_word,
+    normalized ...) that decide where it is found in a text; None: none is. Control tokens of either do not count: eos_token
+    is one, whatever the file says of it.
+    """
+    control = {t["content"] for state in (file, loaded) for t in state["added_tokens"] if t["special"]}
+    ours, theirs = ({t["content"]: t for t in state["added_tokens"]} for state in (file, loaded))
+    return next((t for t in sorted({*ours, *theirs} - control) if ours.get(t) != theirs.get(t)), None)
+
+
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
     """In what ``theirs`` gives a text other ids than ``ours``, as it goes on after "they differ in"; None: in nothing.
 

@@ -381,8 +381,8 @@ def _check_unknown(config: PrepareConfig, parts: list[Part]) -> None:
     unknown, tokens = (sum(getattr(p.counts, name) for p in parts) for name in ("unknown", "tokens"))
     if unknown > config.max_unknown * tokens:
         raise UserError(
-            f"unknown to the tokenizer: {unknown:,} of {tokens:,} tokens ({unknown / tokens:.1%}), more than max_unknown "
-            f"({config.max_unknown:.1%}) allows: it was not made for this text; choose another, or raise max_unknown"
+            f"unknown to the tokenizer: {unknown:,} of {tokens:,} tokens ({unknown / tokens:.2%}), more than max_unknown "
+            f"({config.max_unknown:.2%}) allows: it was not made for this text; choose another, or raise max_unknown"
         )
 
 

@@ -97,7 +97,7 @@ def test_the_share_of_unknown_tokens_is_told_and_bounded(tmp_path: Path, name: s
     tokenizer, texts = save(tmp_path / "T", *make()[:1], **make()[1]), ["a b ? a", "b ü b"]
     if unknown:
         with pytest.raises(
-            UserError, match=r"unknown to the tokenizer: 2 of \d+ tokens \(\d+\.\d%\), more than max_unk"
+            UserError, match=r"unknown to the tokenizer: 2 of \d+ tokens \(\d+\.\d\d%\), more than max_unk"
         ):
             corpus_of(tmp_path / "C", tokenizer, texts)
         parts = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "C" / PARTS).iterdir() if p.is_file()}

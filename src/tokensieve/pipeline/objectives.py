@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..runs import UserError
 from .config import from_fields
+from .hints import parameters
 
 if TYPE_CHECKING:
     from ..core import Objective
@@ -44,8 +46,10 @@ def _made(fields: Any, *place: str) -> Objective:
     name = options.pop("name", "clm")
     try:
         if name in OBJECTIVES:
-            denominator = options.pop("denominator", None)
-            return with_denominator(from_fields(OBJECTIVES[name], options, *place), denominator)
+            denominator, make = options.pop("denominator", None), OBJECTIVES[name]
+            if options.get("of") is not None and "of" in parameters(make):
+                make = functools.partial(make, of=_made(options.pop("of"), *place, "of"))
+            return with_denominator(from_fields(make, options, *place), denominator)
         if name in COMBINED and isinstance(options.get("of"), list):
             options["of"] = [_made(part, *place, "of", str(i)) for i, part in enumerate(options["of"])]
         return objective(name, **options)

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError
-from .config import from_fields
-from .hints import parameters
+from ..runs.errors import UserError
+from .config.fields import from_fields
+from .config.hints import parameters
 
 if TYPE_CHECKING:
     from ..core import Objective

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..runs import Stage, UserError, Work, is_done, note_part, part_is_whole, read_manifest, stage, told_of_part
+from ..runs.errors import UserError
+from ..runs.manifest import is_done, note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.stage import Stage, stage
+from ..runs.work import Work
 from . import launch
-from .plan import Cost, Known
+from .recipe.cost import Cost, Known
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError
+from ..runs.errors import UserError
 
 if TYPE_CHECKING:
     from ..core import Objective

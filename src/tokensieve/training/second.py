@@ -17,7 +17,7 @@ from ..data.rows import next_entries
 from ..modeling.flops import TokenFlops
 from ..modeling.probe import broken_property
 from ..modeling.seam import HeadSeam, base_model
-from ..runs import UserError
+from ..runs.errors import UserError
 
 Context = Callable[[], AbstractContextManager[Any]]
 

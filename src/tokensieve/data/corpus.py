@@ -86,16 +86,23 @@ def _append_labels(table: pa.Table, flat: np.ndarray[Any, Any]) -> pa.Table:
 
 
 def list_column(values_NT: np.ndarray[Any, Any]) -> pa.ChunkedArray:
-    """[rows, length] as a column of lists. From 2^31 values on in several arrays: int32 offsets would begin again below 0."""
-    num_rows, length = values_NT.shape
-    step = max(1, MOST_VALUES // max(1, length))
+    """[rows, length] as a column of lists, [rows, length, K] as one of lists of lists of K. From 2^31 values on in several
+    arrays: int32 offsets would begin again below 0."""
+    num_rows, length = values_NT.shape[:2]
+    step = max(1, MOST_VALUES // max(1, values_NT[:1].size))
     parts = [values_NT[first : first + step] for first in range(0, max(1, num_rows), step)]
     grids = [np.arange(len(part) + 1, dtype=np.int64) * length for part in parts]
     arrays = [
-        pa.ListArray.from_arrays(pa.array(grid.astype(np.int32)), pa.array(part.reshape(-1)))
+        pa.ListArray.from_arrays(pa.array(grid.astype(np.int32)), _entries(part))
         for grid, part in zip(grids, parts, strict=True)
     ]
     return pa.chunked_array(arrays)
+
+
+def _entries(part: np.ndarray[Any, Any]) -> pa.Array:
+    """The rows' entries laid end to end: numbers, or lists of K of them."""
+    values = pa.array(part.reshape(-1))
+    return values if part.ndim == 2 else pa.FixedSizeListArray.from_arrays(values, part.shape[2])
 
 
 def with_documents(table: pa.Table, doc_ids: np.ndarray[Any, Any], doc_sources: np.ndarray[Any, Any]) -> pa.Table:

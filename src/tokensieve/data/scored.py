@@ -23,6 +23,8 @@ MANIFEST_KEYS = (
     *("shards", "flops", "reference_flops"),
 )
 DTYPES = {"float16": np.float16, "float32": np.float32}
+# What a column's entry is: a number of that type, or a list of so many.
+EntryType = str | tuple[str, int]
 
 
 def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify | None = "full") -> Any:
@@ -69,7 +71,7 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify | None = "
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
-    features = _features(dict.fromkeys(manifest["columns"], manifest["dtype"]))
+    features = _features(types_of(manifest))
     for entry, shard in zip(manifest["shards"], shards, strict=True):
         if shard.features != features:
             raise UserError(f"{folder / entry['file']} does not have the columns that its manifest names")
@@ -77,6 +79,12 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify | None = "
     if len(columns) != corpus.num_rows:
         raise UserError(f"{folder} has {len(columns)} rows, the corpus {corpus.num_rows}")
     return columns
+
+
+def types_of(manifest: Mapping[str, Any]) -> dict[str, EntryType]:
+    """Column -> what its entries are: ``dtype``, and ``types`` for those that are something else."""
+    other = {n: tuple(t) if isinstance(t, list) else t for n, t in manifest.get("types", {}).items()}
+    return {**dict.fromkeys(manifest["columns"], manifest["dtype"]), **other}
 
 
 def check_binding(folder: Path, manifest: Mapping[str, Any], corpus: Corpus) -> None:
@@ -95,7 +103,8 @@ def check_binding(folder: Path, manifest: Mapping[str, Any], corpus: Corpus) -> 
 
 
 def write_score_shard(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write [rows, length] arrays (float16, float32, int8) as an Arrow shard of list columns, atomically."""
+    """Write [rows, length] arrays (float16, float32, int8) as an Arrow shard of list columns, atomically; of [rows, length, K]
+    each entry is a list of K."""
     write_columns(path, [columns])
 
 
@@ -105,7 +114,7 @@ def write_columns(path: Path, blocks: Iterable[Mapping[str, np.ndarray]]) -> Non
 
     blocks = iter(blocks)
     first = next(blocks)
-    schema = _features({name: str(values.dtype) for name, values in first.items()}).arrow_schema
+    schema = _features({name: _type_of(values) for name, values in first.items()}).arrow_schema
     with atomic_file(path) as f, pa.ipc.new_stream(f, schema) as stream:
         for block in chain([first], blocks):
             arrays = [list_column(values) for values in block.values()]
@@ -124,7 +133,14 @@ def list_values(dataset: Any, name: str, start: int, stop: int) -> tuple[np.ndar
     return column.flatten().to_numpy(zero_copy_only=False), column.value_lengths().to_numpy()
 
 
-def _features(dtypes: Mapping[str, str]) -> Any:
+def _type_of(values: np.ndarray) -> EntryType:
+    return str(values.dtype) if values.ndim == 2 else (str(values.dtype), values.shape[2])
+
+
+def _features(types: Mapping[str, EntryType]) -> Any:
     from datasets import Features, Sequence, Value
 
-    return Features({name: Sequence(Value(dtype)) for name, dtype in dtypes.items()})
+    def entry(kind: EntryType) -> Any:
+        return Value(kind) if isinstance(kind, str) else Sequence(Value(kind[0]), length=kind[1])
+
+    return Features({name: Sequence(entry(kind)) for name, kind in types.items()})

@@ -17,7 +17,7 @@ from processes import fork_ranks
 from tokensieve.data.scored import load_scored
 from tokensieve.modeling.flops import token_flops
 from tokensieve.pipeline import score
-from tokensieve.runs import read_manifest
+from tokensieve.runs.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

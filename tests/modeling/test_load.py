@@ -19,7 +19,7 @@ from tokensieve.modeling.load import (
     model_hash,
     new_causal_lm,
 )
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 CONFIG = {
     "model_type": "llama",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from processes import environment
 
-from tokensieve.pipeline.recipe import stage_verbs
+from tokensieve.pipeline.recipe.load import stage_verbs
 from tokensieve.pipeline.verbs import VERBS
 
 PACKAGE = Path(sys.modules["tokensieve"].__file__ or "").parent
@@ -27,8 +27,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runs import UserError, Work, read_manifest, stage, write_json
-from .plan import Cost, Known
+from ..runs.errors import UserError
+from ..runs.files import write_json
+from ..runs.manifest import read_manifest
+from ..runs.stage import stage
+from ..runs.work import Work
+from .recipe.cost import Cost, Known
 
 KIND = "counts"
 NOT_WORK = ("out", "corpus")

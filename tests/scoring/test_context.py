@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from tokensieve.core import IGNORE_INDEX
 from tokensieve.data.rows import Rows
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.scoring.context import Context, ablated
 from tokensieve.scoring.engine import Scorer
 

@@ -18,7 +18,7 @@ from tokensieve.data.corpus import open_corpus
 from tokensieve.data.rows import Rows
 from tokensieve.data.scored import load_scored
 from tokensieve.pipeline import score
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 K = 3
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ..runs import UserError, file_hash
+from ..runs.errors import UserError
+from ..runs.files import file_hash
 from .corpus import Corpus
 from .half import LARGEST
-from .scored import list_values
+from .list_columns import list_values
 
 HASH = "corpus_hash"
 SMALLEST = 2.0**-24  # of float16: half of it is rounded to 0

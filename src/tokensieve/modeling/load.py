@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..data.verify import remembered_hash
-from ..runs import UserError, hash_json, read_json
+from ..runs.errors import UserError
+from ..runs.files import hash_json, read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..runs import UserError
+from ..runs.errors import UserError
 from ..training.arguments import AUTO_BATCH, LIGER, check_fields, check_some_steps
-from .config import from_fields, one_line
+from .config.fields import from_fields
+from .config.help import one_line
 
 DEEPSPEED = "DeepSpeed owns the gradients and is not supported: use DDP or FSDP2"
 # Fields of TrainingArguments that may only keep their default, and why.

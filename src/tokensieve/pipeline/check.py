@@ -8,7 +8,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..runs import MANIFEST, UserError, check_files, read_manifest
+from ..runs.errors import UserError
+from ..runs.files import MANIFEST
+from ..runs.manifest import check_files, read_manifest
 
 OVERLAP_TOKENS = 50_000_000  # 8 bytes a token are held at once
 MAX_IDS_READ = 1000  # documents of equal ids whose texts are compared, spread over all that there are
@@ -70,7 +72,8 @@ def check_folder(folder: Path, corpus: str | None) -> list[str]:
 def _keys(kind: str) -> Collection[str]:
     """What the manifest of a folder must say so that others can read it."""
     from ..data import corpus, scored
-    from . import recipe, train
+    from . import train
+    from .recipe import run as recipe
 
     read: dict[str, Collection[str]] = {m.KIND: m.MANIFEST_KEYS for m in (corpus, scored, train, recipe)}
     return read.get(kind, ())

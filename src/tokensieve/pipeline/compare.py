@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs import UserError, Work, atomic_file, check_files, read_json, read_manifest, stage, write_json
-from .plan import Cost, Known
+from ..runs.errors import UserError
+from ..runs.files import atomic_file, read_json, write_json
+from ..runs.manifest import check_files, read_manifest
+from ..runs.stage import stage
+from ..runs.work import Work
+from .recipe.cost import Cost, Known
 
 KIND = "comparison"
 NOT_WORK = ("out", "evaluation", "runs")

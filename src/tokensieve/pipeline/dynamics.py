@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..layout import nll_file
-from ..runs import Stage, UserError, Work, note_part, part_is_whole, read_manifest, stage, told_of_part
+from ..runs.errors import UserError
+from ..runs.layout import nll_file
+from ..runs.manifest import note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.stage import Stage, stage
+from ..runs.work import Work
 from . import launch
-from .evaluate import Target, targets_of
-from .plan import Cost, Known
+from .recipe.cost import Cost, Known
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
+    from ..modeling.checkpoints import Checkpoint
 
 KIND = "dynamics"
 NOT_WORK = ("out", "models", "corpus", "scores", "counts", "selector", "log", "device", "verify")
@@ -123,13 +126,14 @@ def estimate(config: DynamicsConfig, known: Known) -> Cost:
     return Cost(each * sum(copies), total, each * (2 * sum(copies) + 5), False, memory=memory)
 
 
-def _checkpoints(models: list[str]) -> tuple[list[Target], list[str]]:
+def _checkpoints(models: list[str]) -> tuple[list[Checkpoint], list[str]]:
     """All checkpoints in order, and their hashes. The same weights twice in a row (a run's start, its last) count once."""
+    from ..modeling.checkpoints import checkpoints_of
     from ..modeling.load import model_hash
 
-    kept: list[Target] = []
+    kept: list[Checkpoint] = []
     hashes: list[str] = []
-    for target in (t for folder in models for t in targets_of(_name(folder), folder, True)):
+    for target in (t for folder in models for t in checkpoints_of(_name(folder), folder, True)):
         found = model_hash(target.folder)
         if hashes and hashes[-1] == found:
             print(f"{target.folder}: the same weights as the checkpoint before it, left out", file=sys.stderr)
@@ -150,7 +154,7 @@ def _name(folder: str) -> str:
     return path.parent.name if path.name == "model" else path.name
 
 
-def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], hashes: list[str]) -> Work:
+def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Checkpoint], hashes: list[str]) -> Work:
     """:func:`work`; every input that is named is opened and fits, or is refused here."""
     from ..data.corpus import open_corpus
     from ..data.scored import open_scores
@@ -178,13 +182,14 @@ def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], has
 
 
 def _write_nll(
-    config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], s: Stage, ranks: launch.Ranks
+    config: DynamicsConfig, corpus: Corpus, checkpoints: list[Checkpoint], s: Stage, ranks: launch.Ranks
 ) -> float | None:
     """Score this rank's checkpoints that have no whole file yet; the FLOPs that all of them take, None where not known."""
     from tqdm.auto import tqdm
 
+    from ..data.list_columns import write_columns
     from ..data.rows import Rows
-    from ..data.scored import join_scores, write_columns
+    from ..data.scored import join_scores
     from ..modeling.flops import known_or_none, token_flops
     from ..modeling.load import check_vocabulary, load_causal_lm, quiet_loading
     from ..scoring.engine import Scorer
@@ -228,14 +233,20 @@ def _nll_blocks(scorer: Any, rows: Any, bar: Any, clipped: list[int]) -> Iterato
 
 
 def _finish(
-    s: Stage, config: DynamicsConfig, corpus: Corpus, checkpoints: list[Target], flops: float | None, notes: list[str]
+    s: Stage,
+    config: DynamicsConfig,
+    corpus: Corpus,
+    checkpoints: list[Checkpoint],
+    flops: float | None,
+    notes: list[str],
 ) -> None:
     from ..data.half import tell_clipped
-    from .dynamics_tables import write_tables
+    from ..dynamics.tables import TableOptions, write_tables
 
     paths = [nll_file(s.folder, i) for i in range(len(checkpoints))]
     s.need([p.name for p in paths])
-    names, tokens, clipped = write_tables(config, corpus, checkpoints, paths, s.folder)
+    options = TableOptions(**{f.name: getattr(config, f.name) for f in fields(TableOptions)})
+    names, tokens, clipped = write_tables(options, corpus, checkpoints, paths, s.folder)
     clipped = {"nll": sum(told_of_part(p, "clipped", 0) for p in paths), **clipped}
     tell_clipped(s.folder, clipped)
     s.finish(

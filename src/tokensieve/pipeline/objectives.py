@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError
-from .config import from_fields
+from ..runs.errors import UserError
+from .config.fields import from_fields
 
 if TYPE_CHECKING:
     from ..core import Objective

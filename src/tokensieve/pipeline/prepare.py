@@ -17,16 +17,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, SourceConfig, identity, read_twice, resolve, text_bytes
-from tokensieve.runs import Stage, UserError, Work, atomic_file, is_done, read_json, read_manifest, stage, write_json
-
-from .config import check_seed
-from .plan import Cost, Known
+from ..data.read.source import Source, SourceConfig
+from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resolve, text_bytes
+from ..runs.errors import UserError
+from ..runs.files import atomic_file, read_json, write_json
+from ..runs.manifest import is_done, read_manifest
+from ..runs.stage import Stage, stage
+from ..runs.work import Work
+from .config.help import check_seed
+from .recipe.cost import Cost, Known
 
 if TYPE_CHECKING:
-    from tokensieve.data.assemble import Part
-    from tokensieve.data.bos import Bos
-    from tokensieve.data.units import Setup, Unit
+    from ..data.bos import Bos
+    from ..data.build.assemble import Part
+    from ..data.build.units import Setup, Unit
 
 KIND = "corpus"
 # Text and tokenizer count by what is in them: moved elsewhere, they are the same.
@@ -108,7 +112,7 @@ def work(config: PrepareConfig) -> Work:
 def _work(config: PrepareConfig, sources: list[Source]) -> Work:
     inputs: dict[str, Any] = {f"source {i}": identity(s, config.unit_bytes) for i, s in enumerate(sources)}
     if config.tokenizer is not None:
-        from tokensieve.data.tokenizer import tokenizer_identity
+        from ..data.tokenizer import tokenizer_identity
 
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
         if (bos := _bos(config)) is not None:
@@ -123,7 +127,7 @@ def _bos(config: PrepareConfig) -> Bos | None:
     """What each document begins with. A tokenizer trained here has no BOS."""
     if config.tokenizer is None or config.bos == "never":
         return None
-    from tokensieve.data.bos import bos_of
+    from ..data.bos import bos_of
 
     return bos_of(config.tokenizer, config.bos)
 
@@ -137,8 +141,8 @@ def _was_overridden(config: PrepareConfig) -> bool:
     made = Path(config.out) / "tokenizer"
     if config.tokenizer is None or not (made / "tokenizer.json").is_file():
         return False
-    from tokensieve.data.tokenizer import tokenizer_folder
-    from tokensieve.data.tokenizer_state import file_state, other_rule
+    from ..data.tokenizer import tokenizer_folder
+    from ..data.tokenizer_state import file_state, other_rule
 
     return other_rule(file_state(tokenizer_folder(config.tokenizer)), file_state(made)) is not None
 
@@ -221,9 +225,9 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
 
 
 def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool) -> None:
-    from tokensieve.data import assemble
-    from tokensieve.data.corpus import write_dataset_files
-    from tokensieve.data.tokenizer import tokenizer_hash, vocab_size
+    from ..data.build import assemble
+    from ..data.corpus import write_dataset_files
+    from ..data.tokenizer import tokenizer_hash, vocab_size
 
     out = s.folder
     sources = [_sample(config, out / PARTS / f"sample-{i:04d}.json", s, progress) for i, s in enumerate(sources)]
@@ -259,9 +263,9 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
 
 def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any, Setup]:
     """The tokenizer, saved as ``out/tokenizer``, and what units need of it."""
-    from tokensieve.data import tokenizer as tok
-    from tokensieve.data.bos import set_template
-    from tokensieve.data.units import Setup
+    from ..data import tokenizer as tok
+    from ..data.bos import set_template
+    from ..data.build.units import Setup
 
     folder, bos = out / "tokenizer", _bos(config)
     if bos is not None:
@@ -286,8 +290,8 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any
 
 
 def _train(config: PrepareConfig, sources: list[Source]) -> Any:
-    from tokensieve.data.readers import training_texts
-    from tokensieve.data.tokenizer import train_tokenizer
+    from ..data.read.readers import training_texts
+    from ..data.tokenizer import train_tokenizer
 
     if any(s.config.format == "tokens" for s in sources):
         raise UserError("a source of format 'tokens' needs the tokenizer its ids come from: set tokenizer")
@@ -303,8 +307,8 @@ def _sample(config: PrepareConfig, kept: Path, source: Source, progress: bool) -
     """The source cut down to its ``max_bytes``. Rows are read for it, by all processes; a resumed run need not do so again."""
     from tqdm.auto import tqdm
 
-    from tokensieve.data.readers import groups, input_bytes, sample
-    from tokensieve.data.workers import sampled
+    from ..data.build.workers import sampled
+    from ..data.read.readers import groups, input_bytes, sample
 
     if source.config.max_bytes is None or source.format in ONE_DOCUMENT_A_FILE:
         return sample(source, config.unit_bytes)
@@ -328,8 +332,8 @@ def _sample(config: PrepareConfig, kept: Path, source: Source, progress: bool) -
 
 
 def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[Unit]:
-    from tokensieve.data.readers import groups
-    from tokensieve.data.units import Unit
+    from ..data.build.units import Unit
+    from ..data.read.readers import groups
 
     for s, source in enumerate(sources):
         light = replace(source, texts={}, files=source.files[:1])  # all that reading a block needs
@@ -341,9 +345,9 @@ def _run_units(config: PrepareConfig, sources: list[Source], setup: Setup, progr
     """Do every unit that is not done yet; parts in unit order."""
     from tqdm.auto import tqdm
 
-    from tokensieve.data.assemble import Part
-    from tokensieve.data.readers import input_bytes
-    from tokensieve.data.workers import results
+    from ..data.build.assemble import Part
+    from ..data.build.workers import results
+    from ..data.read.readers import input_bytes
 
     size = sum(min(input_bytes(s), s.config.max_bytes or input_bytes(s)) for s in sources)
     total = None if any(s.format == "hub" for s in sources) else sum(_bytes_to_read(s) for s in sources)
@@ -387,7 +391,7 @@ def _check_unknown(config: PrepareConfig, parts: list[Part]) -> None:
 
 
 def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> list[int]:
-    from tokensieve.data.assemble import allot
+    from ..data.build.assemble import allot
 
     available = [sum(p.counts.rows for p in parts if p.source_index == s) for s in range(len(sources))]
     if not sum(available):
@@ -400,7 +404,7 @@ def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> l
 
 
 def _write_bad_rows(out: Path, parts: list[Part]) -> list[str]:
-    from tokensieve.data.units import MAX_BAD_ROWS_LISTED
+    from ..data.build.units import MAX_BAD_ROWS_LISTED
 
     bad = [row for part in parts for row in part.counts.bad_rows][:MAX_BAD_ROWS_LISTED]
     if not bad:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runs import UserError, is_done, read_json, read_manifest
+from ..runs.errors import UserError
+from ..runs.files import read_json
+from ..runs.manifest import is_done, read_manifest
 
 if TYPE_CHECKING:
     from ..report.folders import Run

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError
+from ..runs.errors import UserError
 from .arguments import lora_config
-from .config import one_line
+from .config.help import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

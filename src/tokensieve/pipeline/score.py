@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..runs import Stage, UserError, Work, is_done, note_part, part_is_whole, read_manifest, stage, told_of_part
+from ..runs.errors import UserError
+from ..runs.manifest import is_done, note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.stage import Stage, stage
+from ..runs.work import Work
 from . import launch
-from .config import from_fields
-from .plan import Cost, Known
+from .config.fields import from_fields
+from .recipe.cost import Cost, Known
 from .score_columns import COLUMNS, asked, bytes_of, check_columns, check_origin, columns_of, types_of
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..runs import UserError
+from ..runs.errors import UserError
 
 if TYPE_CHECKING:
     from .score import ScoreConfig

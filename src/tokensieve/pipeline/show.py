@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..layout import nll_file, token_files
-from ..runs import UserError, read_json, read_manifest
+from ..runs.errors import UserError
+from ..runs.files import read_json
+from ..runs.layout import nll_file, token_files
+from ..runs.manifest import read_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,7 +188,7 @@ class Known:
         import numpy as np
 
         from ..data.half import within
-        from ..data.scored import column_block
+        from ..data.list_columns import column_block
 
         made: dict[str, np.ndarray] = {}
         if self.dynamics is not None:
@@ -237,7 +239,7 @@ class _Dynamics:
         import numpy as np
 
         from ..data.half import within
-        from ..data.scored import column_block
+        from ..data.list_columns import column_block
 
         curve = np.stack([within(column_block(d, "nll", row, row + 1)[0], "nll") for d in self.nll]).astype(np.float32)
         classes = column_block(self.tokens, "class", row, row + 1)[0]

@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import layout
-from ..runs import WORK, Stage, UserError, Work, read_manifest, stage, write_json
+from ..runs import layout
+from ..runs.errors import UserError
+from ..runs.files import WORK, write_json
+from ..runs.manifest import read_manifest
+from ..runs.stage import Stage, stage
+from ..runs.work import Work
 from . import launch
 from .arguments import check_arguments, lora_config, refuse_fields
-from .config import all_of, check_seed, from_fields, one_line
+from .config.fields import all_of, from_fields
+from .config.help import check_seed, one_line
 from .objectives import objective_of
-from .plan import Cost, Known
+from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
 
 if TYPE_CHECKING:
@@ -423,7 +428,7 @@ def _write_config(config: TrainConfig, args: Any, out: Path) -> None:
 def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
     import json
 
-    from ..runs import atomic_file
+    from ..runs.files import atomic_file
 
     # Clocks, a mean that starts again at each resume, and a sum of floats whose last digits depend on where the run was
     # saved (ours is in tokens.jsonl); sorted, because a resumed history is.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..runs import UserError
-from .fields import WrongFields, from_fields
+from ..runs.errors import UserError
+from .config.fields import WrongFields, from_fields
 
 # What verbs are for, in the order of the help.
 GROUPS = ("data", "models", "tokens", "judgement", "hand-over", "the whole")
@@ -128,7 +128,7 @@ VERBS: dict[str, Verb] = {
         stage=True,
     ),
     "run": Verb(
-        "recipe:RecipeConfig",
+        "recipe.run:RecipeConfig",
         "run a recipe: a list of stages; what is done is skipped",
         "tokensieve run demo --dry-run",
         group="the whole",
@@ -136,7 +136,7 @@ VERBS: dict[str, Verb] = {
         positional="recipe",
     ),
     "demo": Verb(
-        "demo:DemoConfig",
+        "recipe.demo:DemoConfig",
         "the whole method on text that is on this machine already",
         "tokensieve demo --out runs/demo",
         group="the whole",

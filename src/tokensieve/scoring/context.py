@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from ..core import IGNORE_INDEX
+from ..data.list_columns import list_values
 from ..data.rows import Rows, bos_places, collate
-from ..data.scored import list_values
-from ..runs import UserError
+from ..runs.errors import UserError
 from .engine import BATCH_TOKENS, RowStatistics, Scorer, fill_of, statistics
 
 NO_PLACE = -1

@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tokensieve.data.compressed import HEAD_BYTES, is_compressed, not_text, opened
-from tokensieve.data.documents import BadRow, Block, Document, Item, Skipped
-from tokensieve.data.files import InputFile
-from tokensieve.data.sources import Source
-from tokensieve.runs import UserError
+from ...runs.errors import UserError
+from .compressed import HEAD_BYTES, is_compressed, not_text, opened
+from .documents import BadRow, Block, Document, Item, Skipped
+from .files import InputFile
+from .source import Source
 
 MIN_DOCSTRING_CHARS = 200  # a module that says less than this says nothing
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tokensieve.runs import UserError
+from ...runs.errors import UserError
 
 
 class InputFile(NamedTuple):

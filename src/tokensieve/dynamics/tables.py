@@ -3,33 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..layout import nll_files, token_files
-from ..runs import UserError, atomic_file, write_json
-from .dynamics_rows import BLOCK_TOKENS, Block, Reader
-from .dynamics_text import render
+from ..runs.errors import UserError
+from ..runs.files import atomic_file, write_json
+from ..runs.layout import nll_files, token_files
+from .render import render
+from .rows import BLOCK_TOKENS, Block, Reader
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..data.corpus import Corpus
-    from .dynamics import DynamicsConfig
-    from .evaluate import Target
+    from ..modeling.checkpoints import Checkpoint
 
 BEFORE = 16  # tokens of context shown with a sample
 TABLES = ("classes", "curves", "breakdowns", "samples", "selection")
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """What the tables of a dynamics folder depend on beside the nll files."""
+
+    scores: str | None = None
+    """Folder of scores with ref_nll: adds what is kept by excess."""
+    ratio: float = 0.6
+    """Share of the targets that is kept at a checkpoint."""
+    selector: str | None = None
+    """Another dynamics folder, whose nll choose what is kept."""
+    counts: str | None = None
+    """Corpus in which a token's frequency is counted; the corpus itself if not given."""
+    log: str | None = None
+    """A run whose token log is counted by class."""
+    threshold: float = 0.2
+    """Change in nats from which on a token rises or falls."""
+    samples: int = 20
+    """Tokens of each class whose trajectories are written out."""
+    seed: int = 0
+    """Which tokens these are."""
+
+
 def write_tables(
-    config: DynamicsConfig, corpus: Corpus, checkpoints: Sequence[Target], paths: Sequence[Path], out: Path
+    options: TableOptions, corpus: Corpus, checkpoints: Sequence[Checkpoint], paths: Sequence[Path], out: Path
 ) -> tuple[list[str], int, dict[str, int]]:
     """Write everything but the nll files and the manifest: (names of the files, tokens, column -> values that were clipped)."""
-    reader = Reader(corpus, paths, config.scores)
+    reader = Reader(corpus, paths, options.scores)
     means = _checkpoint_means(reader)
     clipped = {"delta": 0, "fluctuation": 0}
-    tables = _tables(config, reader, means, out, clipped)
+    tables = _tables(options, reader, means, out, clipped)
     for row in tables["curves"]:
         target = checkpoints[row["checkpoint"]]
         row.update(step=target.step, tokens_seen=target.tokens_seen)
@@ -48,9 +71,9 @@ def write_tables(
         "tokens": tables["classes"][-1]["tokens"],
         "rows": corpus.num_rows,
         "length": corpus.length,
-        "threshold": config.threshold,
+        "threshold": options.threshold,
         "mean_last": means[-1],
-        "ratio": config.ratio if config.scores else None,
+        "ratio": options.ratio if options.scores else None,
         **tables,
     }
     write_json(out / "dynamics.json", described)
@@ -84,28 +107,28 @@ def _checkpoint_means(reader: Reader) -> list[float]:
 
 
 def _tables(
-    config: DynamicsConfig, reader: Reader, means: list[float], out: Path, clipped: dict[str, int]
+    options: TableOptions, reader: Reader, means: list[float], out: Path, clipped: dict[str, int]
 ) -> dict[str, list[dict[str, Any]]]:
     """The tables, and ``tokens.arrow`` on the way; values that are too large for it are counted in ``clipped``."""
     import numpy as np
 
-    from ..analysis import dynamics as d
     from ..data.half import stored
-    from ..data.scored import write_columns
+    from ..data.list_columns import write_columns
+    from . import classes as d
 
-    sums, samples = d.ClassSums(len(means)), d.Samples(config.samples)
-    groups, group_V = d.frequency_groups(*_token_counts(config, reader))
+    sums, samples = d.ClassSums(len(means)), d.Samples(options.samples)
+    groups, group_V = d.frequency_groups(*_token_counts(options, reader))
     by_source = d.Breakdown("source", [d.Group(name) for name in reader.corpus.sources])
     by_position = d.Breakdown("position", d.position_groups(reader.length))
     by_frequency = d.Breakdown("frequency", groups)
-    kept = _Kept(config, reader) if config.scores else None
+    kept = _Kept(options, reader) if options.scores else None
 
     def classified() -> Iterator[dict[str, np.ndarray]]:
         for span in reader.spans():
             block = reader.block(*span)
-            lines = d.classify(block.nll_CN, means[-1], config.threshold)
+            lines = d.classify(block.nll_CN, means[-1], options.threshold)
             sums.add(block.nll_CN, lines)
-            samples.add(_random(config.seed, block.place_N, reader.length), block.place_N, block.nll_CN, lines)
+            samples.add(_random(options.seed, block.place_N, reader.length), block.place_N, block.nll_CN, lines)
             by_source.add(block.source_N, lines.class_N)
             by_position.add(d.position_group(block.position_N), lines.class_N)
             by_frequency.add(group_V[block.ids_N], lines.class_N)
@@ -121,7 +144,7 @@ def _tables(
     write_columns(out / "tokens.arrow", classified())
     breakdowns = [by_source, by_position, by_frequency, *([kept.breakdown] if kept is not None else [])]
     shares = kept.selection.kept_share() if kept is not None else [None] * (len(d.CLASSES) + 1)
-    logged = _logged(config.log, out)
+    logged = _logged(options.log, out)
     return {
         "classes": [
             {**record, "kept_share": share, "logged": log[0], "logged_kept_share": log[1]}
@@ -137,18 +160,18 @@ def _tables(
 class _Kept:
     """Which tokens are kept at which checkpoint: the top share of all targets of the corpus by excess."""
 
-    def __init__(self, config: DynamicsConfig, reader: Reader) -> None:
+    def __init__(self, options: TableOptions, reader: Reader) -> None:
         import numpy as np
 
-        from ..analysis import dynamics as d
+        from . import classes as d
 
         self.selector = (
-            Reader(reader.corpus, nll_files(Path(config.selector)), config.scores) if config.selector else reader
+            Reader(reader.corpus, nll_files(Path(options.selector)), options.scores) if options.selector else reader
         )
         selections = range(len(self.selector.files))
         self.bits_S, thresholds = [], []
         for s in selections:
-            keep, lowest = self._keep(s, config.ratio)
+            keep, lowest = self._keep(s, options.ratio)
             self.bits_S.append(np.packbits(keep))  # a bit a token: bytes would be most of the memory of a large corpus
             thresholds.append(lowest)
         self.selection = d.Selection(thresholds, len(reader.files))
@@ -186,14 +209,14 @@ class _Kept:
         self.first = stop
 
 
-def _token_counts(config: DynamicsConfig, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+def _token_counts(options: TableOptions, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
     """(count of each id in the counted corpus, targets of each id in this one), int64 [V]."""
     import numpy as np
 
     from ..data.corpus import open_corpus
-    from ..data.scored import column_block, list_values
+    from ..data.list_columns import column_block, list_values
 
-    counted = open_corpus(config.counts) if config.counts else reader.corpus
+    counted = open_corpus(options.counts) if options.counts else reader.corpus
     vocab = max(counted.vocab_size, reader.corpus.vocab_size)
     count_V, targets_V = np.zeros(vocab, np.int64), np.zeros(vocab, np.int64)
     step = max(1, BLOCK_TOKENS // counted.length)
@@ -235,7 +258,7 @@ def _with_text(corpus: Corpus, samples: list[dict[str, Any]]) -> list[dict[str, 
     """Samples with where they stand and what they say."""
     import numpy as np
 
-    from ..data.rows import per_token
+    from ..data.pieces import per_token
     from ..data.text import token_pieces
 
     tokenizer, made = corpus.tokenizer(), []
@@ -259,7 +282,7 @@ def _logged(run: str | None, out: Path) -> list[tuple[int | None, float | None]]
     import pyarrow.parquet as pq
     from datasets import Dataset
 
-    from ..analysis.dynamics import CLASSES
+    from .classes import CLASSES
 
     if run is None:
         return [(None, None)] * (len(CLASSES) + 1)

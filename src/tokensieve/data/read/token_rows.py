@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tokensieve.data.documents import BadRow, Document, Item, Skipped
+from .documents import BadRow, Document, Item, Skipped
 
 READ = ("labels", "attention_mask")  # beside input_ids, where they are there
 IGNORED = -100

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..runs import UserError
+from ...runs.errors import UserError
 from .fields import WrongFields, all_of, from_fields, unknown
 from .hints import hints_of, item_class
 from .yaml_text import read_yaml
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MAX_SEED = 2**32 - 1
-OBJECTIVES = Path(__file__).parents[1] / "core" / "objectives"
+OBJECTIVES = Path(__file__).parents[2] / "core" / "objectives"
 
 
 def check_seed(seed: int) -> None:

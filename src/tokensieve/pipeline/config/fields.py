@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..runs import UserError
+from ...runs.errors import UserError
 from .hints import fits, hints_of, is_dataclass, is_enum, member_for, needed, parameters
 from .yaml_text import Place, read_value
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from typing import Any
 
-from ..runs import Stopped, UserError
+from ...runs.errors import Stopped, UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 Work = Callable[..., None]
@@ -250,7 +250,7 @@ def _main(pipe: Any, threads: int | None) -> None:
     Bars of several processes share the terminal by their places alone: a lock that all of them take would be held for ever by
     one that is killed while it draws.
     """
-    from ..data.workers import leave_with_parent
+    from ...data.build.workers import leave_with_parent
 
     os.setpgid(0, 0)  # a terminal's Ctrl-C is handed on by the parent, once
     leave_with_parent()

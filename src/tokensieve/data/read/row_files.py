@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokensieve.data.compressed import opened
-from tokensieve.data.documents import BadRow, Block, Document, Item, Skipped
-from tokensieve.data.sources import Source
-from tokensieve.data.token_rows import READ, kind, tokens_document
-from tokensieve.runs import UserError, read_json
+from ...runs.errors import UserError
+from ...runs.files import read_json
+from .compressed import opened
+from .documents import BadRow, Block, Document, Item, Skipped
+from .source import Source
+from .token_rows import READ, kind, tokens_document
 
 _BATCH_ROWS = 256
 

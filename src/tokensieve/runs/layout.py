@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .runs import UserError
+from .errors import UserError
 
 TOKEN_LOG = "tokens.jsonl"
 TIMES = "times.jsonl"

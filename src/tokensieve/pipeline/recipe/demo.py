@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import recipe, show
+from .. import show
+from . import run as recipe
+from .load import RecipeConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class DemoConfig:
 
 def run(config: DemoConfig) -> str:
     """Run recipes/demo.yaml; the table and some text with kept and dropped tokens."""
-    chosen = recipe.RecipeConfig("demo", out=config.out, set={"seed": config.seed}, redo=config.redo, jobs=config.jobs)
+    chosen = RecipeConfig("demo", out=config.out, set={"seed": config.seed}, redo=config.redo, jobs=config.jobs)
     recipe.run(chosen)
     out = Path(config.out)
     text = show.run(show.ShowConfig(str(out / "corpus"), run=str(out / "rho1"), color=config.color))
@@ -37,8 +39,9 @@ def run(config: DemoConfig) -> str:
 
 def recipe_verdict(out: Path) -> str:
     """What the numbers say, whichever way they fell: the sentence that ends the table."""
-    from ..analysis.comparison import verdicts
-    from ..runs import read_json, read_manifest
+    from ...analysis.comparison import verdicts
+    from ...runs.files import read_json
+    from ...runs.manifest import read_manifest
 
     settings = read_manifest(out / "table", "comparison")["config"]
     rows = read_json(out / "table" / "comparison.json")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runs import UserError
+from ..runs.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ class Reader:
     def nll(self, index: int, start: int, stop: int) -> np.ndarray:
         """float16 [B, T] of one checkpoint, without inf."""
         from ..data.half import within
-        from ..data.scored import column_block
+        from ..data.list_columns import column_block
 
         return within(column_block(self.files[index], "nll", start, stop), f"nll in {self.folder}")
 
@@ -65,7 +65,7 @@ class Reader:
         """All that is known of the targets of some rows."""
         import numpy as np
 
-        from ..data.scored import column_block
+        from ..data.list_columns import column_block
 
         target_BT = ~np.isnan(self.nll(-1, start, stop))
         source_BT, position_BT = self._context(start, stop)
@@ -83,8 +83,8 @@ class Reader:
         """Source of each token, and tokens before it in its context. int64 [B, T]"""
         import numpy as np
 
-        from ..data.rows import per_token, piece_positions
-        from ..data.scored import list_values
+        from ..data.list_columns import list_values
+        from ..data.pieces import per_token, piece_positions
 
         size, shape = (stop - start) * self.length, (stop - start, self.length)
         starts, pieces = list_values(self.corpus.rows, "doc_starts", start, stop)
@@ -98,7 +98,7 @@ class Reader:
         import numpy as np
 
         from ..data.half import within
-        from ..data.scored import column_block
+        from ..data.list_columns import column_block
 
         ref_BT = column_block(self.scores, "ref_nll", block.start, block.start + len(block.target_BT))
         if ref_BT.dtype == np.float16:

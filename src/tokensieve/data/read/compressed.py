@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
-from tokensieve.runs import UserError
+from ...runs.errors import UserError
 
 SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 RATIO = 3  # how much larger text is than what it was compressed to, about

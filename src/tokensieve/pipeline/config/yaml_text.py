@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..runs import UserError
+from ...runs.errors import UserError
 
 MAX_YAML_VALUES = 100_000  # with every alias written out: a few lines of aliases of aliases can stand for billions
 INTS, FLOATS, DATES = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))

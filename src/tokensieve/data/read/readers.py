@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tokensieve.data import row_files, text_files
-from tokensieve.data.compressed import RATIO
-from tokensieve.data.documents import BadRow, Block, Document, Item
-from tokensieve.data.sources import ONE_DOCUMENT_A_FILE, Source, packs_across, sample_position, text_bytes
+from . import row_files, text_files
+from .compressed import RATIO
+from .documents import BadRow, Block, Document, Item
+from .source import Source, sample_position
+from .sources import ONE_DOCUMENT_A_FILE, packs_across, text_bytes
 
 _READ_BYTES = 2 << 30  # what a tokenizer's training sample is taken from
 _KEEP_TEXTS_BYTES = 64 << 20  # sampling docstrings keeps what it extracted up to here, past it they are extracted again

@@ -38,6 +38,23 @@ def test_distil_from_a_model_folder(tiny: Any, tokensieve: Any, tmp_path: Path) 
     assert "input second" in other.error
 
 
+def test_distil_from_columns_is_to_distil_from_the_model(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """The same teacher, cached by `score` or run beside the student: the same losses up to the columns' rounding."""
+    columns = ("--top_k", 8, "--dtype", "float32")
+    assert (
+        tokensieve("score", "--model", tiny.base, "--corpus", tiny.corpus, "--out", tmp_path / "topk", *columns).code
+        == 0
+    )
+    command = ("train", "--corpus", tiny.corpus, "--model", tiny.model, "--scores", f"[{tmp_path / 'topk'}]", *STEPS)
+    told = {"name": "distill", "of": {"name": "rho1"}, "share": 0.8, "top_k": 8}
+    losses = []
+    for name, more in (("cached", {}), ("live", {"teacher": str(tiny.base)})):
+        assert tokensieve(*command, "--out", tmp_path / name, *objective(**told, **more)).code == 0
+        log = (tmp_path / name / "tokens.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in log])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_smooth_by_the_start(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
     """From a model folder it needs nothing; from new weights it is told whose embeddings count."""
     command = ("train", "--corpus", tiny.corpus, *STEPS, "--objective.name", "smooth")

@@ -305,6 +305,12 @@ def shift_targets(labels: Tensor) -> Tensor:
     return torch.cat([labels[..., 1:], ignored], dim=-1)
 
 
+def is_target(targets: Tensor) -> np.ndarray:
+    """Whether each of ``input_ids`` is a target, of ``targets``, which stand one place to the left. bool [B, T]"""
+    found: np.ndarray = torch.nn.functional.pad(targets[:, :-1] != IGNORE_INDEX, (1, 0)).numpy()
+    return found
+
+
 def next_token(values: Tensor) -> Tensor:
     """``values[..., t + 1]`` at t, as targets are: the last entry has no target and is 0. [B, T] -> [B, T]"""
     return torch.nn.functional.pad(values[..., 1:], (0, 1))

@@ -6,8 +6,8 @@ rank r of W writes shards r, r + W, ...   a shard that is there is done; the las
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,31 +17,41 @@ from ..runs.manifest import is_done, note_part, part_is_whole, read_manifest, to
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from . import launch
+from .config.fields import from_fields
 from .recipe.cost import Cost, Known
+from .score_columns import COLUMNS, asked, bytes_of, check_columns, check_origin, columns_of, types_of
 
 if TYPE_CHECKING:
+    from ..data.aligned import AlignedFile
     from ..data.corpus import Corpus
+    from ..scoring.context import Context
     from ..scoring.engine import Scorer
 
 KIND = "scores"
-NOT_WORK = ("out", "model", "corpus", "device", "verify")
-# Columns that need no word of what they hold, and what a column may hold.
-COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy"}
-HOLDS = ("nll", "entropy")
+NOT_WORK = ("out", "model", "corpus", "from_file", "device", "verify")
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Score every token of a corpus with a reference model."""
+    """Score every token of a corpus with a reference model, or take numbers a token from a file."""
 
     out: str
     """Folder to write."""
-    model: str
-    """The reference model: a Hugging Face folder, or a folder that `train` wrote."""
     corpus: str
     """A folder that `prepare` wrote."""
+    model: str = ""
+    """The reference model: a Hugging Face folder, or a folder that `train` wrote."""
+    from_file: str = ""
+    """Also --from: instead of a model, a .npy or .parquet file of a number a token, made for this corpus (docs/formats.md)."""
     columns: list[str] | dict[str, str] = dataclasses.field(default_factory=lambda: ["ref_nll"])
-    """ref_nll and, if wanted, ref_entropy; or names of your choice and what they hold, as {base_nll: nll, base_h: entropy}."""
+    """ref_nll and, if wanted, ref_entropy and ref_rank (entries likelier than the token); or names of your choice and what they
+    hold, as {base_nll: nll, base_h: entropy, base_rank: target_rank}. Of a file: its columns, or {name: its column}."""
+    top_k: int = 0
+    """Also the columns topk_ids and topk_logp: the so many likeliest entries of each prediction, 8 bytes each; 0 for none."""
+    context: Literal["none"] | dict[str, Any] = "none"
+    """Less of what stands before a token. {last: N}: its last N tokens, exact, at about N + 1 forwards of each token; with
+    stride: S it is N to N + S - 1 tokens, at N / S + 1 forwards. {without: problem}, at most 2 forwards, or {without:
+    earlier_documents}, one. none: nothing is left out."""
     dtype: str = "float16"
     """How scores are stored: float16 (error at most 0.008 nats up to 32, clipped at 65,504) or float32."""
     model_dtype: str = "float32"
@@ -59,22 +69,19 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
 
     ``part``: only the shards of this one of many processes that need not run at the same time, see cluster.py.
     """
-    from ..data.bos import disagreement
     from ..data.corpus import open_corpus
-    from ..modeling.load import check_tokenizer
 
     validate(config)
     launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
-    check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     ranks = part or launch.ranks()
-    note = disagreement(config.model, corpus.bos_id, config.corpus)
+    note = _model_fits(config, corpus) if config.model else None
     with stage(out, _work(config, corpus), rank=ranks.rank, alone=part is None) as s:
         if s.done:
             return out
         if note and ranks.rank == 0:
             print(f"tokensieve: {note}", file=sys.stderr, flush=True)
-        scorer = _scorer(config, corpus, ranks)
+        scorer = _scorer(config, corpus, ranks) if config.model else _file(config, corpus)
         s.bind()
         flops = write_shards(config, scorer, corpus, out, ranks)
         if part:
@@ -84,6 +91,15 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
             _finish(s, config, corpus, flops, note)
         launch.wait_for_all(ranks)
     return out
+
+
+def _model_fits(config: ScoreConfig, corpus: Corpus) -> str | None:
+    """A note on BOS, if there is something to say; UserError where the model has another tokenizer."""
+    from ..data.bos import disagreement
+    from ..modeling.load import check_tokenizer
+
+    check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
+    return disagreement(config.model, corpus.bos_id, config.corpus)
 
 
 def work(config: ScoreConfig) -> Work:
@@ -96,26 +112,36 @@ def work(config: ScoreConfig) -> Work:
 def _work(config: ScoreConfig, corpus: Corpus) -> Work:
     from ..modeling.load import model_hash
 
+    if config.from_file:
+        made_from = {**corpus.identity, "file": _file(config, corpus).identity}
+        return Work.of(KIND, config, NOT_WORK, made_from, columns=asked(config))
     made_from = {**corpus.identity, "model": model_hash(config.model)}
-    plain = all(COLUMNS.get(name) == holds for name, holds in columns_of(config).items())
-    return Work.of(KIND, config, NOT_WORK, made_from, columns=list(columns_of(config)) if plain else config.columns)
+    plain = all(COLUMNS.get(name) == holds for name, holds in asked(config).items())
+    return Work.of(KIND, config, NOT_WORK, made_from, columns=list(asked(config)) if plain else config.columns)
 
 
 def estimate(config: ScoreConfig, known: Known) -> Cost:
     """One forward of every token; a number of each column on the disk."""
     tokens, exact = known.tokens(config.corpus)
-    bytes_each = (2 if config.dtype == "float16" else 4) * len(config.columns)
-    flops = known.forward_flops(config.model, tokens, known.length(config.corpus))
+    bytes_each = bytes_of(config)
+    if config.from_file:
+        return Cost(tokens, 0.0, tokens * bytes_each, exact)
+    length = known.length(config.corpus)
+    context = context_of(config)
+    times, fed_length = (1.0, length) if context is None or length != length else context.cost(int(length))
+    flops = known.forward_flops(config.model, tokens * times, fed_length)
     memory = known.num_parameters(config.model) * (4 if config.model_dtype == "float32" else 2)
     return Cost(tokens, flops, tokens * bytes_each, exact, memory=memory)
 
 
 def validate(config: ScoreConfig) -> None:
-    """Raise UserError for columns or dtypes that do not exist."""
+    """Raise UserError for columns, dtypes or a context that do not exist."""
     from ..data.scored import DTYPES
     from ..modeling.load import check_dtype
 
-    _check_columns(config.columns)
+    check_origin(config)
+    context_of(config)
+    check_columns(config)
     if config.dtype not in DTYPES:
         raise UserError(f"dtype: scores are stored as {' or '.join(DTYPES)}, not {config.dtype!r}")
     check_dtype(config.model_dtype)
@@ -123,39 +149,20 @@ def validate(config: ScoreConfig) -> None:
         raise UserError("batch_rows must be at least 0")
 
 
-def _check_columns(columns: list[str] | dict[str, str]) -> None:
-    from ..core.stats import STATISTICS
-    from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
-    from ..data.corpus import COLUMNS as OF_CORPUS
-    from ..data.corpus import LATER_COLUMNS
+def context_of(config: ScoreConfig) -> Context | None:
+    """What is left of each token's context; None: all of it. UserError for what cannot be."""
+    if config.context == "none":
+        return None
+    from ..scoring.context import Context
 
-    if not columns:
-        raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
-    if isinstance(columns, list):
-        if unknown := [c for c in columns if c not in COLUMNS]:
-            raise UserError(
-                f"columns: unknown column {unknown[0]!r}, one of {', '.join(COLUMNS)}; a name of your own says what it holds, "
-                f"as {{{unknown[0]}: nll}}"
-            )
-        if len(set(columns)) < len(columns):
-            raise UserError("columns: one is named twice")
-        return
-    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, "targets", "valid"}
-    taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
-    for name, holds in columns.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(f"columns: {name!r} is no name for a column: letters, digits and '_' only")
-        if name in taken:
-            raise UserError(f"columns: {name!r} is the name of something else, choose another")
-        if holds not in HOLDS:
-            raise UserError(f"columns.{name}: one of {', '.join(HOLDS)} is needed, not {holds}")
-        if COLUMNS.get(name, holds) != holds:
-            raise UserError(f"columns.{name}: by its name it holds {COLUMNS[name]}, not {holds}")
+    made: Context = from_fields(Context, config.context, "context")
+    return made
 
 
-def columns_of(config: ScoreConfig) -> dict[str, str]:
-    """column -> nll or entropy."""
-    return config.columns if isinstance(config.columns, dict) else {name: COLUMNS[name] for name in config.columns}
+def _file(config: ScoreConfig, corpus: Corpus) -> AlignedFile:
+    from ..data.aligned import AlignedFile
+
+    return AlignedFile(config.from_file, corpus, list(dict.fromkeys(asked(config).values())))
 
 
 def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
@@ -170,11 +177,24 @@ def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
     model = load_causal_lm(config.model, dtype=config.model_dtype)
     check_vocabulary(model, corpus.vocab_size, config.model)
     check_length(model.config, corpus.length, config.model)
-    device = config.device or launch.device(ranks)
-    return Scorer(model, device=device, batch_rows=config.batch_rows, entropy="entropy" in columns_of(config).values())
+    if config.top_k > model.get_output_embeddings().out_features:
+        raise UserError(f"top_k is {config.top_k}, and the vocabulary of {config.model} smaller")
+    if (context := context_of(config)) is not None:
+        context.check(corpus)
+    device, holds = config.device or launch.device(ranks), asked(config).values()
+    return Scorer(
+        model,
+        device=device,
+        batch_rows=config.batch_rows,
+        entropy="entropy" in holds,
+        rank="target_rank" in holds,
+        top_k=config.top_k,
+    )
 
 
-def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float | None:
+def write_shards(
+    config: ScoreConfig, scorer: Scorer | AlignedFile, corpus: Corpus, out: Path, ranks: launch.Ranks
+) -> float | None:
     """Score this rank's missing shards, each written while the next is scored; the FLOPs that the whole corpus takes, None
     where they are not known."""
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -183,7 +203,6 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
 
     from ..data.rows import Rows
     from ..data.scored import join_scores
-    from ..modeling.flops import known_or_none, token_flops
 
     rows = Rows(join_scores(corpus, verify=None))
     mine = corpus.manifest["shards"][ranks.rank :: ranks.size]
@@ -203,7 +222,8 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
         for shard in corpus.manifest["shards"]:
             stop = start + shard["rows"]
             if shard["file"] in todo:
-                columns, clipped = _score_shard(config, scorer, rows, start, stop, bar)
+                blocks = _blocks(config, scorer, corpus, rows, start, stop)
+                columns, clipped = _score_shard(config, blocks, bar)
                 if written is not None:
                     written.result()  # raises what went wrong; and no more than one shard waits in memory
                 written = writer.submit(_write_shard, out / shard["file"], columns, clipped)
@@ -212,7 +232,18 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
             start = stop
         if written is not None:
             written.result()
-    return known_or_none(token_flops(scorer.model, corpus.length).forward(corpus.num_rows * corpus.length))
+    return _flops(config, scorer, corpus)
+
+
+def _flops(config: ScoreConfig, scorer: Scorer | AlignedFile, corpus: Corpus) -> float | None:
+    """Of the whole corpus; with less context at most so many. Nobody knows what a file's numbers took."""
+    from ..modeling.flops import known_or_none, token_flops
+
+    if config.from_file:
+        return None
+    context, tokens = context_of(config), corpus.num_rows * corpus.length
+    times, length = (1, corpus.length) if context is None else context.cost(corpus.length)
+    return known_or_none(token_flops(scorer.model, length).forward(tokens * times))  # type: ignore[union-attr]
 
 
 def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -> None:
@@ -222,8 +253,39 @@ def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -
     note_part(path, clipped=clipped)
 
 
+def _blocks(
+    config: ScoreConfig, scorer: Any, corpus: Corpus, rows: Any, start: int, stop: int
+) -> Iterator[dict[str, Any]]:
+    """Blocks of rows from ``start`` to ``stop``: column -> [B, length], or [B, length, K]."""
+    if config.from_file:
+        yield from _blocks_of_file(config, scorer, rows, start, stop)
+        return
+    if (context := context_of(config)) is None:
+        batches = scorer.run(rows, start=start, stop=stop)
+    else:
+        from ..scoring.context import ablated
+
+        batches = ablated(scorer, corpus, rows, context, start=start, stop=stop)
+    for batch in batches:
+        yield {name: batch.of(holds) for name, holds in columns_of(config).items()}
+
+
+def _blocks_of_file(
+    config: ScoreConfig, file: AlignedFile, rows: Any, start: int, stop: int
+) -> Iterator[dict[str, Any]]:
+    from ..data.aligned import check_values
+    from ..data.rows import collate, is_target
+
+    target_BT = is_target(collate(rows.__getitems__(range(start, stop)))["targets"])
+    half = config.dtype == "float16"
+    yield {
+        name: check_values(file.read(column, start, stop), target_BT, f"{file.path}: {column}", start, half=half)
+        for name, column in asked(config).items()
+    }
+
+
 def _score_shard(
-    config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: int, bar: Any
+    config: ScoreConfig, blocks: Iterator[dict[str, Any]], bar: Any
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """(column -> [rows, length] as it is stored, column -> values that were too large for that)."""
     import numpy as np
@@ -231,15 +293,16 @@ def _score_shard(
     from ..data.half import stored
     from ..data.scored import DTYPES
 
-    columns = columns_of(config)
+    columns, other = columns_of(config), types_of(config)
     parts: dict[str, list[Any]] = {name: [] for name in columns}
     clipped = dict.fromkeys(columns, 0)
-    for batch in scorer.run(rows, start=start, stop=stop):
-        for name, holds in columns.items():
-            values, count = stored(getattr(batch, holds), DTYPES[config.dtype])
+    for block in blocks:
+        for name in columns:
+            values, count = (block[name], 0) if name in other else stored(block[name], DTYPES[config.dtype])
             parts[name].append(values)
             clipped[name] += count
-        bar.update(batch.nll.size)
+        first = next(iter(block.values()))
+        bar.update(first.shape[0] * first.shape[1])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, clipped
 
 
@@ -259,12 +322,14 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
         clipped=clipped,
         corpus_hash=corpus.content_hash,
         tokenizer_hash=corpus.tokenizer_hash,
-        model_hash=s.work.inputs["model"],
+        model_hash=s.work.inputs.get("model", s.work.inputs.get("file")),
         length=corpus.length,
         isolate_documents=corpus.isolate_documents,
         shards=shards,
         flops=flops,
-        reference_flops=training_flops(config.model),
+        reference_flops=training_flops(config.model) if config.model else 0.0,
+        **({"types": types_of(config)} if types_of(config) else {}),
+        **({"context": config.context} if config.context != "none" else {}),
         **({"bos_note": note} if note else {}),
     )
 

@@ -411,7 +411,7 @@ def _model_config(config: TrainConfig, corpus: Corpus) -> Any:
     )
 
 
-def _flops_spent(config: TrainConfig, target: SecondTarget | None) -> tuple[float, float]:
+def _flops_spent(config: TrainConfig, target: SecondTarget | None = None) -> tuple[float, float]:
     """(scoring, reference training) of the scores and the teacher used: every scoring counts, a model's training once. NaN:
     not known."""
     from ..modeling.load import model_hash

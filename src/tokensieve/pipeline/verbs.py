@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..runs.errors import UserError
@@ -38,6 +38,8 @@ class Verb:
     """The field that words without a ``--field`` before them belong to."""
     stage: bool = False
     """It may be a stage of a recipe."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of fields on the command line: `from` is a word of Python's."""
 
     def module(self) -> Any:
         return importlib.import_module(f"tokensieve.pipeline.{self.config.split(':')[0]}")
@@ -77,6 +79,7 @@ VERBS: dict[str, Verb] = {
         group="tokens",
         ranks="all",
         stage=True,
+        aliases={"from": "from_file"},
     ),
     "evaluate": Verb(
         "evaluate:EvaluateConfig",

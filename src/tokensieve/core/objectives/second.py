@@ -22,11 +22,11 @@ def distill(
     """``(1 - share) nll + share KL(teacher || student)`` on the tokens of another rule, with its weights and denominator.
 
     ``of`` is that rule, ``{name: rho1}`` for one; all tokens if not given. The teacher's likeliest entries come from two
-    columns that `score` wrote, int ids and log p in nats, or from ``teacher``, the folder of a model that is run beside the
-    student: then its ``top_k``. What they lack to 1 is one ``bucket``: r log(r / R), with R the student's probability of all
-    other entries, of which a student that agrees feels nothing; or they are ``renormalised``, as is common, which teaches that
-    nothing else can come. KL in nats at temperature 1 (Hinton et al., arXiv 1503.02531; the bucket as the ghost token of arXiv
-    2503.16870, from memory). ``teacher`` costs a forward of it each step.
+    columns that ``score --top_k`` wrote, ids and log p in nats, or from ``teacher``, the folder of a model that is run beside
+    the student: then its ``top_k``. What they lack to 1 is one ``bucket``: r log(r / R), with R the student's probability of
+    all other entries, of which a student that agrees feels nothing; or they are ``renormalised``, as is common, which teaches
+    that nothing else can come. KL in nats at temperature 1 (Hinton et al., arXiv 1503.02531; the bucket as the ghost token of
+    arXiv 2503.16870, from memory). ``teacher`` costs a forward of it each step.
     """
     _check(share, top_k)
     if rest not in ("bucket", "renormalised"):

@@ -63,8 +63,8 @@ def main() -> None:
         for name, made in rules.items()
     ]
     about = (
-        f"{args.tokens} tokens, {args.shape}, {args.dtype} on {args.device}. Ratios to {BASE} timed just before, median (lowest-"
-        f"highest) of {args.rounds}; {BASE}: {median(own for own, _ in seconds[BASE]):.3f} s, "
+        f"{args.tokens} tokens, {args.shape}, {args.dtype} on {args.device}. Ratios to {BASE} timed just before, median (lowest"
+        f"-highest) of {args.rounds}; {BASE}: {median(own for own, _ in seconds[BASE]):.3f} s, "
         f"{peak[BASE] / 2**20:.0f} MiB above the inputs. "
         "share: of tokens with a weight; bound: what that alone does to the time; pass: without the backward."
     )

@@ -22,7 +22,7 @@ from . import launch, second
 from .arguments import check_arguments, lora_config, refuse_fields
 from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
-from .objectives import objective_of
+from .objectives import check_sources, objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
 
@@ -289,6 +289,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
     from ..training.trainer import SelectiveTrainer
 
     quiet_loading()
+    check_sources(config.objective, corpus.sources)
     head = _head(config.head)
     args = training_arguments(config)
     scored = join_scores(corpus, *config.scores, verify=config.verify)

@@ -83,7 +83,7 @@ def by_source(of: Objective, instead: Mapping[str, Objective]) -> Objective:
 
     ``of`` is the rule of all sources but those in ``instead``, name -> another rule, or other options of the same. So a rule
     that prefers one source's tokens cannot drop another's, and each source has a ratio of its own. Rules must agree in what
-    they are divided by, and in scope as in ``intersect``. A name that the corpus has not is refused at the first step.
+    they are divided by, and in scope as in ``intersect``. A name that the corpus has not is refused.
     """
     parts = [of, *instead.values()]
     if len({part.denominator for part in parts}) > 1:

@@ -44,6 +44,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("wit", {"prompt": 0.1, "response": 0.9}),
     ("influence", {}),
     ("learning_time", {"low": 0.2, "high": 1.4}),
+    ("smooth", {"of": {"name": "dft", "power": 2.0}}),
+    ("distill", {"of": {"name": "rho1", "ratio": 0.3, "scope": "sequence"}, "share": 0.5}),
 ]  # fmt: skip
 OPTION_OF_FORM = {"dense": "least", "sparse": "ratio", "longce": "most"}
 

@@ -124,6 +124,8 @@ RULE_OPTIONS: dict[str, dict[str, Any]] = {
     "goldfish": {"k": 3, "h": 2},
     "cal": {"low": 0.2},
     "profit": {"tau": 0.002},
+    "distill": {"of": {"name": "rho1", "ratio": 0.4}, "share": 0.7},
+    "smooth": {"of": {"name": "dft"}, "share": 0.7},
 }
 
 
@@ -132,6 +134,8 @@ def with_columns_of(made: Objective) -> Dataset:
     g = torch.Generator().manual_seed(5)
     names = {*score_columns(made.needs)} - {"ref_nll"}
     columns = {name: (6 * torch.rand(8, tiny.LENGTH, generator=g) - 1).tolist() for name in sorted(names)}
+    if made.second is not None and made.second.origin == "columns":
+        columns |= tiny.topk_columns()
     return tiny.rows(8, **columns, doc_starts=[[0, 5]] * 8, doc_offsets=[[3, 0]] * 8)
 
 

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from .backends import OWN, check_backend
 from .head import LinearHead
 from .softmax import EXTRAS, OnlineSoftmax
+from .targets import ListedLogits, Second, SparseTargets, listed_logits
 
 IGNORE_INDEX = -100
 KeepLogits = Literal["auto"] | bool
@@ -78,11 +79,12 @@ class LinearNLL:
 
     hidden [..., D]; head_weight [V, D] or :class:`LinearHead`; targets [...] already shifted, -100 for none; others must lie in
     the vocabulary. ``statistics``: of entropy, sum_p2, target_rank, top_entropy (see STATISTICS), from the same pass;
-    ``entropy=True`` is short for the first. ``keep_logits``: True keeps the first pass's logits for the backward (less time,
-    T * V numbers), False computes them again, "auto" keeps them while they take at most 2 GiB. ``backend``: "tokensieve", or
-    "torch" or "liger" for another library's backward over the selected rows (weights must then be 0 or 1, and nothing is
-    kept). Under autocast the matmuls run in autocast's dtype; nll and statistics are float32 (float64 for float64 input),
-    the head's gradient is summed over tokens in float32.
+    ``entropy=True`` is short for the first. ``top_k``: how many of the likeliest entries ``topk`` tells. ``second``: a second
+    target of each token, which takes its share of the loss (``targets.py``; of the backend tokensieve). ``keep_logits``: True
+    keeps the first pass's logits for the backward (less time, T * V numbers), False computes them again, "auto" keeps them
+    while they take at most 2 GiB. ``backend``: "tokensieve", or "torch" or "liger" for another library's backward over the
+    selected rows (weights must then be 0 or 1, and nothing is kept). Under autocast the matmuls run in autocast's dtype; nll
+    and statistics are float32 (float64 for float64 input), the head's gradient is summed over tokens in float32.
     """
 
     def __init__(
@@ -94,11 +96,14 @@ class LinearNLL:
         keep_logits: KeepLogits = "auto",
         entropy: bool = False,
         statistics: Collection[str] = (),
+        top_k: int = 0,
+        second: SparseTargets | None = None,
         backend: str = OWN,
         slice_columns: int | None = None,
     ) -> None:
         _check_shapes(hidden, targets, "hidden")
         check_backend(backend)
+        _check_second(second, targets, backend)
         asked = [name for name in EXTRAS if name in statistics or (entropy and name == "entropy")]
         if unknown := set(statistics) - set(EXTRAS):
             raise ValueError(f"unknown statistic {min(unknown)!r} of the head: one of {', '.join(EXTRAS)}")
@@ -108,6 +113,8 @@ class LinearNLL:
             raise ValueError(f"hidden has width {hidden.shape[-1]}, the head {width}: they do not fit")
         if slice_columns is not None and slice_columns < 1:
             raise ValueError(f"slice_columns is {slice_columns}, it must be at least 1")
+        if not 0 <= top_k <= vocab:
+            raise ValueError(f"top_k is {top_k}, it must be between 0 and the vocabulary of {vocab}")
         self.shape = targets.shape
         self.hidden_TD = hidden.reshape(-1, width)
         self.targets_T = targets.reshape(-1)
@@ -119,8 +126,12 @@ class LinearNLL:
         ignored_T = self.targets_T == IGNORE_INDEX
         # Reads past the end fail here, on the device too; -1 taken for the last or the first token would be trained on.
         self.head.weight.detach()[:, 0].gather(0, self.targets_T.masked_fill(ignored_T, 0))
-        self.softmax = self._first_pass(asked)
+        self.softmax = self._first_pass(asked, top_k, second)
         self.nll = self.softmax.nll().masked_fill_(ignored_T, 0).view(self.shape)
+        self.second, self.loss = None, self.nll
+        if second is not None and isinstance(self.softmax.last, ListedLogits):
+            self.second = Second(second, self.softmax.last)
+            self.loss = self.second.mixed(self.nll.reshape(-1)).masked_fill(ignored_T, 0).view(self.shape)
         self._asked = {n: self.softmax.extra(n).masked_fill(ignored_T, 0).view(self.shape) for n in asked}
 
     @property
@@ -134,9 +145,22 @@ class LinearNLL:
             raise ValueError(f"{name} was not asked for: LinearNLL(..., statistics=({name!r},))")
         return self.nll if name == "nll" else self._asked[name]
 
+    @property
+    def topk(self) -> tuple[Tensor, Tensor]:
+        """The ``top_k`` likeliest entries of each prediction, falling, and their log p (nats) under the whole softmax.
+
+        (int64 [..., K], float32 [..., K]), detached; 0 where the target is -100. ValueError if they were not asked for.
+        """
+        top = self.softmax.top
+        if top is None:
+            raise ValueError("the likeliest entries were not asked for: LinearNLL(..., top_k=20)")
+        ignored_T1, shape = (self.targets_T == IGNORE_INDEX).unsqueeze(-1), (*self.shape, top.ids_TK.shape[-1])
+        return top.ids_TK.masked_fill(ignored_T1, 0).view(shape), top.value().masked_fill(ignored_T1, 0).view(shape)
+
     def weighted_sum(self, weight: Tensor, *, max_rows: int | None = None) -> tuple[Tensor, Tensor]:
         """``(sum(weight * nll), sum(weight))`` over the tokens that have a target. See :func:`weighted_nll`.
 
+        With a ``second`` target ``loss`` stands in the place of nll: ``(1 - share) nll + share CE``.
         Called once: kept logits are freed by its backward. ``max_rows``, a known bound on the number of non-zero weights,
         spares the GPU a synchronisation; exceeding it would drop tokens, so give a true bound. With another backend soft
         weights are then an error of the device's.
@@ -157,11 +181,13 @@ class LinearNLL:
         return keep_logits
 
     @torch.no_grad()
-    def _first_pass(self, asked: list[str]) -> OnlineSoftmax:
+    def _first_pass(self, asked: list[str], top_k: int, second: SparseTargets | None) -> OnlineSoftmax:
         """Sums over the vocabulary for all rows, a slice of columns at a time; raw logits go into ``kept_logits``."""
         hidden_TD, wide = self.hidden_TD.to(self.dtype), accumulation_dtype(self.dtype)
         at_T = self._target_logits(hidden_TD) if "target_rank" in asked else None
-        softmax = OnlineSoftmax(self.targets_T, wide, extras=asked, target_logit_T=at_T)
+        softmax = OnlineSoftmax(
+            self.targets_T, wide, extras=asked, target_logit_T=at_T, top_k=top_k, last=listed_logits(second)
+        )
         raw, work = Scratch(hidden_TD, self.slices), Scratch(hidden_TD, self.slices, wide)
         with disabled_autocast(hidden_TD):
             for columns in self.slices:
@@ -242,6 +268,17 @@ def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return weight.dtype
+
+
+def _check_second(second: SparseTargets | None, targets: Tensor, backend: str) -> None:
+    if second is None:
+        return
+    if second.ids.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"second targets have leading shape {tuple(second.ids.shape[:-1])}, targets {tuple(targets.shape)}"
+        )
+    if backend != OWN:
+        raise ValueError(f"backend {backend!r} knows one target a token: use backend='tokensieve' for second targets")
 
 
 def _check_shapes(values: Tensor, targets: Tensor, name: str) -> None:

@@ -16,6 +16,7 @@ from .backends import OWN, selected_sum
 from .head import LinearHead
 from .nll import IGNORE_INDEX, KeepLogits, LinearNLL, Scratch, accumulation_dtype, capped, disabled_autocast, raw_logits
 from .softmax import in_slice
+from .targets import SecondRows
 
 
 def weighted_nll(
@@ -80,6 +81,7 @@ class _WeightedSum(torch.autograd.Function):
     """``sum(weight * nll)``, whose nll is known already: forward is a dot product, backward visits the weighted rows.
 
     d/d logits of one token = weight * (softmax - onehot(target)), through the cap: times 1 - (logit / cap)^2, and the scale.
+    With a second target: ``targets.py``.
     """
 
     @staticmethod
@@ -94,7 +96,7 @@ class _WeightedSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, weight_T)
         ctx.nll, ctx.max_rows = nll, max_rows
-        return _dot(weight_T, nll.nll)
+        return _dot(weight_T, nll.loss)
 
     @staticmethod
     @once_differentiable  # the log-sum-exp is a constant here: a second derivative would be silently wrong
@@ -129,6 +131,8 @@ class _Rows:
     sign_R: Tensor
     """The sign of the incoming gradient times weight; it goes into the small [R, D] factors, not into [R, C]."""
     all_rows: bool
+    second: SecondRows | None = None
+    """Of second targets; then ``factor_R`` and ``at_target_R`` are theirs too."""
 
 
 def _rows(nll: LinearNLL, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, max_rows: int | None) -> _Rows:
@@ -136,15 +140,21 @@ def _rows(nll: LinearNLL, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, ma
     scale_R = torch.where(counts_R, weight_T[index_R] * outer, 0)
     all_rows = len(index_R) == len(weight_T) and max_rows is None
     hidden_RD = hidden_TD if all_rows else hidden_TD[index_R]
+    nll_T = nll.nll.reshape(-1)
+    factor_R, at_target_R = scale_R.abs() / nll.softmax.total_T[index_R], torch.expm1(-nll_T[index_R])
+    second = None if nll.second is None else nll.second.rows(index_R, nll_T, scale_R.abs())
+    if second is not None:
+        factor_R, at_target_R = factor_R * second.factor_R, second.at_target_R
     return _Rows(
         index_R,
         hidden_RD.to(nll.dtype),
         nll.targets_T[index_R],
         nll.softmax.largest_T[index_R],
-        scale_R.abs() / nll.softmax.total_T[index_R],
-        scale_R.abs() * torch.expm1(-nll.nll.reshape(-1)[index_R]),
+        factor_R,
+        scale_R.abs() * at_target_R,
         scale_R.sign(),
         all_rows,
+        second,
     )
 
 
@@ -252,6 +262,8 @@ def _logit_grad(head: LinearHead, rows: _Rows, raw_RC: Tensor, columns: slice, o
     index_R1, here_R = in_slice(rows.targets_R, columns.start, grad_RC.shape[-1])
     at_target_R1 = torch.where(here_R.unsqueeze(-1), rows.at_target_R.unsqueeze(-1), grad_RC.gather(-1, index_R1))
     grad_RC.scatter_(-1, index_R1, at_target_R1)
+    if rows.second is not None:
+        rows.second.put(grad_RC, columns.start)
     if head.softcap is not None:
         grad_RC *= 1 - (logits_RC / head.softcap).square_()
     return grad_RC

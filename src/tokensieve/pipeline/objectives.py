@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..core.objective import with_denominator
 from ..core.objectives import COMBINED, OBJECTIVES, objective
 from ..runs.errors import UserError
 from .config.fields import from_fields
+from .config.hints import parameters
 
 
 def objective_of(fields: Mapping[str, Any], allow_code: bool) -> Objective:
@@ -41,8 +43,10 @@ def _made(fields: Any, *place: str) -> Objective:
     name = options.pop("name", "clm")
     try:
         if name in OBJECTIVES:
-            denominator = options.pop("denominator", None)
-            return with_denominator(from_fields(OBJECTIVES[name], options, *place), denominator)
+            denominator, make = options.pop("denominator", None), OBJECTIVES[name]
+            if options.get("of") is not None and "of" in parameters(make):
+                make = functools.partial(make, of=_made(options.pop("of"), *place, "of"))
+            return with_denominator(from_fields(make, options, *place), denominator)
         if name in COMBINED and isinstance(options.get("of"), list):
             options["of"] = [_made(part, *place, "of", str(i)) for i, part in enumerate(options["of"])]
         return objective(name, **options)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..objective import Objective, with_denominator
-from . import combined, contrast, controls, entropy, placed, probability, ranked
+from . import combined, contrast, controls, entropy, placed, probability, ranked, second
 
 # name -> factory. A user's own is named by "package.module:factory".
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -40,6 +40,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "wit": placed.wit,
     "influence": placed.influence,
     "learning_time": placed.learning_time,
+    "smooth": second.smooth,
+    "distill": second.distill,
 }
 
 # Objectives made of those in their option ``of``: a list of {name: ..., option: value}.
@@ -63,11 +65,14 @@ def objective(name: str, **options: Any) -> Objective:
     """The built-in objective ``name``, or ``package.module:factory`` called with the options.
 
     ``denominator`` is an option of every objective: weight, valid, nonzero or abs, see :class:`Objective`; the rule's own if
-    not given. ``intersect`` and ``union`` take ``of``, a list of objectives as mappings or made; ``schedule`` takes one, the
-    ``option`` that moves and the ``points`` [step, value] it goes through. Raises ValueError for an unknown name (listing those
-    that exist) and for options the objective does not take.
+    not given. ``smooth`` and ``distill`` take one objective as ``of``, as a mapping or made, ``intersect`` and ``union`` take
+    ``of``, a list of objectives as mappings or made; ``schedule`` takes one, the ``option`` that moves and the ``points``
+    [step, value] it goes through. Raises ValueError for an unknown name (listing those that exist) and for options the
+    objective does not take.
     """
     denominator = options.pop("denominator", None)
+    if name in OBJECTIVES and options.get("of") is not None:
+        options["of"] = _part(options["of"])
     try:
         made = _make(name)(**options)
     except TypeError as e:
@@ -84,8 +89,10 @@ def _make(name: str) -> Callable[..., Objective]:
     return _scheduled if name == SCHEDULE else OBJECTIVES[name] if name in OBJECTIVES else _imported(name)
 
 
-def _part(part: Objective | Mapping[str, Any]) -> Objective:
-    return part if isinstance(part, Objective) else objective(**part)
+def _part(part: Any) -> Objective:
+    if not isinstance(part, Objective | Mapping):
+        raise ValueError(f"of: an objective, as {{name: rho1}}, is needed, not {part}")
+    return part if isinstance(part, Objective) else objective(**{"name": "clm", **part})
 
 
 def _scheduled(of: Mapping[str, Any], option: str, points: Sequence[Sequence[float]]) -> Objective:

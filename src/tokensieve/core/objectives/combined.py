@@ -43,8 +43,10 @@ def schedule(make: Callable[[float], Objective], points: Sequence[Sequence[float
         raise ValueError(f"schedule: points must be [step, value] pairs with rising steps, not {list(points)}")
     parts = [make(float(value)) for _, value in points]
     first, bounds = parts[0], [part.most_rows for part in parts]
-    if len({(part.scope, part.denominator, part.selects) for part in parts}) > 1:
-        raise ValueError("schedule: an option that changes scope or denominator cannot move with the steps")
+    if len({(part.scope, part.denominator, part.selects, part.second) for part in parts}) > 1:
+        raise ValueError(
+            "schedule: an option that changes scope, denominator or second target cannot move with the steps"
+        )
 
     def now(stats: TokenStats) -> Objective:
         return make(_at(points, stats.step))
@@ -65,6 +67,8 @@ def schedule(make: Callable[[float], Objective], points: Sequence[Sequence[float
         score=None if first.score is None else lambda stats: _score(now(stats), stats),
         static=all(part.static for part in parts),
         options={"of": first.name, "points": [list(p) for p in points]},
+        second=first.second,
+        share=None if first.share is None else lambda stats: _share(now(stats), stats),
     )
 
 
@@ -76,6 +80,11 @@ def _count(made: Objective, known: TokenStats) -> Tensor:
 def _score(made: Objective, stats: TokenStats) -> Tensor:
     assert made.score is not None
     return made.score(stats)
+
+
+def _share(made: Objective, stats: TokenStats) -> float:
+    assert made.share is not None
+    return made.share(stats)
 
 
 def _at(points: Sequence[Sequence[float]], step: int) -> float:
@@ -96,6 +105,8 @@ def _combined(
 ) -> Objective:
     if not of:
         raise ValueError(f"{name}: of needs at least one objective")
+    if second := [part.name for part in of if part.second is not None]:
+        raise ValueError(f"{name}: put {name} into the of of {second[0]!r}, which has a second target for what is kept")
     limits = [part.most_rows for part in of if part.most_rows is not None]
     bounded = bool(limits) and (name == "intersect" or len(limits) == len(of))
     signed = any(part.signed for part in of)

@@ -13,6 +13,7 @@ from .select import Scope
 from .stats import HEAD_STATISTICS, TokenStats
 
 Denominator = Literal["weight", "valid", "nonzero", "abs"]
+Unit = Literal["token", "document"]
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,17 @@ Gather = Callable[[Tensor], Tensor]
 
 
 def known_stats(
-    needs: Collection[str], batch: Mapping[str, Tensor], *, step: int = 0, tokens_seen: Tensor | int = 0
+    needs: Collection[str],
+    batch: Mapping[str, Tensor],
+    *,
+    step: int = 0,
+    tokens_seen: Tensor | int = 0,
+    sources: Sequence[str] = (),
 ) -> TokenStats:
     """What is known of a batch's tokens before the forward, as far as it is needed; entry t speaks of the target at t + 1."""
     valid = batch["targets"] != IGNORE_INDEX
     there = [name for name in sorted(needs) if name in ROW_STATISTICS or name in score_columns(needs)]
-    stats = TokenStats(valid, step=step, tokens_seen=tokens_seen)
+    stats = TokenStats(valid, step=step, tokens_seen=tokens_seen, sources=tuple(sources))
     return stats.with_values({name: _of_rows(name, batch, valid) for name in there})
 
 

@@ -231,7 +231,8 @@ class SelectiveTrainer(Fed):
     def _known(self, batch: Mapping[str, Tensor]) -> TokenStats:
         left_out = (*MODEL_ONLY, *(self._second_columns or ()))
         there = {k: v.to(self.args.device, non_blocking=True) for k, v in batch.items() if k not in left_out}
-        return known_stats(self.objective.needs, there, step=self.state.global_step, tokens_seen=self._tokens_seen)
+        run: dict[str, Any] = {"step": self.state.global_step, "tokens_seen": self._tokens_seen}
+        return known_stats(self.objective.needs, there, sources=self.token_log.sources, **run)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "sum")  # type: ignore[no-any-return]

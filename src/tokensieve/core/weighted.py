@@ -13,37 +13,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import OWN, selected_sum
+from .first_pass import FirstPass
 from .head import LinearHead
-from .nll import IGNORE_INDEX, KeepLogits, LinearNLL, Scratch, accumulation_dtype, capped, disabled_autocast, raw_logits
+from .slices import IGNORE_INDEX, Scratch, accumulation_dtype, capped, disabled_autocast, raw_logits
 from .softmax import in_slice
 from .targets import SecondRows
 
 
-def weighted_nll(
-    hidden: Tensor,
-    head_weight: Tensor | LinearHead,
-    targets: Tensor,
-    weight: Tensor,
-    *,
-    keep_logits: KeepLogits = "auto",
-    backend: str = OWN,
-    slice_columns: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``(sum_t weight_t * nll_t, sum_t weight_t)`` over tokens with a target: Rho-1's Eq. 4 before its one division.
-
-    hidden [..., D], head_weight [V, D] or :class:`LinearHead`, targets [...] already shifted (-100: no target, its weight
-    counts nowhere), weight [...] bool or of any sign. Both sums are float32 scalars; only the first has a gradient, to hidden,
-    head weight and bias, never to ``weight``. Add the sums of all micro-batches and ranks, then divide once. Nothing
-    kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward and adds exactly 0, whatever its nll is, inf
-    and NaN too; a row with a weight and an nll of inf makes the sum inf. Options as of :class:`LinearNLL`.
-    """
-    options: dict[str, Any] = {"keep_logits": keep_logits, "backend": backend, "slice_columns": slice_columns}
-    head = LinearNLL(hidden, head_weight, targets, **options)
-    return head.weighted_sum(weight)
-
-
-def weighted_sum(nll: LinearNLL, weight: Tensor, max_rows: int | None) -> tuple[Tensor, Tensor]:
-    """The second half of :class:`LinearNLL`: see :func:`weighted_nll`."""
+def weighted_sum(nll: FirstPass, weight: Tensor, max_rows: int | None) -> tuple[Tensor, Tensor]:
+    """``(sum(weight * loss), sum(weight))`` over the tokens of a first pass: see :func:`tokensieve.core.nll.weighted_nll`."""
     if weight.shape != nll.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, targets {tuple(nll.shape)}")
     weight_T = weight.detach().reshape(-1).to(nll.nll.dtype)
@@ -56,7 +34,7 @@ def weighted_sum(nll: LinearNLL, weight: Tensor, max_rows: int | None) -> tuple[
     return loss_sum, weight_T.sum()
 
 
-def _sum_of_backend(nll: LinearNLL, weight_T: Tensor, max_rows: int | None) -> Tensor:
+def _sum_of_backend(nll: FirstPass, weight_T: Tensor, max_rows: int | None) -> Tensor:
     """Other libraries sum rows, they do not weigh them: a soft weight taken for 1 would train on something else."""
     refusal = f"backend {nll.backend!r} takes weights of 0 and 1 only: use backend='tokensieve' for soft weights"
     if (
@@ -91,7 +69,7 @@ class _WeightedSum(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         weight_T: Tensor,
-        nll: LinearNLL,
+        nll: FirstPass,
         max_rows: int | None,
     ) -> Tensor:
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, weight_T)
@@ -102,7 +80,7 @@ class _WeightedSum(torch.autograd.Function):
     @once_differentiable  # the log-sum-exp is a constant here: a second derivative would be silently wrong
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TD, weight_VD, bias_V, weight_T = ctx.saved_tensors
-        nll: LinearNLL = ctx.nll
+        nll: FirstPass = ctx.nll
         head = LinearHead(weight_VD, bias_V, nll.head.logit_scale, nll.head.softcap)
         rows = _rows(nll, hidden_TD, weight_T, grad_outputs[0] * head.logit_scale, ctx.max_rows)
         with disabled_autocast(hidden_TD):
@@ -135,7 +113,7 @@ class _Rows:
     """Of second targets; then ``factor_R`` and ``at_target_R`` are theirs too."""
 
 
-def _rows(nll: LinearNLL, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, max_rows: int | None) -> _Rows:
+def _rows(nll: FirstPass, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, max_rows: int | None) -> _Rows:
     index_R, counts_R = _weighted_rows(weight_T, nll.softmax.total_T, max_rows)
     scale_R = torch.where(counts_R, weight_T[index_R] * outer, 0)
     all_rows = len(index_R) == len(weight_T) and max_rows is None
@@ -176,7 +154,7 @@ def _weighted_rows(weight_T: Tensor, total_T: Tensor, max_rows: int | None) -> t
 
 
 def _gradients(
-    nll: LinearNLL, head: LinearHead, rows: _Rows, needs: tuple[bool, ...]
+    nll: FirstPass, head: LinearHead, rows: _Rows, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(d hidden of the rows, d head weight, d bias): each slice of the vocabulary is computed, used and forgotten."""
     wide = accumulation_dtype(nll.dtype)
@@ -246,7 +224,7 @@ def _write_product(out_CD: Tensor, left_CR: Tensor, right_RD: Tensor) -> None:
         out_CD.copy_(left_CR @ right_RD)
 
 
-def _raw_rows(nll: LinearNLL, head: LinearHead, rows: _Rows, columns: slice, raw: Scratch) -> Tensor:
+def _raw_rows(nll: FirstPass, head: LinearHead, rows: _Rows, columns: slice, raw: Scratch) -> Tensor:
     """Raw logits of the rows in one slice, to be written over: taken from those kept, or computed again. [R, C]"""
     if nll.kept_logits is None:
         return raw_logits(head, rows.hidden_RD, columns, raw.view(columns))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core import Objective
+from ..core.objectives import COMBINED, OBJECTIVES, finished, objective
 from ..runs.errors import UserError
 from .config.fields import from_fields, unknown
 from .config.hints import parameters
-
-if TYPE_CHECKING:
-    from ..core import Objective
 
 
 def objective_of(fields: Mapping[str, Any], allow_code: bool) -> Objective:
@@ -54,8 +53,6 @@ def check_sources(fields: Any, sources: Sequence[str]) -> None:
 
 
 def _made(fields: Any, *place: str) -> Objective:
-    from ..core.objectives import COMBINED, OBJECTIVES, finished, objective
-
     if not isinstance(fields, Mapping):
         raise UserError(f"{'.'.join(place)}: a mapping, as {{name: rho1}}, is needed, not {fields}")
     options = dict(fields)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core import Objective
+from ..data.corpus import Corpus
+from ..modeling.load import check_length, check_tokenizer, check_vocabulary, load_causal_lm
 from ..runs.errors import UserError
-
-if TYPE_CHECKING:
-    from ..core import Objective
-    from ..data.corpus import Corpus
-    from .train import TrainConfig
+from .configs.train import TrainConfig
 
 # Options of an objective that name a model's folder.
 FOLDERS = ("teacher", "embeddings")
@@ -55,8 +54,6 @@ def check(objective: Objective, config: TrainConfig) -> None:
 
 def models(objective: Objective, config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
     """The teacher, or the embeddings, that an objective names, checked against the corpus; as the trainer takes them."""
-    from ..modeling.load import check_length, check_tokenizer, check_vocabulary, load_causal_lm
-
     target = objective.second
     if target is None or target.model is None:
         return {}

@@ -49,6 +49,7 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 	  --dtype bfloat16 --rounds 5 --save --name head-bfloat16
 	LD_PRELOAD= $(BIN)/python benchmarks/head.py --tokens 4096 8192 --ratios 0.6 --shapes 896x152000 2048x128000 --ways kept recompute \
 	  --memory_only --save --name head-memory
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rules.py --tokens 256 --save
 	$(BIN)/python benchmarks/step.py --save
 	$(BIN)/python benchmarks/score.py --save
 	$(BIN)/python benchmarks/score.py --dtype bfloat16 --batch_sizes 1 2 4 --save --name score-bfloat16

@@ -10,7 +10,6 @@ from .objectives import OBJECTIVES, objective
 from .scores import SCORES, excess, random_uniform
 from .select import above_threshold, kept_count, top_fraction
 from .stats import STATISTICS, TokenStats
-from .tally import Tally
 from .weighted import weighted_nll
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "LinearHead",
     "LinearNLL",
     "Objective",
-    "Tally",
     "TokenStats",
     "above_threshold",
     "excess",

@@ -11,7 +11,7 @@ from ..runs.errors import UserError
 from ..runs.files import atomic_file, write_json
 from ..runs.layout import nll_files, token_files
 from .render import render
-from .rows import BLOCK_TOKENS, Block, Reader
+from .rows import BLOCK_TOKENS, NllReader, TokenBlock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ def write_tables(
     options: TableOptions, corpus: Corpus, checkpoints: Sequence[Checkpoint], paths: Sequence[Path], out: Path
 ) -> tuple[list[str], int, dict[str, int]]:
     """Write everything but the nll files and the manifest: (names of the files, tokens, column -> values that were clipped)."""
-    reader = Reader(corpus, paths, options.scores)
+    reader = NllReader(corpus, paths, options.scores)
     means = _checkpoint_means(reader)
     clipped = {"delta": 0, "fluctuation": 0}
     tables = _tables(options, reader, means, out, clipped)
@@ -83,7 +83,7 @@ def write_tables(
     return ["tokens.arrow", "dynamics.json", *names, "table.txt"], described["tokens"], clipped
 
 
-def _checkpoint_means(reader: Reader) -> list[float]:
+def _checkpoint_means(reader: NllReader) -> list[float]:
     """Mean nll of every checkpoint over the targets, the same at all of them."""
     import numpy as np
 
@@ -107,11 +107,12 @@ def _checkpoint_means(reader: Reader) -> list[float]:
 
 
 def _tables(
-    options: TableOptions, reader: Reader, means: list[float], out: Path, clipped: dict[str, int]
+    options: TableOptions, reader: NllReader, means: list[float], out: Path, clipped: dict[str, int]
 ) -> dict[str, list[dict[str, Any]]]:
     """The tables, and ``tokens.arrow`` on the way; values that are too large for it are counted in ``clipped``."""
     import numpy as np
 
+    from ..analysis.token_classes import CLASSES
     from ..data.half import stored
     from ..data.list_columns import write_columns
     from . import classes as d
@@ -143,7 +144,7 @@ def _tables(
 
     write_columns(out / "tokens.arrow", classified())
     breakdowns = [by_source, by_position, by_frequency, *([kept.breakdown] if kept is not None else [])]
-    shares = kept.selection.kept_share() if kept is not None else [None] * (len(d.CLASSES) + 1)
+    shares = kept.selection.kept_share() if kept is not None else [None] * (len(CLASSES) + 1)
     logged = _logged(options.log, out)
     return {
         "classes": [
@@ -160,13 +161,13 @@ def _tables(
 class _Kept:
     """Which tokens are kept at which checkpoint: the top share of all targets of the corpus by excess."""
 
-    def __init__(self, options: TableOptions, reader: Reader) -> None:
+    def __init__(self, options: TableOptions, reader: NllReader) -> None:
         import numpy as np
 
         from . import classes as d
 
         self.selector = (
-            Reader(reader.corpus, nll_files(Path(options.selector)), options.scores) if options.selector else reader
+            NllReader(reader.corpus, nll_files(Path(options.selector)), options.scores) if options.selector else reader
         )
         selections = range(len(self.selector.files))
         self.bits_S, thresholds = [], []
@@ -191,13 +192,13 @@ class _Kept:
             target_BT = ~np.isnan(nll_BT)
             place_N = start * reader.length + np.flatnonzero(target_BT)
             empty = np.empty(0)
-            block = Block(start, target_BT, place_N, empty, empty, empty, empty)
+            block = TokenBlock(start, target_BT, place_N, empty, empty, empty, empty)
             parts.append(reader.excess(block, nll_BT[target_BT]))
         score = torch.from_numpy(np.concatenate(parts))
         keep = top_fraction(score, torch.ones_like(score, dtype=torch.bool), ratio)
         return keep.numpy(), float(score[keep].min())
 
-    def add(self, block: Block, class_N: np.ndarray) -> None:
+    def add(self, block: TokenBlock, class_N: np.ndarray) -> None:
         import numpy as np
 
         stop = self.first + len(class_N)
@@ -209,7 +210,7 @@ class _Kept:
         self.first = stop
 
 
-def _token_counts(options: TableOptions, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+def _token_counts(options: TableOptions, reader: NllReader) -> tuple[np.ndarray, np.ndarray]:
     """(count of each id in the counted corpus, targets of each id in this one), int64 [V]."""
     import numpy as np
 
@@ -246,7 +247,7 @@ def _random(seed: int, place_N: np.ndarray, length: int) -> np.ndarray:
     return order
 
 
-def _spread(block: Block, values_N: np.ndarray, dtype: Any, fill: float) -> np.ndarray:
+def _spread(block: TokenBlock, values_N: np.ndarray, dtype: Any, fill: float) -> np.ndarray:
     import numpy as np
 
     values_BT = np.full(block.target_BT.shape, fill, dtype)
@@ -282,7 +283,7 @@ def _logged(run: str | None, out: Path) -> list[tuple[int | None, float | None]]
     import pyarrow.parquet as pq
     from datasets import Dataset
 
-    from .classes import CLASSES
+    from ..analysis.token_classes import CLASSES
 
     if run is None:
         return [(None, None)] * (len(CLASSES) + 1)

@@ -15,7 +15,12 @@ from ..data.verify import remembered_hash
 from ..runs.errors import UserError
 from ..runs.files import hash_json, read_json
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+MODEL_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
@@ -42,7 +47,7 @@ def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
     except SafetensorError as e:
         raise UserError(f"the weights in {folder} cannot be read: {_first_line(e)}") from None
     except Exception as e:  # whatever a model class raises for values in a config that make no sense to it
-        raise UserError(f"{folder} cannot be loaded as a causal language model: {_told(e)}") from None
+        raise UserError(f"{folder} cannot be loaded as a causal language model: {_reason(e)}") from None
     if wrong := sorted(info["mismatched_keys"]):
         raise UserError(f"{folder} has weights of another shape than its config says, the first are {wrong[0][0]}")
     if missing := sorted(info["missing_keys"]):
@@ -61,7 +66,7 @@ def new_causal_lm(config: Mapping[str, Any], *, seed: int, dtype: str = "float32
         with torch.no_grad():  # heads that do not share out, a rope of a type nobody knows: seen in a forward only
             model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except Exception as e:  # whatever a model class raises for values in a config that make no sense to it
-        raise UserError(f"model: a {made.model_type} of this config cannot be built: {_told(e)}") from None
+        raise UserError(f"model: a {made.model_type} of this config cannot be built: {_reason(e)}") from None
     return model.train()
 
 
@@ -95,7 +100,7 @@ def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
     except StrictDataclassError as e:
         raise UserError(f"model: {str(e).split('Error: ')[-1].strip()}") from None
     except Exception as e:  # whatever a config class raises
-        raise UserError(f"model: {_told(e)}") from None
+        raise UserError(f"model: {_reason(e)}") from None
     for name in ("num_hidden_layers", "n_layer", "vocab_size", "max_position_embeddings"):
         if name in config and not fields[name] >= 1:
             raise UserError(f"model: {name} must be at least 1, not {fields[name]}")
@@ -127,7 +132,7 @@ def read_config(folder: Path | str) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as e:  # whatever a config class raises
-        raise UserError(f"{folder / 'config.json'}: {_told(e)}") from None
+        raise UserError(f"{folder / 'config.json'}: {_reason(e)}") from None
 
 
 def check_config(folder: Path) -> None:
@@ -212,14 +217,14 @@ def check_tokenizer(folder: Path | str, tokenizer: Any, what: str) -> None:
     well: a corpus has it as an id like any other. A model folder without tokenizer.json cannot be checked.
     """
     from ..data.tokenizer import load_tokenizer
-    from ..data.tokenizer_state import difference, state_of
+    from ..data.tokenizer_state import state_of, tokenizer_difference
 
     saved = model_folder(folder)
     check_config(saved)
     if not (saved / "tokenizer.json").is_file():
         return
     theirs = state_of(load_tokenizer(saved).backend_tokenizer)
-    if wrong := difference(state_of(tokenizer.backend_tokenizer), theirs):
+    if wrong := tokenizer_difference(state_of(tokenizer.backend_tokenizer), theirs):
         raise UserError(f"{folder} was trained with another tokenizer than {what}: they differ in {wrong}")
 
 
@@ -273,20 +278,20 @@ def quiet_loading() -> None:
 
 
 def check_dtype(name: str) -> None:
-    if name not in DTYPES:
-        raise UserError(f"unknown dtype {name!r}: one of {', '.join(DTYPES)}")
+    if name not in MODEL_DTYPES:
+        raise UserError(f"unknown dtype {name!r}: one of {', '.join(MODEL_DTYPES)}")
 
 
 def _dtype(name: str) -> torch.dtype:
     check_dtype(name)
-    return DTYPES[name]
+    return MODEL_DTYPES[name]
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """``KeyError: 'nope'`` alone would be ``'nope'``."""
     named = isinstance(error, (OSError, ValueError, RuntimeError))
     return _first_line(error) if named else f"{type(error).__name__}: {_first_line(error)}"

@@ -84,15 +84,15 @@ def run(config: EvaluateConfig) -> Path:
 
 def _check_bos(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[str]:
     """A sentence a model from elsewhere and set that begin texts in two ways. UserError for a model that `train` wrote."""
-    from ..data.bos import disagreement, expected, told
+    from ..data.bos import bos_words, disagreement, expected
 
     for folder in config.models.values():
         for name, corpus in sets.items():
             wants = expected(folder)
             if wants is not None and wants.trained and wants.id != corpus.bos_id:
                 raise UserError(
-                    f"sets: the documents of {name} begin with {told(corpus.bos_id)}, those that {folder} was trained on "
-                    f"with {told(wants.id)}: prepare both in the same way"
+                    f"sets: the documents of {name} begin with {bos_words(corpus.bos_id)}, those that {folder} was trained on "
+                    f"with {bos_words(wants.id)}: prepare both in the same way"
                 )
             if note := disagreement(folder, corpus.bos_id, corpus.folder):
                 yield note

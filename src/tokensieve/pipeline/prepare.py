@@ -254,7 +254,7 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
         content_hash=content_hash,
         tokenizer_hash=tokenizer_hash(tokenizer),
         shards=writer.shards,
-        stats=assemble.figures(state, sum(rows), config.length, parts),
+        stats=assemble.corpus_stats(state, sum(rows), config.length, parts),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..runs.errors import UserError
-from ..runs.manifest import is_done, note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.manifest import is_done, note_part, part_field, part_is_whole, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from . import launch
@@ -112,12 +112,12 @@ def estimate(config: ScoreConfig, known: Known) -> Cost:
 
 def validate(config: ScoreConfig) -> None:
     """Raise UserError for columns or dtypes that do not exist."""
-    from ..data.scored import DTYPES
+    from ..data.scored import SCORE_DTYPES
     from ..modeling.load import check_dtype
 
     _check_columns(config.columns)
-    if config.dtype not in DTYPES:
-        raise UserError(f"dtype: scores are stored as {' or '.join(DTYPES)}, not {config.dtype!r}")
+    if config.dtype not in SCORE_DTYPES:
+        raise UserError(f"dtype: scores are stored as {' or '.join(SCORE_DTYPES)}, not {config.dtype!r}")
     check_dtype(config.model_dtype)
     if config.batch_rows < 0:
         raise UserError("batch_rows must be at least 0")
@@ -126,8 +126,7 @@ def validate(config: ScoreConfig) -> None:
 def _check_columns(columns: list[str] | dict[str, str]) -> None:
     from ..core.stats import STATISTICS
     from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
-    from ..data.corpus import COLUMNS as OF_CORPUS
-    from ..data.corpus import LATER_COLUMNS
+    from ..data.corpus import LATER_COLUMNS, ROW_COLUMNS
 
     if not columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
@@ -140,7 +139,7 @@ def _check_columns(columns: list[str] | dict[str, str]) -> None:
         if len(set(columns)) < len(columns):
             raise UserError("columns: one is named twice")
         return
-    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, "targets", "valid"}
+    taken = {*ROW_COLUMNS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, "targets", "valid"}
     taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
     for name, holds in columns.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -229,14 +228,14 @@ def _score_shard(
     import numpy as np
 
     from ..data.half import stored
-    from ..data.scored import DTYPES
+    from ..data.scored import SCORE_DTYPES
 
     columns = columns_of(config)
     parts: dict[str, list[Any]] = {name: [] for name in columns}
     clipped = dict.fromkeys(columns, 0)
     for batch in scorer.run(rows, start=start, stop=stop):
         for name, holds in columns.items():
-            values, count = stored(getattr(batch, holds), DTYPES[config.dtype])
+            values, count = stored(getattr(batch, holds), SCORE_DTYPES[config.dtype])
             parts[name].append(values)
             clipped[name] += count
         bar.update(batch.nll.size)
@@ -248,7 +247,7 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
 
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
     s.need([shard["file"] for shard in shards])
-    told = [told_of_part(s.folder / shard["file"], "clipped", {}) for shard in shards]
+    told = [part_field(s.folder / shard["file"], "clipped", {}) for shard in shards]
     clipped = {name: sum(t.get(name, 0) for t in told) for name in columns_of(config)}
     tell_clipped(s.folder, clipped, "; dtype: float32 keeps them")
     s.finish(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..data.corpus import Corpus
 
 By = Literal["kept", "excess", "nll", "ref_nll", "class"]
-ORDER: tuple[By, ...] = (
+COLUMN_ORDER: tuple[By, ...] = (
     "kept",
     "excess",
     "class",
@@ -72,7 +72,7 @@ def run(config: ShowConfig) -> str:
         raise UserError("lines must be at least 3, and width at least 0")
     if not (config.run or config.scores or config.dynamics):
         raise UserError("name a run that logged tokens, or scores or dynamics of the corpus")
-    known = Known(config, open_corpus(config.corpus, verify="size"))
+    known = ShownCorpus(config, open_corpus(config.corpus, verify="size"))
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ if config.color is None else config.color
     width = config.width or min(120, shutil.get_terminal_size((100, 24)).columns)
     shown, left = [], config.lines
@@ -85,7 +85,7 @@ def run(config: ShowConfig) -> str:
     return "\n\n".join(shown)
 
 
-def _row_text(config: ShowConfig, known: Known, row: int, width: int, lines: int, color: bool) -> str:
+def _row_text(config: ShowConfig, known: ShownCorpus, row: int, width: int, lines: int, color: bool) -> str:
     """A legend, and the row's text or its numbers below it."""
     from ..data.text import token_pieces, visible
     from ..report import shades
@@ -115,7 +115,7 @@ def _row_text(config: ShowConfig, known: Known, row: int, width: int, lines: int
 
 
 def _colour_by(config: ShowConfig, columns: Mapping[str, Any]) -> By:
-    there = [name for name in ORDER if name in columns]
+    there = [name for name in COLUMN_ORDER if name in columns]
     if config.by is None:
         return there[0]
     if config.by not in there:
@@ -134,7 +134,8 @@ def _numbers(columns: Mapping[str, Any], pieces: list[str], width: int, lines: i
     import numpy as np
 
     from ..analysis.table import table
-    from ..report.shades import CLASSES, fitting_columns, sparkline
+    from ..analysis.token_classes import CLASSES
+    from ..report.shades import fitting_columns, sparkline
 
     curves = columns.get("curve", np.empty((0, len(pieces))))
     low, high = (float(f(curves)) if curves.size else 0.0 for f in (np.nanmin, np.nanmax))
@@ -155,7 +156,7 @@ def _numbers(columns: Mapping[str, Any], pieces: list[str], width: int, lines: i
     return f"{text}\n... {more:,} more tokens" if more else text
 
 
-class Known:
+class ShownCorpus:
     """What the folders named say of a row's tokens."""
 
     def __init__(self, config: ShowConfig, corpus: Corpus) -> None:

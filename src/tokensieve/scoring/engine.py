@@ -18,7 +18,7 @@ from ..modeling.properties import nonfinite
 from ..modeling.seam import MODEL_INPUTS, HeadSeam
 from ..runs.errors import UserError
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 # Tokens of one forward. On a CPU more does not run faster; a GPU is full with a few thousand of a 1B model's.
 BATCH_TOKENS = 8192
@@ -59,7 +59,7 @@ class Scorer:
         self._prove(rows, min(step, stop - start))
         spans = (range(first, min(first + step, stop)) for first in range(start, stop, step))
         queued: _Queued | None = None
-        for first, batch in ahead((span.start, self._read(rows, span)) for span in spans):
+        for first, batch in prefetch((span.start, self._read(rows, span)) for span in spans):
             # A GPU starts on this batch before the numbers of the one before it are waited for.
             before, queued = queued, self._forward(first, batch)
             if before is not None:
@@ -112,10 +112,10 @@ class _Queued:
         return RowStatistics(self.first, _aligned(self.nll, self.targets), entropy)
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The items in order, each made by a thread while the one before is worked on; an error comes out where its item would."""
     end: Any = object()
-    with ThreadPoolExecutor(1, "ahead") as thread:
+    with ThreadPoolExecutor(1, "prefetch") as thread:
         waiting = thread.submit(next, items, end)
         while (item := waiting.result()) is not end:
             waiting = thread.submit(next, items, end)

@@ -11,15 +11,15 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
+from ...runs.errors import UserError
 from ..read.documents import Block
 from ..read.readers import Placed, placements
 from ..read.source import Source
 from .units import Counts, Setup, Unit, read_counts, run_unit
-from ...runs.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
-Group = tuple[Block, ...]
+BlockGroup = tuple[Block, ...]
 
 
 def results(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple[Unit, Counts]]:
@@ -32,7 +32,7 @@ def results(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple
     yield from _pooled(units, _work, workers, setup, known)
 
 
-def sampled(source: Source, groups: Iterator[Group], workers: int) -> Iterator[tuple[Group, list[Placed]]]:
+def sampled(source: Source, groups: Iterator[BlockGroup], workers: int) -> Iterator[tuple[BlockGroup, list[Placed]]]:
     """(group, :func:`placements` of its documents), as they finish. At most 2 a worker are in flight."""
     if workers == 1:
         yield from ((group, placements(source, group)) for group in groups)

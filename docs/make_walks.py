@@ -20,7 +20,16 @@ from typing import Any
 from tokensieve import cli
 
 PACKAGE = Path(cli.__file__).parent
-ASIDE = {"_prove", "before_training", "check_steps", "check_targets", "save_model", "training_texts", "_flops_spent", "_note"}
+ASIDE = {
+    "_prove",
+    "before_training",
+    "check_steps",
+    "check_targets",
+    "save_model",
+    "training_texts",
+    "_flops_spent",
+    "_note",
+}
 MODEL = "{model_type: llama, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}"
 TRAINING = '{max_steps: 2, save_strategy: "no", logging_steps: 1, use_cpu: true, disable_tqdm: true}'
 

@@ -51,7 +51,7 @@ def test_every_page_is_found_from_the_index() -> None:
 
 
 def error_classes() -> dict[str, type[BaseException]]:
-    """The package's public exceptions by name, found in the source: a class that nobody imported has no place among subclasses."""
+    """The package's public exceptions by name, found in the source: ``__subclasses__`` knows only what was imported."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.parse(path.read_text("utf-8")).body:
@@ -72,7 +72,9 @@ def test_every_error_is_on_its_page() -> None:
     for name, made in classes.items():
         assert issubclass(made, UserError | Stopped), f"{name} would be told as unexpected"
         code, place = tree[name]
-        home = "tokensieve.UserError" if made is UserError else f"{made.__module__.replace('.', '/')}.py".split("/", 1)[1]
+        home = (
+            "tokensieve.UserError" if made is UserError else f"{made.__module__.replace('.', '/')}.py".split("/", 1)[1]
+        )
         assert place == home
         known = {"StagesFailed": "*", "Stopped": "128 + n"}
         assert code == known.get(name, str(getattr(made, "code", "")))

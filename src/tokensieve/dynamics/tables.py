@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 
+from ..analysis.token_classes import CLASSES
 from ..core import random_uniform, top_fraction
 from ..data.corpus import Corpus, open_corpus
 from ..data.half import stored
@@ -24,7 +25,6 @@ from ..runs.errors import UserError
 from ..runs.files import atomic_file, write_json
 from ..runs.layout import nll_files, token_files
 from . import classes as d
-from .classes import CLASSES
 from .render import render
 from .rows import BLOCK_TOKENS, NllReader, TokenBlock
 
@@ -161,7 +161,7 @@ def _tables(
 class _Kept:
     """Which tokens are kept at which checkpoint: the top share of all targets of the corpus by excess."""
 
-    def __init__(self, options: TableOptions, reader: Reader) -> None:
+    def __init__(self, options: TableOptions, reader: NllReader) -> None:
         self.selector = (
             NllReader(reader.corpus, nll_files(Path(options.selector)), options.scores) if options.selector else reader
         )
@@ -189,7 +189,7 @@ class _Kept:
         keep = top_fraction(score, torch.ones_like(score, dtype=torch.bool), ratio)
         return keep.numpy(), float(score[keep].min())
 
-    def add(self, block: Block, class_N: np.ndarray) -> None:
+    def add(self, block: TokenBlock, class_N: np.ndarray) -> None:
         stop = self.first + len(class_N)
         byte, offset = self.first // 8, self.first % 8
         bits_SN = [np.unpackbits(b[byte : -(-stop // 8)])[offset : offset + len(class_N)] for b in self.bits_S]
@@ -227,7 +227,7 @@ def _random(seed: int, place_N: np.ndarray, length: int) -> np.ndarray:
     return order
 
 
-def _spread(block: Block, values_N: np.ndarray, dtype: Any, fill: float) -> np.ndarray:
+def _spread(block: TokenBlock, values_N: np.ndarray, dtype: Any, fill: float) -> np.ndarray:
     values_BT = np.full(block.target_BT.shape, fill, dtype)
     values_BT[block.target_BT] = values_N
     return values_BT

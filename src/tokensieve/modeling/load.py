@@ -195,4 +195,4 @@ def check_dtype(name: str) -> None:
 
 def _dtype(name: str) -> torch.dtype:
     check_dtype(name)
-    return DTYPES[name]
+    return MODEL_DTYPES[name]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..analysis.overlap import RUN, alike, run_hashes, shared
+from ..analysis.overlap import RUN, alike, run_hashes, shared_share
 from ..data import corpus, scored
 from ..data.corpus import open_corpus
 from ..data.scored import load_scored

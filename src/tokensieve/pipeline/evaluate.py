@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..analysis.table import table
-from ..data.bos import disagreement, expected, told
+from ..data.bos import bos_words, disagreement, expected
 from ..data.corpus import Corpus, open_corpus
 from ..data.rows import Rows
 from ..data.scored import join_scores

@@ -17,11 +17,10 @@ from tqdm.auto import tqdm
 from ..core.stats import STATISTICS
 from ..data.bos import disagreement
 from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
-from ..data.corpus import COLUMNS as OF_CORPUS
-from ..data.corpus import LATER_COLUMNS, Corpus, open_corpus
+from ..data.corpus import LATER_COLUMNS, ROW_COLUMNS, Corpus, open_corpus
 from ..data.half import stored, tell_clipped
 from ..data.rows import Rows, check_targets
-from ..data.scored import DTYPES, join_scores, write_score_shard
+from ..data.scored import SCORE_DTYPES, join_scores, write_score_shard
 from ..modeling.flops import known_or_none, token_flops
 from ..modeling.folder import model_hash
 from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading

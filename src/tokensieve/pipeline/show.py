@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..analysis.table import table
+from ..analysis.token_classes import CLASSES
 from ..data.corpus import Corpus, open_corpus
 from ..data.half import within
 from ..data.list_columns import column_block
@@ -28,7 +29,7 @@ from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.layout import nll_file, token_files
 from ..runs.manifest import read_manifest
-from .configs.show import ORDER, By, ShowConfig
+from .configs.show import COLUMN_ORDER, By, ShowConfig
 
 
 def run(config: ShowConfig) -> str:
@@ -95,7 +96,7 @@ def _colour_by(config: ShowConfig, columns: Mapping[str, Any]) -> By:
 
 def _numbers(columns: Mapping[str, Any], pieces: list[str], width: int, lines: int) -> str:
     """A line a token; columns that do not fit into the width are left out, from the right."""
-    from ..report.shades import CLASSES, fitting_columns, sparkline
+    from ..report.shades import fitting_columns, sparkline
 
     curves = columns.get("curve", np.empty((0, len(pieces))))
     low, high = (float(f(curves)) if curves.size else 0.0 for f in (np.nanmin, np.nanmax))

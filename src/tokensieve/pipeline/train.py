@@ -17,7 +17,7 @@ from transformers import TrainingArguments, set_seed
 
 from ..core import Objective
 from ..core.stats import score_columns
-from ..data.bos import disagreement, told
+from ..data.bos import bos_words, disagreement
 from ..data.corpus import Corpus, open_corpus
 from ..data.rows import check_targets
 from ..data.scored import join_scores

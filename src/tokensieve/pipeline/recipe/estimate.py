@@ -19,7 +19,7 @@ from ...runs.manifest import is_done, read_manifest
 from ..verbs import VERBS
 from .cost import Cost, Known
 from .jobs import visible_gpus
-from .load import Recipe, Stage
+from .load import Recipe, RecipeStage
 
 DONE, TO_DO, AGAIN, UNKNOWN = "done", "to do", "to be redone", "?"
 

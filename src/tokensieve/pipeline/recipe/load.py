@@ -20,7 +20,7 @@ RESOLVED = "recipe.yaml"
 
 
 @dataclass(frozen=True)
-class Stage:
+class RecipeStage:
     """One stage, resolved: no settings or references are left in its config."""
 
     name: str

@@ -33,16 +33,16 @@ from ..config.yaml_text import read_yaml
 from ..configs.report import ReportConfig
 from ..configs.run import KIND, RecipeConfig
 from ..verbs import VERBS
-from .estimate import check_jobs, describe, is_dear, needs_of
+from .estimate import check_jobs, describe_plan, is_dear, needs_of
 from .jobs import num_threads, side_by_side
-from .load import RESOLVED, Recipe, Stage, load
+from .load import RESOLVED, Recipe, RecipeStage, load
 
 
 def run(config: RecipeConfig) -> Path | str:
     """Do what is to do; the run folder. With ``dry_run`` the plan, as text."""
     recipe = load(config)
     if config.dry_run:
-        return describe(recipe)
+        return describe_plan(recipe)
     chosen = [s for s in recipe.stages if not config.only or s.name in config.only]
     check_jobs(recipe, chosen, config.jobs)
     _start(recipe)

@@ -31,7 +31,7 @@ MAX_BAD_ROWS_LISTED = 100
 _BATCH_CHARS = 1 << 20
 
 
-class Unit(NamedTuple):
+class WorkUnit(NamedTuple):
     """Unit ``number`` of source ``source_index``."""
 
     source_index: int
@@ -93,7 +93,7 @@ class _Given(NamedTuple):
     labels: npt.NDArray[np.int32]
 
 
-def run_unit(unit: Unit, setup: Setup) -> Counts:
+def run_unit(unit: WorkUnit, setup: Setup) -> Counts:
     """Do one unit and write its part. :class:`UserError` for a bad row, unless these are to be skipped."""
     counts = Counts()
     items = (item for block in unit.blocks for item in documents(unit.source, block))

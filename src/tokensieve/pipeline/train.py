@@ -7,6 +7,7 @@ import functools
 import math
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,7 @@ NOT_WORK = (
     "on_nonfinite",
     "max_skipped_steps",
     "dry_step",
+    "self_test",
     "verify",
 )
 
@@ -114,14 +116,23 @@ class TrainConfig:
     """skip: how many steps of the run at most."""
     dry_step: Literal["auto", "always", "never"] = "auto"
     """A first step for its memory only, thrown away: auto on a GPU."""
+    self_test: bool = False
+    """Instead of training: is this loss what it says, as configured and launched? Nothing is written; exit code 2 if not."""
     verify: Literal["full", "size"] = "full"
     """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
+
+
+def command(config: TrainConfig) -> Path | str:
+    """What the command line runs: :func:`run` or, with ``self_test``, that."""
+    return self_test(config) if config.self_test else run(config)
 
 
 def run(config: TrainConfig) -> Path:
     """Train and write the model folder; an interrupted run of the same config goes on from its last checkpoint."""
     from ..data.corpus import open_corpus
 
+    if config.self_test:
+        raise UserError("self_test: it writes no folder, so it is no stage of a recipe: give it to tokensieve train")
     validate(config)
     objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
@@ -142,6 +153,20 @@ def run(config: TrainConfig) -> Path:
             _finish(s, corpus, objective)
         launch.wait_for_all(ranks)
     return out
+
+
+def self_test(config: TrainConfig) -> str:
+    """What held of the loss of this very run, on all ranks; UserError with what would have been silently wrong."""
+    from ..data.corpus import open_corpus
+    from ..training.self_test import self_test as test
+
+    validate(config)
+    objective, corpus = _objective(config), open_corpus(config.corpus, verify=config.verify)
+    sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.eval_sets.items()}
+    with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder:  # the Trainer wants a folder to be there
+        training = {**config.training, "report_to": "none", "disable_tqdm": True}
+        trainer = _trainer(dataclasses.replace(config, out=folder, training=training), corpus, sets, objective)
+        return test(trainer)
 
 
 def work(config: TrainConfig) -> Work:

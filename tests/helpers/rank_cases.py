@@ -177,6 +177,10 @@ CASES: dict[str, dict[str, Any]] = {
 CASES |= {f"rule-{name}": rule(name) for name in OBJECTIVES if name not in ("clm", "rho1")}
 BY_HALVES = objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [2, 0.2]])
 CASES["schedule"] = case(BY_HALVES, max_steps=2, learning_rate=0.1)
+CASES["corpus"] = case(
+    objective("intersect", of=[{"name": "token_cleaning", "ratio": 0.3, "scope": "corpus"}, {"name": "dft"}]),
+    lambda: with_columns_of(objective("token_cleaning")),
+)
 CASES["intersect"] = case(objective("intersect", of=[{"name": "dft"}, {"name": "rho1", "ratio": 0.5}]))
 
 

@@ -16,6 +16,14 @@ Denominator = Literal["weight", "valid", "nonzero", "abs"]
 
 
 @dataclass(frozen=True)
+class CorpusScore:
+    """A ranking of a whole data set: the share that is kept, by what."""
+
+    ratio: float
+    score: Callable[[TokenStats], Tensor]
+
+
+@dataclass(frozen=True)
 class Objective:
     """``loss = sum(weight * nll) / denominator``, with ``weight = weigh(stats)`` float32, 0 where not valid.
 
@@ -49,6 +57,8 @@ class Objective:
     static: bool = False
     """Whether the weights follow from what is known before the forward alone, so that they can be counted there."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    corpus_scores: Mapping[str, CorpusScore] = field(default_factory=dict)
+    """Of scope corpus: what is ranked over the whole data set beforehand; ``weigh`` asks for ``stats.threshold(name)``."""
 
     def __post_init__(self) -> None:
         if self.denominator not in get_args(Denominator):

@@ -54,6 +54,9 @@ class DynamicsConfig:
     """Tokens of each class whose trajectories are written out."""
     seed: int = 0
     """Which tokens these are."""
+    learning_time: float | Literal["mean"] | None = None
+    """Also when each token was learned, a score column in OUT/learning_time for the objective of that name: from which
+    checkpoint on its nll is at most so many nats; mean: the mean nll at the last one."""
     model_dtype: str = "float32"
     """What the models compute in: float32, bfloat16 or float16."""
     batch_rows: int = 0
@@ -76,6 +79,8 @@ def validate(config: DynamicsConfig) -> None:
         raise UserError(f"threshold is {config.threshold}, it must be at least 0")
     if config.samples < 0 or config.batch_rows < 0:
         raise UserError("samples and batch_rows must be at least 0")
+    if isinstance(config.learning_time, (int, float)) and not 0 <= config.learning_time < float("inf"):
+        raise UserError(f"learning_time is {config.learning_time}, it must be a number of nats, at least 0, or mean")
     if config.selector and not config.scores:
         raise UserError("selector: which tokens it keeps is told by their excess: name scores of this corpus as well")
     check_dtype(config.model_dtype)
@@ -247,6 +252,8 @@ def _finish(
     s.need([p.name for p in paths])
     options = TableOptions(**{f.name: getattr(config, f.name) for f in fields(TableOptions)})
     names, tokens, clipped = write_tables(options, corpus, checkpoints, paths, s.folder)
+    if config.learning_time is not None:
+        names += _learning_time(s, config, corpus, paths, flops)
     clipped = {"nll": sum(told_of_part(p, "clipped", 0) for p in paths), **clipped}
     tell_clipped(s.folder, clipped)
     s.finish(
@@ -260,3 +267,17 @@ def _finish(
         flops=flops,
         **({"bos_notes": notes} if notes else {}),
     )
+
+
+def _learning_time(
+    s: Stage, config: DynamicsConfig, corpus: Corpus, paths: list[Path], flops: float | None
+) -> list[str]:
+    """Write the score column; its files. What it took: all forwards, and the training of the run that was looked at."""
+    from ..dynamics.learning import write_learning_time
+    from ..runs.files import read_json
+    from .score import training_flops
+
+    wanted: Any = config.learning_time
+    level = read_json(s.folder / "dynamics.json")["mean_last"] if wanted == "mean" else float(wanted)
+    trained = training_flops(config.models[-1])
+    return write_learning_time(corpus, paths, level, s.folder, s.work, flops=flops, trained=trained)

@@ -19,7 +19,7 @@ from ..runs.files import WORK, write_json
 from ..runs.manifest import read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
-from . import launch
+from . import corpus_scope, launch
 from .arguments import check_arguments, lora_config, refuse_fields
 from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
@@ -143,6 +143,7 @@ def run(config: TrainConfig) -> Path:
             return out
         going_on = _check_unfinished(config, s)
         trainer = _trainer(config, corpus, sets, objective)
+        corpus_scope.find(config, corpus, trainer)
         s.bind()
         _write_config(config, trainer.args, out)
         _train(trainer, going_on)
@@ -150,7 +151,7 @@ def run(config: TrainConfig) -> Path:
         if ranks.rank == 0:
             _tell_override(out / "model")
             _write_metrics(out, trainer.state.log_history)
-            _finish(s, corpus, objective)
+            _finish(s, corpus, objective, trainer.thresholds)
         launch.wait_for_all(ranks)
     return out
 
@@ -342,6 +343,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             sources=corpus.sources,
             guards=_guards(config, corpus, args.device.type),
             processing_class=corpus.tokenizer(),
+            thresholds=corpus_scope.found_before(config, corpus, objective),
         )
         trainer.check_steps()
         return trainer
@@ -494,7 +496,7 @@ def summarize(out: Path) -> dict[str, Any]:
     }
 
 
-def _finish(s: Stage, corpus: Corpus, objective: Objective) -> None:
+def _finish(s: Stage, corpus: Corpus, objective: Objective, thresholds: Mapping[str, Any]) -> None:
     out = s.folder
     summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
     write_json(out / "summary.json", summary)
@@ -502,4 +504,4 @@ def _finish(s: Stage, corpus: Corpus, objective: Objective) -> None:
     for folder in ("model", "adapter", layout.TOKENS):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
     made_of = {"corpus_hash": corpus.content_hash, "tokenizer_hash": corpus.tokenizer_hash, "bos_id": corpus.bos_id}
-    s.finish(names, **made_of, summary=summary)
+    s.finish(names, **made_of, summary=summary, **corpus_scope.shown(objective, thresholds))

@@ -43,6 +43,8 @@ def schedule(make: Callable[[float], Objective], points: Sequence[Sequence[float
         raise ValueError(f"schedule: points must be [step, value] pairs with rising steps, not {list(points)}")
     parts = [make(float(value)) for _, value in points]
     first, bounds = parts[0], [part.most_rows for part in parts]
+    if first.scope == "corpus":
+        raise ValueError("schedule: under scope 'corpus' each value would be another ranking of the whole data set")
     if len({(part.scope, part.denominator, part.selects) for part in parts}) > 1:
         raise ValueError("schedule: an option that changes scope or denominator cannot move with the steps")
 
@@ -111,6 +113,7 @@ def _combined(
         signed=signed,
         static=all(part.static for part in of),
         options={"of": [{"name": part.name, **part.options} for part in of]},
+        corpus_scores={name: score for part in of for name, score in part.corpus_scores.items()},
     )
 
 
@@ -121,4 +124,4 @@ def _zero_elsewhere(weight: Tensor, stats: TokenStats) -> Tensor:
 def _widest(name: str, scopes: Sequence[Scope]) -> Scope:
     if {"batch", "step"} <= set(scopes):
         raise ValueError(f"{name}: of its parts one ranks a batch and another a step: give them one scope")
-    return next(scope for scope in ("step", "batch", "sequence") if scope in scopes)
+    return next(scope for scope in ("step", "batch", "sequence", "corpus") if scope in scopes)

@@ -36,7 +36,7 @@ def find_thresholds(
 ) -> dict[str, Threshold]:
     """Name -> threshold of each of the objective's ``corpus_scores`` over the tokens of ``rows`` that have a target.
 
-    Exact, in two readings of the rows (about 10 million tokens a second each), and half a MiB a ranking. ``reduce`` sums
+    Exact, in two readings of the rows (about 2 million tokens a second each, on a core) and a MiB a ranking. ``reduce`` sums
     int64 counts over ranks, which call it together.
     """
     ranked = objective.corpus_scores

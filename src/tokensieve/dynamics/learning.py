@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ..data.corpus import Corpus
+from ..data.list_columns import write_columns
 from ..runs.files import describe_files
 from ..runs.manifest import write_manifest
 from ..runs.work import Work
 from .rows import Reader
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..data.corpus import Corpus
 
 FOLDER, COLUMN = "learning_time", "learning_time"
 NEVER = 2.0  # beyond the end of the run, which is 1
@@ -30,8 +28,6 @@ def learning_times(nll_CN: np.ndarray, level: float) -> np.ndarray:
 
     A token that falls below the level and rises above it again is not learned yet. float32 [N], of nll in nats without NaN.
     """
-    import numpy as np
-
     below_CN = np.asarray(nll_CN, np.float64) <= level
     kept_N = np.logical_and.accumulate(below_CN[::-1]).sum(0)  # checkpoints at the end, all of them at or below
     last = len(nll_CN) - 1
@@ -52,8 +48,6 @@ def write_learning_time(
 
     ``work``: the dynamics that it belongs to. ``flops`` of scoring all checkpoints, ``trained`` of the run that they are of.
     """
-    from ..data.list_columns import write_columns
-
     folder, file = out / FOLDER, "rows-00000.arrow"
     folder.mkdir(exist_ok=True)
     write_columns(folder / file, _blocks(Reader(corpus, paths), level))
@@ -81,8 +75,6 @@ def write_learning_time(
 
 
 def _blocks(reader: Reader, level: float) -> Iterator[dict[str, np.ndarray]]:
-    import numpy as np
-
     for start, stop in reader.spans():
         nll_CBT = np.stack([reader.nll(c, start, stop) for c in range(len(reader.files))])
         target_BT = ~np.isnan(nll_CBT[-1])

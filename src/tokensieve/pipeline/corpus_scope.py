@@ -6,15 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core import Objective
+from ..data.corpus import Corpus
 from ..runs.manifest import read_manifest
+from ..training.thresholds import store, stored, told
 from . import launch
-
-if TYPE_CHECKING:
-    from ..core import Objective
-    from ..data.corpus import Corpus
-    from .train import TrainConfig
+from .configs.train import TrainConfig
 
 
 def _place(config: TrainConfig, corpus: Corpus) -> tuple[Path | None, dict[str, Any]]:
@@ -25,15 +24,11 @@ def _place(config: TrainConfig, corpus: Corpus) -> tuple[Path | None, dict[str, 
 
 def found_before(config: TrainConfig, corpus: Corpus, objective: Objective) -> dict[str, Any]:
     """What an earlier run of the same scores came to."""
-    from ..training.thresholds import stored
-
     return stored(*_place(config, corpus)) if objective.corpus_scores else {}
 
 
 def find(config: TrainConfig, corpus: Corpus, trainer: Any) -> None:
     """Those of scope corpus, found or found before: told, and kept with the scores."""
-    from ..training.thresholds import store, told
-
     trainer.find_thresholds(trainer.objective)
     if launch.ranks().rank == 0 and (found := trainer.thresholds):
         for sentence in told({name: found[name] for name in trainer.objective.corpus_scores}):

@@ -5,63 +5,35 @@ rank r of W writes shards r, r + W, ...   a shard that is there is done; the las
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..data.aligned import AlignedFile, check_values
+from ..data.bos import disagreement
+from ..data.corpus import Corpus, open_corpus
+from ..data.half import stored, tell_clipped
+from ..data.rows import Rows, check_targets, collate, is_target
+from ..data.scored import DTYPES, join_scores, write_score_shard
+from ..modeling.flops import known_or_none, token_flops
+from ..modeling.folder import model_hash
+from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
 from ..runs.manifest import is_done, note_part, part_is_whole, read_manifest, told_of_part
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
+from ..scoring.context import Context, ablated
+from ..scoring.engine import Scorer
 from . import launch
 from .config.fields import from_fields
+from .configs.score import KIND, NOT_WORK, ScoreConfig
 from .recipe.cost import Cost, Known
 from .score_columns import COLUMNS, asked, bytes_of, check_columns, check_origin, columns_of, types_of
-
-if TYPE_CHECKING:
-    from ..data.aligned import AlignedFile
-    from ..data.corpus import Corpus
-    from ..scoring.context import Context
-    from ..scoring.engine import Scorer
-
-KIND = "scores"
-NOT_WORK = ("out", "model", "corpus", "from_file", "device", "verify")
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """Score every token of a corpus with a reference model, or take numbers a token from a file."""
-
-    out: str
-    """Folder to write."""
-    corpus: str
-    """A folder that `prepare` wrote."""
-    model: str = ""
-    """The reference model: a Hugging Face folder, or a folder that `train` wrote."""
-    from_file: str = ""
-    """Also --from: instead of a model, a .npy or .parquet file of a number a token, made for this corpus (docs/formats.md)."""
-    columns: list[str] | dict[str, str] = dataclasses.field(default_factory=lambda: ["ref_nll"])
-    """ref_nll and, if wanted, ref_entropy and ref_rank (entries likelier than the token); or names of your choice and what they
-    hold, as {base_nll: nll, base_h: entropy, base_rank: target_rank}. Of a file: its columns, or {name: its column}."""
-    top_k: int = 0
-    """Also the columns topk_ids and topk_logp: the so many likeliest entries of each prediction, 8 bytes each; 0 for none."""
-    context: Literal["none"] | dict[str, Any] = "none"
-    """Less of what stands before a token. {last: N}: its last N tokens, exact, at about N + 1 forwards of each token; with
-    stride: S it is N to N + S - 1 tokens, at N / S + 1 forwards. {without: problem}, at most 2 forwards, or {without:
-    earlier_documents}, one. none: nothing is left out."""
-    dtype: str = "float16"
-    """How scores are stored: float16 (error at most 0.008 nats up to 32, clipped at 65,504) or float32."""
-    model_dtype: str = "float32"
-    """What the model computes in: float32, bfloat16 or float16."""
-    batch_rows: int = 0
-    """Rows of one forward; 0 for about 8192 tokens."""
-    device: str | None = None
-    """cpu, cuda or cuda:0; the GPU where there is one."""
-    verify: Literal["full", "size"] = "full"
-    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
 
 
 def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
@@ -69,8 +41,6 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
 
     ``part``: only the shards of this one of many processes that need not run at the same time, see cluster.py.
     """
-    from ..data.corpus import open_corpus
-
     validate(config)
     launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
@@ -95,23 +65,16 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
 
 def _model_fits(config: ScoreConfig, corpus: Corpus) -> str | None:
     """A note on BOS, if there is something to say; UserError where the model has another tokenizer."""
-    from ..data.bos import disagreement
-    from ..modeling.load import check_tokenizer
-
     check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     return disagreement(config.model, corpus.bos_id, config.corpus)
 
 
 def work(config: ScoreConfig) -> Work:
     """What says which scores they are: the rows, their tokenizer, the model's weights, and how scores are made and stored."""
-    from ..data.corpus import open_corpus
-
     return _work(config, open_corpus(config.corpus))
 
 
 def _work(config: ScoreConfig, corpus: Corpus) -> Work:
-    from ..modeling.load import model_hash
-
     if config.from_file:
         made_from = {**corpus.identity, "file": _file(config, corpus).identity}
         return Work.of(KIND, config, NOT_WORK, made_from, columns=asked(config))
@@ -136,9 +99,6 @@ def estimate(config: ScoreConfig, known: Known) -> Cost:
 
 def validate(config: ScoreConfig) -> None:
     """Raise UserError for columns, dtypes or a context that do not exist."""
-    from ..data.scored import DTYPES
-    from ..modeling.load import check_dtype
-
     check_origin(config)
     context_of(config)
     check_columns(config)
@@ -153,25 +113,17 @@ def context_of(config: ScoreConfig) -> Context | None:
     """What is left of each token's context; None: all of it. UserError for what cannot be."""
     if config.context == "none":
         return None
-    from ..scoring.context import Context
 
     made: Context = from_fields(Context, config.context, "context")
     return made
 
 
 def _file(config: ScoreConfig, corpus: Corpus) -> AlignedFile:
-    from ..data.aligned import AlignedFile
-
     return AlignedFile(config.from_file, corpus, list(dict.fromkeys(asked(config).values())))
 
 
 def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
     """The model, checked against the corpus."""
-    from ..data.rows import check_targets
-    from ..data.scored import join_scores
-    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
-    from ..scoring.engine import Scorer
-
     check_targets(join_scores(corpus, verify=None), config.corpus)
     quiet_loading()
     model = load_causal_lm(config.model, dtype=config.model_dtype)
@@ -197,12 +149,6 @@ def write_shards(
 ) -> float | None:
     """Score this rank's missing shards, each written while the next is scored; the FLOPs that the whole corpus takes, None
     where they are not known."""
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-    from tqdm.auto import tqdm
-
-    from ..data.rows import Rows
-    from ..data.scored import join_scores
 
     rows = Rows(join_scores(corpus, verify=None))
     mine = corpus.manifest["shards"][ranks.rank :: ranks.size]
@@ -237,8 +183,6 @@ def write_shards(
 
 def _flops(config: ScoreConfig, scorer: Scorer | AlignedFile, corpus: Corpus) -> float | None:
     """Of the whole corpus; with less context at most so many. Nobody knows what a file's numbers took."""
-    from ..modeling.flops import known_or_none, token_flops
-
     if config.from_file:
         return None
     context, tokens = context_of(config), corpus.num_rows * corpus.length
@@ -247,8 +191,6 @@ def _flops(config: ScoreConfig, scorer: Scorer | AlignedFile, corpus: Corpus) ->
 
 
 def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -> None:
-    from ..data.scored import write_score_shard
-
     write_score_shard(path, columns)
     note_part(path, clipped=clipped)
 
@@ -263,8 +205,6 @@ def _blocks(
     if (context := context_of(config)) is None:
         batches = scorer.run(rows, start=start, stop=stop)
     else:
-        from ..scoring.context import ablated
-
         batches = ablated(scorer, corpus, rows, context, start=start, stop=stop)
     for batch in batches:
         yield {name: batch.of(holds) for name, holds in columns_of(config).items()}
@@ -273,8 +213,6 @@ def _blocks(
 def _blocks_of_file(
     config: ScoreConfig, file: AlignedFile, rows: Any, start: int, stop: int
 ) -> Iterator[dict[str, Any]]:
-    from ..data.aligned import check_values
-    from ..data.rows import collate, is_target
 
     target_BT = is_target(collate(rows.__getitems__(range(start, stop)))["targets"])
     half = config.dtype == "float16"
@@ -288,10 +226,6 @@ def _score_shard(
     config: ScoreConfig, blocks: Iterator[dict[str, Any]], bar: Any
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """(column -> [rows, length] as it is stored, column -> values that were too large for that)."""
-    import numpy as np
-
-    from ..data.half import stored
-    from ..data.scored import DTYPES
 
     columns, other = columns_of(config), types_of(config)
     parts: dict[str, list[Any]] = {name: [] for name in columns}
@@ -307,8 +241,6 @@ def _score_shard(
 
 
 def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, note: str | None) -> None:
-    from ..data.half import tell_clipped
-
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
     s.need([shard["file"] for shard in shards])
     told = [told_of_part(s.folder / shard["file"], "clipped", {}) for shard in shards]

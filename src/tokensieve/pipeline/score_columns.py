@@ -1,14 +1,16 @@
-"""The columns that ``score`` writes: their names, what they hold, and how each is stored. Imports nothing heavy."""
+"""The columns that ``score`` writes: their names, what they hold, and how each is stored."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core.stats import STATISTICS
+from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
+from ..data.corpus import COLUMNS as OF_CORPUS
+from ..data.corpus import LATER_COLUMNS
 from ..runs.errors import UserError
-
-if TYPE_CHECKING:
-    from .score import ScoreConfig
+from .configs.score import ScoreConfig
 
 # Columns that need no word of what they hold, and what a column may hold.
 COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy", "ref_rank": "target_rank"}
@@ -75,11 +77,6 @@ def _check_list(columns: list[str], of_file: bool) -> None:
 
 
 def _check_name(name: str, config: ScoreConfig) -> None:
-    from ..core.stats import STATISTICS
-    from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
-    from ..data.corpus import COLUMNS as OF_CORPUS
-    from ..data.corpus import LATER_COLUMNS
-
     taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, *TOP_K, "targets", "valid"}
     taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):

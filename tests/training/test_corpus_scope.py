@@ -101,7 +101,11 @@ def test_live_scores_are_refused(name: str, options: dict[str, Any]) -> None:
 
 
 def test_a_schedule_is_refused_and_so_is_no_threshold() -> None:
-    of = {"name": "token_cleaning", "scope": "corpus"}
+    of: dict[str, Any] = {"name": "token_cleaning", "scope": "corpus"}
+    with pytest.raises(ValueError, match="scope 'corpus' is a threshold of tokens"):
+        objective(**of, unit="document")
+    with pytest.raises(ValueError, match="the tokens of all sources have one threshold"):
+        objective("by_source", of=of, instead={"b": {"ratio": 0.2}})
     with pytest.raises(ValueError, match="each value would be another ranking of the whole data set"):
         objective("schedule", of=of, option="ratio", points=[[0, 1.0], [9, 0.5]])
     valid = torch.ones(2, dtype=torch.bool)

@@ -10,7 +10,7 @@ A further statistic is a class below, in EXTRAS: it sees every slice once and gi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class OnlineSoftmax:
 
     targets_T are indices into the whole vocabulary; one that no slice covers has no target logit, and its nll no meaning.
     ``extras`` are names of EXTRAS. ``target_logit_T``, needed for ``target_rank`` only: the targets' logits, known beforehand.
+    ``last`` makes one that sees each slice after all others.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class OnlineSoftmax:
         extras: Collection[str] = (),
         target_logit_T: Tensor | None = None,
         top_k: int = 0,
+        last: Callable[[OnlineSoftmax], Extra] | None = None,
     ) -> None:
         self.targets_T = targets_T
         zeros_T = torch.zeros(targets_T.shape, dtype=dtype, device=targets_T.device)
@@ -42,7 +44,8 @@ class OnlineSoftmax:
         self.start = 0
         """The vocabulary entry that the slice at hand begins with."""
         self.top = TopK(self, top_k) if top_k else None
-        self._seen_by = [*self.extras.values(), *([self.top] if self.top else [])]
+        self.last = last(self) if last is not None else None
+        self._seen_by = [*self.extras.values(), *([self.top] if self.top else []), *([self.last] if self.last else [])]
         self._empty = True
 
     def add(self, logits_TC: Tensor, start: int, work_TC: Tensor) -> None:
@@ -65,6 +68,8 @@ class OnlineSoftmax:
         for extra in self._seen_by:
             extra.see_exp(work_TC)
         self.total_T += work_TC.sum(-1)
+        if self.last is not None:
+            self.last.see_last(work_TC)
 
     def _shift_to(self, largest_T: Tensor) -> None:
         """Refer the sums to a larger maximum: they are multiplied by exp(old - new)."""
@@ -92,7 +97,7 @@ class OnlineSoftmax:
 class Extra:
     """A statistic of each row's softmax. Of every slice it sees the logits, these less the largest so far, and their exp.
 
-    Nothing is to be written into what is seen.
+    Nothing is to be written into what is seen, but by the softmax's ``last`` at the very end.
     """
 
     def __init__(self, softmax: OnlineSoftmax) -> None:
@@ -110,6 +115,9 @@ class Extra:
 
     def see_exp(self, exp_TC: Tensor) -> None:
         """``exp(logit - largest)``, before it is added to the total."""
+
+    def see_last(self, exp_TC: Tensor) -> None:
+        """The same once more, after it was added to the total. Of ``last`` only, which may write over it."""
 
     def value(self) -> Tensor:
         raise NotImplementedError

@@ -149,7 +149,6 @@ def write_shards(
 ) -> float | None:
     """Score this rank's missing shards, each written while the next is scored; the FLOPs that the whole corpus takes, None
     where they are not known."""
-
     rows = Rows(join_scores(corpus, verify=None))
     mine = corpus.manifest["shards"][ranks.rank :: ranks.size]
     todo = {shard["file"] for shard in mine if not part_is_whole(out / shard["file"])}
@@ -213,7 +212,6 @@ def _blocks(
 def _blocks_of_file(
     config: ScoreConfig, file: AlignedFile, rows: Any, start: int, stop: int
 ) -> Iterator[dict[str, Any]]:
-
     target_BT = is_target(collate(rows.__getitems__(range(start, stop)))["targets"])
     half = config.dtype == "float16"
     yield {
@@ -226,7 +224,6 @@ def _score_shard(
     config: ScoreConfig, blocks: Iterator[dict[str, Any]], bar: Any
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """(column -> [rows, length] as it is stored, column -> values that were too large for that)."""
-
     columns, other = columns_of(config), types_of(config)
     parts: dict[str, list[Any]] = {name: [] for name in columns}
     clipped = dict.fromkeys(columns, 0)

@@ -39,10 +39,10 @@ class Verb:
     """The field that words without a ``--field`` before them belong to."""
     stage: bool = False
     """It may be a stage of a recipe."""
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names of fields on the command line: `from` is a word of Python's."""
     work: str | None = None
     """The module of its work, below tokensieve.pipeline, where it is another than the config's."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of fields on the command line: `from` is a word of Python's."""
 
     def module(self) -> Any:
         """That of its work: torch and transformers come with it."""
@@ -92,8 +92,8 @@ VERBS: dict[str, Verb] = {
         group="tokens",
         ranks="all",
         stage=True,
-        aliases={"from": "from_file"},
         work="score",
+        aliases={"from": "from_file"},
     ),
     "evaluate": Verb(
         "configs.evaluate:EvaluateConfig",

@@ -245,6 +245,8 @@ class _Test:
             denominator or self.objective.denominator,
             selects=self.objective.selects,
             signed=self.objective.signed,
+            second=self.objective.second,
+            share=self.objective.share,
         )
 
     # --- comparing ------------------------------------------------------------------------------------------------------

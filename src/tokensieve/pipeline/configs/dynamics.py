@@ -36,8 +36,7 @@ class DynamicsConfig:
     seed: int = 0
     """Which tokens these are."""
     learning_time: float | Literal["mean"] | None = None
-    """Also when each token was learned, a score column in OUT/learning_time for the objective of that name: from which
-    checkpoint on its nll is at most so many nats; mean: the mean nll at the last one."""
+    """Also scores in OUT/learning_time: from when on a token's nll is at most so many nats; mean: the mean nll at the end."""
     model_dtype: str = "float32"
     """What the models compute in: float32, bfloat16 or float16."""
     batch_rows: int = 0

@@ -17,7 +17,7 @@ from ..data.list_columns import write_columns
 from ..runs.files import describe_files
 from ..runs.manifest import write_manifest
 from ..runs.work import Work
-from .rows import Reader
+from .rows import NllReader
 
 FOLDER, COLUMN = "learning_time", "learning_time"
 NEVER = 2.0  # beyond the end of the run, which is 1
@@ -50,7 +50,7 @@ def write_learning_time(
     """
     folder, file = out / FOLDER, "rows-00000.arrow"
     folder.mkdir(exist_ok=True)
-    write_columns(folder / file, _blocks(Reader(corpus, paths), level))
+    write_columns(folder / file, _blocks(NllReader(corpus, paths), level))
     inputs = {**corpus.identity, "models": work.inputs["models"]}
     write_manifest(
         folder,
@@ -74,7 +74,7 @@ def write_learning_time(
     return [f"{FOLDER}/{file}", f"{FOLDER}/manifest.json"]
 
 
-def _blocks(reader: Reader, level: float) -> Iterator[dict[str, np.ndarray]]:
+def _blocks(reader: NllReader, level: float) -> Iterator[dict[str, np.ndarray]]:
     for start, stop in reader.spans():
         nll_CBT = np.stack([reader.nll(c, start, stop) for c in range(len(reader.files))])
         target_BT = ~np.isnan(nll_CBT[-1])

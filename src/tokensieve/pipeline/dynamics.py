@@ -30,7 +30,7 @@ from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vo
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.layout import nll_file
-from ..runs.manifest import note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.manifest import note_part, part_field, part_is_whole, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..scoring.engine import Scorer
@@ -198,7 +198,7 @@ def _finish(
     names, tokens, clipped = write_tables(options, corpus, checkpoints, paths, s.folder)
     if config.learning_time is not None:
         names += _learning_time(s, config, corpus, paths, flops)
-    clipped = {"nll": sum(told_of_part(p, "clipped", 0) for p in paths), **clipped}
+    clipped = {"nll": sum(part_field(p, "clipped", 0) for p in paths), **clipped}
     tell_clipped(s.folder, clipped)
     s.finish(
         [*(p.name for p in paths), *names],

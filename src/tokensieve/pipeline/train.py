@@ -19,7 +19,7 @@ from transformers import TrainingArguments, set_seed
 from ..core import Objective
 from ..core.objective import SecondTarget
 from ..core.stats import score_columns
-from ..data.bos import disagreement, told
+from ..data.bos import bos_words, disagreement
 from ..data.corpus import Corpus, open_corpus
 from ..data.rows import check_targets
 from ..data.scored import join_scores
@@ -256,8 +256,8 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
     for name, found in sets.items():
         if found.bos_id != corpus.bos_id:
             raise UserError(
-                f"eval_sets: the documents of {name} begin with {told(found.bos_id)}, those of {config.corpus} with "
-                f"{told(corpus.bos_id)}: prepare both in the same way"
+                f"eval_sets: the documents of {name} begin with {bos_words(found.bos_id)}, those of {config.corpus} with "
+                f"{bos_words(corpus.bos_id)}: prepare both in the same way"
             )
         if found.tokenizer_hash != corpus.tokenizer_hash:
             raise UserError(f"eval_sets: {name} has another tokenizer than {config.corpus}")

@@ -133,7 +133,7 @@ def _finite(tensor: Tensor) -> Tensor:
     return largest.isfinite()
 
 
-def describe(
+def describe_nonfinite(
     step: int,
     cause: str,
     rows: Sequence[Mapping[str, Any]],

@@ -81,7 +81,7 @@ def _alone(values: Tensor) -> Tensor:
 
 
 @dataclass
-class Scope:
+class RankScope:
     """The scope of an objective over the ranks of a run. ``gather`` concatenates [B, T] over ranks, in rank order."""
 
     objective: Objective

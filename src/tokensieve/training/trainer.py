@@ -42,8 +42,18 @@ from .feeding import Fed
 from .guards import GuardConfig
 from .progress import TokenProgress
 from .second import SecondTargets, check_second
-from .step import Scope, Totals, broken_claims, check_claims, known_stats, no_zero, packed, selection_totals, unpacked
-from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
+from .step import (
+    RankScope,
+    Totals,
+    broken_claims,
+    check_claims,
+    known_stats,
+    no_zero,
+    packed,
+    selection_totals,
+    unpacked,
+)
+from .token_log import FlopsSpent, TokenLog, TokenLogConfig, logged_rows, write_sample
 from .trial_save import trial_save
 
 MODEL_ONLY = ("attention_mask", "position_ids", "labels")
@@ -127,7 +137,7 @@ class SelectiveTrainer(Fed):
         if wanted is not None:
             given = (self.model, teacher, embeddings, args.device, self.compute_loss_context_manager)
             self.second = SecondTargets(wanted, *given)
-        self.scope = Scope(
+        self.scope = RankScope(
             self.objective, self.accelerator.num_processes, self.accelerator.process_index, self._gather_rows
         )
         self.token_log = TokenLog(
@@ -477,7 +487,7 @@ class SelectiveTrainer(Fed):
 
     def _note_sample(self, inputs: Mapping[str, Tensor], nll: Tensor, weight: Tensor, valid: Tensor) -> None:
         config, step = self.token_log.config, self.state.global_step + 1
-        for place in sample_rows(config, step, inputs["row_id"]).tolist():
+        for place in logged_rows(config, step, inputs["row_id"]).tolist():
             here = valid[place].nonzero().squeeze(-1)
             self.step.sample.append(
                 {
@@ -494,7 +504,7 @@ class SelectiveTrainer(Fed):
         step = self.state.global_step + 1
         rows: list[dict[str, Any]] = gather_object(self.step.sample)
         if self.is_world_process_zero() and rows:
-            chosen = sample_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
+            chosen = logged_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
             write_sample(self.token_log.folder, step, [rows[i] for i in chosen.tolist()])
 
 

@@ -35,7 +35,7 @@ from tokensieve.modeling.seam import HeadSeam
 from tokensieve.pipeline import score
 from tokensieve.runs import files, manifest
 from tokensieve.runs.errors import UserError
-from tokensieve.training.self_test import self_test
+from tokensieve.training.self_test import run_self_test
 from tokensieve.training.token_log import TokenLogConfig
 from tokensieve.training.trainer import SelectiveTrainer
 
@@ -244,14 +244,14 @@ def run_eval(folder: Path, num_ranks: int) -> float:
     return float(trainer.evaluate()["eval_loss"])
 
 
-def run_self_test(folder: Path, num_ranks: int) -> dict[str, str]:
+def self_tests(folder: Path, num_ranks: int) -> dict[str, str]:
     """What the self-test says of the trainer as it is, and of one whose ranks divide by their own counts: a mean of means."""
 
     def told() -> str:
         args = tiny.arguments(folder / "self-test", 2)
         made = objective("rho1", ratio=0.5, scope="sequence")
         trainer = SelectiveTrainer(tiny.llama(), args, train_dataset=tiny.rows(8), objective=made)
-        return self_test(trainer)
+        return run_self_test(trainer)
 
     def by_own_sum(self: SelectiveTrainer, totals: Any) -> Tensor:
         own = totals["denominator"].clamp(min=1) * num_ranks
@@ -297,7 +297,7 @@ def main(folder: Path, model: str, corpus: str) -> None:
         "eval": run_eval(folder, num_ranks),
         "fsdp": run_fsdp(num_ranks, rank),
         "hashed": hashed,
-        "self_test": run_self_test(folder, num_ranks),
+        "self_test": self_tests(folder, num_ranks),
     }
     torch.save(everything, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()

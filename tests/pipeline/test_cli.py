@@ -226,7 +226,7 @@ WRONG = {
     "show {rho1} --corpus {corpus} --row x": "row: a whole number or null is needed, not x",
     "run": "missing: recipe",
     # the objective
-    f"{TRAIN} --objective.name rho": "unknown objective 'rho': one of clm, random, rho1",
+    f"{TRAIN} --objective.name rho": "unknown objective 'rho': one of clm, random",
     f"{TRAIN} --objective.name random --objective.ratio 0": "ratio is 0.0, it must be in (0, 1]",
     f"{TRAIN} --objective.name random --objective.ratio 1.2": "ratio is 1.2, it must be in (0, 1]",
     f"{TRAIN} --objective.name random --objective.ratio abc": "objective.ratio: a number is needed, not abc",

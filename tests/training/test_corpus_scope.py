@@ -17,7 +17,7 @@ from tokensieve.core import TokenStats, objective
 from tokensieve.data.rows import Rows
 from tokensieve.pipeline import score, train
 from tokensieve.runs.errors import UserError
-from tokensieve.training.thresholds import STORED, find_thresholds, store, stored
+from tokensieve.training.thresholds import STORED, find_thresholds, read_thresholds, store
 
 RATIO = 0.3
 
@@ -153,10 +153,10 @@ def test_what_is_kept_is_bound_to_what_it_was_found_from(tmp_path: Path) -> None
     rows, made = data(), objective("token_cleaning", ratio=RATIO, scope="corpus")
     found = find_thresholds(made, Rows(rows, ("base_nll", "ref_nll")))
     store(tmp_path, {"corpus": "a"}, found)
-    assert stored(tmp_path, {"corpus": "a"}) == found
-    assert stored(tmp_path, {"corpus": "b"}) == {} == stored(None, {"corpus": "a"})
+    assert read_thresholds(tmp_path, {"corpus": "a"}) == found
+    assert read_thresholds(tmp_path, {"corpus": "b"}) == {} == read_thresholds(None, {"corpus": "a"})
     (tmp_path / STORED).write_text("{broken")
-    assert stored(tmp_path, {"corpus": "a"}) == {}
+    assert read_thresholds(tmp_path, {"corpus": "a"}) == {}
 
 
 def test_a_score_that_is_no_number_is_told() -> None:

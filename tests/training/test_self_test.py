@@ -14,7 +14,7 @@ from tokensieve import cli
 from tokensieve.core import LinearNLL, Objective, objective
 from tokensieve.pipeline import train
 from tokensieve.runs.errors import UserError
-from tokensieve.training.self_test import WeightTable, chosen_rows, self_test
+from tokensieve.training.self_test import WeightTable, chosen_rows, run_self_test
 from tokensieve.training.trainer import SelectiveTrainer
 
 
@@ -37,7 +37,7 @@ def trainer(folder: Path, made: Objective, batch: int = 4, **fields: Any) -> Sel
 def test_what_is_right_passes(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     made = trainer(tmp_path, objective(name, **options), 1 if name == "clm" else 4, gradient_accumulation_steps=2)
     before = tiny.weights(made.model)
-    said = self_test(made)
+    said = run_self_test(made)
     assert said.startswith(
         f"self-test of {name} on one process: equal steps give equal gradients (to the last bit); weights x"
     )
@@ -53,10 +53,10 @@ def test_what_is_right_passes(tmp_path: Path, name: str, options: dict[str, Any]
 def test_dropout_and_a_router_loss_do_not_stand_in_the_way(tmp_path: Path) -> None:
     """Masks of dropout differ from one step to the next; a router loss follows no weight."""
     model = tiny.llama(attention_dropout=0.5)
-    assert "to the last bit" in self_test(trainer(tmp_path, objective("clm"), model=model))
+    assert "to the last bit" in run_self_test(trainer(tmp_path, objective("clm"), model=model))
     assert model.model.layers[0].self_attn.attention_dropout == 0.5
     mixture = tiny.mixtral()
-    assert "two micro-batches are one" in self_test(trainer(tmp_path, objective("clm"), model=mixture))
+    assert "two micro-batches are one" in run_self_test(trainer(tmp_path, objective("clm"), model=mixture))
     assert mixture.config.output_router_logits is True
 
 
@@ -93,7 +93,7 @@ right = LinearNLL.weighted_sum
 def test_what_is_silently_wrong_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any, says: str) -> None:
     monkeypatch.setattr(LinearNLL, "weighted_sum", wrong)
     with pytest.raises(UserError, match=f"^self-test failed: .*{says}"):
-        self_test(trainer(tmp_path, objective("rho1", ratio=0.5)))
+        run_self_test(trainer(tmp_path, objective("rho1", ratio=0.5)))
 
 
 def test_a_model_that_is_random_is_told(tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_a_model_that_is_random_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"two equal steps give gradients that are .* apart: something in the model is random"
     ):
-        self_test(trainer(tmp_path, objective("clm"), model=model))
+        run_self_test(trainer(tmp_path, objective("clm"), model=model))
 
 
 def test_an_objective_that_says_what_is_not_so_is_told(tmp_path: Path) -> None:
     made = Objective("mine", lambda s: s.valid.float() * 2, known_count=lambda known: known.valid.sum())
     with pytest.raises(UserError, match=r"'mine' counts .* as its denominator"):
-        self_test(trainer(tmp_path, made))
+        run_self_test(trainer(tmp_path, made))
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

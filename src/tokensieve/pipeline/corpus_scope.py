@@ -11,7 +11,7 @@ from typing import Any
 from ..core import Objective
 from ..data.corpus import Corpus
 from ..runs.manifest import read_manifest
-from ..training.thresholds import store, stored, told
+from ..training.thresholds import read_thresholds, store, told
 from . import launch
 from .configs.train import TrainConfig
 
@@ -24,7 +24,7 @@ def _place(config: TrainConfig, corpus: Corpus) -> tuple[Path | None, dict[str, 
 
 def found_before(config: TrainConfig, corpus: Corpus, objective: Objective) -> dict[str, Any]:
     """What an earlier run of the same scores came to."""
-    return stored(*_place(config, corpus)) if objective.corpus_scores else {}
+    return read_thresholds(*_place(config, corpus)) if objective.corpus_scores else {}
 
 
 def find(config: TrainConfig, corpus: Corpus, trainer: Any) -> None:
@@ -36,7 +36,7 @@ def find(config: TrainConfig, corpus: Corpus, trainer: Any) -> None:
         store(*_place(config, corpus), found)
 
 
-def shown(objective: Objective, thresholds: Mapping[str, Any]) -> dict[str, Any]:
+def in_manifest(objective: Objective, thresholds: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's manifest says of them: nothing, where there are none."""
     ranked = {name: dataclasses.asdict(thresholds[name]) for name in objective.corpus_scores}
     return {"thresholds": ranked} if ranked else {}

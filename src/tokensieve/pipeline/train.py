@@ -44,7 +44,7 @@ from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..training.checkpoints import numbered
 from ..training.guards import GuardConfig, StopSignals
-from ..training.self_test import self_test as test_loss
+from ..training.self_test import run_self_test
 from ..training.token_log import FlopsSpent, TokenLogConfig
 from ..training.trainer import HeadOptions, SelectiveTrainer
 from . import corpus_scope, launch, second
@@ -115,7 +115,7 @@ def self_test(config: TrainConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder:  # the Trainer wants a folder to be there
         training = {**config.training, "report_to": "none", "disable_tqdm": True}
         trainer = _trainer(dataclasses.replace(config, out=folder, training=training), corpus, sets, objective)
-        return test_loss(trainer)
+        return run_self_test(trainer)
 
 
 def work(config: TrainConfig) -> Work:
@@ -424,4 +424,4 @@ def _finish(s: Stage, corpus: Corpus, objective: Objective, thresholds: Mapping[
     for folder in ("model", "adapter", layout.TOKENS):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
     made_of = {"corpus_hash": corpus.content_hash, "tokenizer_hash": corpus.tokenizer_hash, "bos_id": corpus.bos_id}
-    s.finish(names, **made_of, summary=summary, **corpus_scope.shown(objective, thresholds))
+    s.finish(names, **made_of, summary=summary, **corpus_scope.in_manifest(objective, thresholds))

@@ -42,7 +42,7 @@ APART = {torch.float64: 1e-9, torch.float32: 5e-4}
 APART_TF32, APART_HALF = 5e-3, 3e-2
 
 
-class SelfTested(Exception):  # no error: how a test that is through leaves the Trainer's loop
+class _SelfTested(Exception):  # no error: how a test that is through leaves the Trainer's loop
     """What came out."""
 
     def __init__(self, held: str, broken: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ class SelfTested(Exception):  # no error: how a test that is through leaves the 
         self.held, self.broken = held, list(broken)
 
 
-def self_test(trainer: Any) -> str:
+def run_self_test(trainer: Any) -> str:
     """Run the trainer up to its first step and test it there, on all ranks: a sentence with what held.
 
     Raises UserError with a sentence for each property that failed: what would have been silently wrong.
@@ -58,21 +58,21 @@ def self_test(trainer: Any) -> str:
     trainer.guards = replace(trainer.guards, self_test=True)
     try:
         trainer.train()
-    except SelfTested as told:
+    except _SelfTested as told:
         if told.broken:
             raise UserError(f"self-test failed: {'; '.join(told.broken)}") from None
         return told.held
     raise AssertionError("the Trainer trained without preparing for it")
 
 
-def tested(trainer: Any, model: nn.Module) -> SelfTested:
+def tested(trainer: Any, model: nn.Module) -> _SelfTested:
     """The outcome for a prepared model. Ranks call it together; gradients and what the trainer remembers are left empty."""
     with _no_dropout(model), _no_router_loss(trainer.seam.model), _kept_objective(trainer):
         found = _Test(trainer, model).findings()
     objective, accelerator = trainer.objective.name, trainer.accelerator
     ranks = f"{accelerator.num_processes} ranks" if accelerator.num_processes > 1 else "one process"
     held = "; ".join(f.held for f in found)
-    return SelfTested(f"self-test of {objective} on {ranks}: {held}", [f.broken for f in found if f.broken])
+    return _SelfTested(f"self-test of {objective} on {ranks}: {held}", [f.broken for f in found if f.broken])
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def told(found: Mapping[str, Threshold]) -> list[str]:
 # --- kept with the scores -------------------------------------------------------------------------------------------------
 
 
-def stored(folder: Path | None, made_from: Mapping[str, Any]) -> dict[str, Threshold]:
+def read_thresholds(folder: Path | None, made_from: Mapping[str, Any]) -> dict[str, Threshold]:
     """The thresholds that were found before from the same rows and scores. What was changed is not there."""
     found = {}
     for entry in _entries(folder):
@@ -84,7 +84,7 @@ def stored(folder: Path | None, made_from: Mapping[str, Any]) -> dict[str, Thres
 
 def store(folder: Path | None, made_from: Mapping[str, Any], found: Mapping[str, Threshold]) -> None:
     """Add these to what is kept. A folder that cannot be written is left as it is: they are found again."""
-    if folder is None or not found or found.items() <= stored(folder, made_from).items():
+    if folder is None or not found or found.items() <= read_thresholds(folder, made_from).items():
         return
     kept = [e for e in _entries(folder) if not (e.get("made_from") == made_from and e.get("name") in found)]
     made: Sequence[dict[str, Any]] = [

@@ -49,8 +49,8 @@ def main() -> None:
     recipe.run(RecipeConfig(str(path), out=str(args.out / "run"), set=made))
     records = measured(args.out / "run")
     about = (
-        f"{args.rows} rows of 256 tokens of base text, curated text and corpus; seed {args.seed}; FLOPs in units of 1e12; start "
-        "and end: by the student's nll before and after training. Target: GSM8K test, nll of whole texts."
+        f"{args.rows} rows of 256 tokens of base text, curated text and corpus; seed {args.seed}; FLOPs in units of 1e12; "
+        "start and end: by the student's nll before and after training. Target: GSM8K test, nll of whole texts."
     )
     report(
         "references",

@@ -76,7 +76,6 @@ def shortened(rows: int) -> dict[str, Any]:
         stages[f"start_{n}"] = {"verb": "init", "model": "@base", "layers": n}
         stages[f"reference_{n}"] = {**old["reference"], "model": f"@start_{n}"}
         stages[f"scores_{n}"] = {**old["scores"], "model": f"@reference_{n}"}
-        stages[f"rho1_{n}"] = {**old["rho1"], "scores": [f"@scores_{n}"]}
     stages["clm"] = old["clm"]
     for name in AT.values():
         stages[f"nll_{name}"] = {
@@ -85,6 +84,8 @@ def shortened(rows: int) -> dict[str, Any]:
             "corpus": "@corpus",
             "columns": {f"{name}_nll": "nll"},
         }
+    for n in SIZES:
+        stages[f"rho1_{n}"] = {**old["rho1"], "scores": [f"@scores_{n}"]}
     arms = {name: f"@{name}" for name in ("clm", *(f"rho1_{n}" for n in SIZES))}
     beside = {name: f"@{name}" for name in ("base", *(f"reference_{n}" for n in SIZES))}
     stages["evaluation"] = {

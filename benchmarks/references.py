@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/math")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--rows", type=int, default=1600, help="of base text, curated text and corpus each, 256 tokens a row"
+        "--rows", type=int, default=650, help="of base text, curated text and corpus each, 256 tokens a row"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", action="store_true")

@@ -11,6 +11,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tokensieve.modeling.cut import check_saved, cut_config, cut_folder, first_blocks, stored_dtype
 from tokensieve.modeling.flops import token_flops
@@ -167,6 +168,22 @@ def test_a_class_that_computes_with_the_number_of_blocks_is_refused(tmp_path: Pa
     cut.save_pretrained(tmp_path / "cut")
     with pytest.raises(UserError, match="one built with fewer blocks computes other logits"):
         check_saved(tmp_path / "cut", cut)
+
+
+def test_a_class_that_reads_the_number_of_blocks_as_it_runs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cut model and the one read again agree then, and both are another model than was trained."""
+    tiny.llama().save_pretrained(tmp_path)
+    plain = LlamaDecoderLayer.forward
+
+    def scaled(block: Any, *args: Any, **given: Any) -> Tensor:
+        return plain(block, *args, **given) / block.self_attn.config.num_hidden_layers
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", scaled)
+    with pytest.raises(UserError, match="a llama cannot be cut: without its later blocks, block 1 computes otherwise"):
+        cut_folder(tmp_path, 1)
+    assert cut_folder(tmp_path, 2).config.num_hidden_layers == 2
 
 
 def test_other_weights_than_were_cut_are_refused(tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ def _out_of(block: nn.Module, model: Any) -> Tensor:
     handle = block.register_forward_hook(lambda _, args, out: seen.append(out))
     _logits(model)
     handle.remove()
-    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    hidden: Tensor = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    return hidden
 
 
 def stored_dtype(folder: Path) -> str:

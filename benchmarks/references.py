@@ -24,7 +24,7 @@ from tokensieve import excess, top_fraction
 from tokensieve.data.corpus import open_corpus
 from tokensieve.data.scored import join_scores
 from tokensieve.pipeline.recipe import run as recipe
-from tokensieve.pipeline.recipe.load import RecipeConfig, find
+from tokensieve.pipeline.recipe.load import RecipeConfig, find_recipe
 from tokensieve.runs.files import read_json
 from tokensieve.runs.manifest import read_manifest
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 def shortened(rows: int) -> dict[str, Any]:
     """The recipe: stages of math-tiny for one target, and a reference, scores and a student for each size."""
-    source = yaml.safe_load(find("math-tiny").read_text(encoding="utf-8"))
+    source = yaml.safe_load(find_recipe("math-tiny").read_text(encoding="utf-8"))
     old = source["stages"]
     stages = {name: old[name] for name in ("base_text", "curated", "corpus", "gsm8k")}
     for name in ("base_text", "curated", "corpus"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -9,16 +10,20 @@ from typing import Any
 
 import pytest
 import tiny as models
+import yaml
 
 from tokensieve.data.bos import expected
 from tokensieve.modeling.folder import model_hash
 from tokensieve.modeling.load import load_causal_lm
 from tokensieve.pipeline import init, score, train
 from tokensieve.pipeline.configs.init import InitConfig
+from tokensieve.pipeline.configs.run import RecipeConfig
 from tokensieve.pipeline.recipe.cost import Known
+from tokensieve.pipeline.recipe.load import load
 from tokensieve.runs.errors import StaleFolder, UserError
 from tokensieve.runs.manifest import check_files, read_manifest
 
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TRAINING = {
     "max_steps": 1,
     "per_device_train_batch_size": 4,
@@ -79,6 +84,22 @@ def test_on_the_command_line(tiny: Any, tmp_path: Path, tokensieve: Any) -> None
     assert done.code == 2
     assert "corpus is not a model folder: it has no config.json" in done.error
     assert "layers" in tokensieve("init", "--out", tmp_path / "none", "--model", tiny.base).error
+
+
+def test_references_of_every_size_are_a_recipe(tmp_path: Path) -> None:
+    """The benchmark's, made out of math-tiny: it must not fall behind the recipe's stages or the verbs' fields."""
+    spec = importlib.util.spec_from_file_location("references", BENCHMARKS / "references.py")
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        spec.loader.exec_module(references := importlib.util.module_from_spec(spec))
+    (tmp_path / "references.yaml").write_text(
+        yaml.safe_dump(references.shortened(10), sort_keys=False), encoding="utf-8"
+    )
+    recipe = load(RecipeConfig(str(tmp_path / "references.yaml"), set={"data": str(tmp_path)}))
+    begun = {s.name: Path(s.fields["model"]).name for s in recipe.stages if s.name.startswith("reference_")}
+    assert begun == {f"reference_{n}": f"start_{n}" for n in (4, 2, 1)}
 
 
 def test_a_plan_knows_the_shapes_that_will_be_left(tiny: Any, tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ VERBS: dict[str, Verb] = {
         stage=True,
         work="prepare",
     ),
+    "init": Verb(
+        "configs.init:InitConfig",
+        "a model to begin with: the first blocks of another one",
+        "tokensieve init --out runs/x/small --model runs/x/base --layers 2",
+        group="models",
+        stage=True,
+        work="init",
+    ),
     "train": Verb(
         "configs.train:TrainConfig",
         "train a model: plain, random control, or selective",

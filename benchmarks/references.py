@@ -6,6 +6,7 @@ The recipe is recipes/math-tiny.yaml, shortened (--rows, a vocabulary of 1024): 
 training on curated text, scores and a rho1 student of all 4 blocks at ratio .6; clm beside them. One seed. What is done is
 skipped. The selections are of the corpus in groups of 4 rows, by excess of the student at its start (base) and at its end
 (clm); overlap is the share of the same-size reference's choice that the smaller one chooses too: by chance, the ratio.
+What a reference of the same size and another seed (order of rows) would choose stands beside them: "4 again".
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "references.yaml"
-    path.write_text(yaml.safe_dump(shortened(args.rows), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(shortened(args.rows, args.seed), sort_keys=False), encoding="utf-8")
     made = {"data": args.data, "seed": args.seed}
     recipe.run(RecipeConfig(str(path), out=str(args.out / "run"), set=made))
     records = measured(args.out / "run")
@@ -56,13 +57,13 @@ def main() -> None:
         "references",
         "References of fewer blocks",
         about,
-        [lines(records["sizes"]), records["arms"]],
+        [lines(records["sizes"], records["again"]), records["arms"]],
         records,
         save=args.save,
     )
 
 
-def shortened(rows: int) -> dict[str, Any]:
+def shortened(rows: int, seed: int) -> dict[str, Any]:
     """The recipe: stages of math-tiny for one target, and a reference, scores and a student for each size."""
     source = yaml.safe_load(find_recipe("math-tiny").read_text(encoding="utf-8"))
     old = source["stages"]
@@ -76,6 +77,8 @@ def shortened(rows: int) -> dict[str, Any]:
         stages[f"start_{n}"] = {"verb": "init", "model": "@base", "layers": n}
         stages[f"reference_{n}"] = {**old["reference"], "model": f"@start_{n}"}
         stages[f"scores_{n}"] = {**old["scores"], "model": f"@reference_{n}"}
+    stages["reference_again"] = {**old["reference"], "model": f"@start_{SIZES[0]}", "seed": seed + 1}
+    stages["scores_again"] = {**old["scores"], "model": "@reference_again"}
     stages["clm"] = old["clm"]
     for name in AT.values():
         stages[f"nll_{name}"] = {
@@ -101,11 +104,12 @@ def shortened(rows: int) -> dict[str, Any]:
 def measured(run: Path) -> dict[str, Any]:
     corpus = open_corpus(run / "corpus")
     student = {at: nll_of(corpus, run / f"nll_{name}", f"{name}_nll") for at, name in AT.items()}
-    ref = {n: nll_of(corpus, run / f"scores_{n}", "ref_nll") for n in SIZES}
+    ref = {n: nll_of(corpus, run / f"scores_{n}", "ref_nll") for n in (*SIZES, "again")}
     compared = {row["arm"]: row for row in read_json(run / "table" / "comparison.json")}
     sizes = [size(run, n, compared, chosen(student, ref, n)) for n in SIZES]
+    again = {"blocks": f"{SIZES[0]} again", **chosen(student, ref, "again")}
     arms = [{"model": name, "target nll": f"{row['nll']:.4f}"} for name, row in compared.items()]
-    return {"sizes": sizes, "arms": arms}
+    return {"sizes": sizes, "again": again, "arms": arms}
 
 
 def nll_of(corpus: Any, scores: Path, column: str) -> torch.Tensor:
@@ -113,7 +117,7 @@ def nll_of(corpus: Any, scores: Path, column: str) -> torch.Tensor:
     return torch.tensor(np.stack(join_scores(corpus, scores).with_format("numpy")[column][:]).astype(np.float32))
 
 
-def chosen(student: dict[str, torch.Tensor], ref: dict[int, torch.Tensor], n: int) -> dict[str, float]:
+def chosen(student: dict[str, torch.Tensor], ref: dict[Any, torch.Tensor], n: Any) -> dict[str, float]:
     """Overlap at each ratio and rank correlation of excess, with the reference of all blocks."""
     found = {}
     for at, nll_BT in student.items():
@@ -147,7 +151,7 @@ def size(run: Path, n: int, compared: dict[str, Any], choice: dict[str, float]) 
     }
 
 
-def lines(sizes: list[dict[str, Any]]) -> list[dict[str, str]]:
+def lines(sizes: list[dict[str, Any]], again: dict[str, Any]) -> list[dict[str, str]]:
     shown = []
     for s in sizes:
         cells = {"blocks": str(s["blocks"]), "parameters": f"{s['num_parameters']:,}"}
@@ -157,6 +161,7 @@ def lines(sizes: list[dict[str, Any]]) -> list[dict[str, str]]:
         cells |= {k: f"{s[k]:.3f}" for k in s if k.startswith(("overlap", "spearman"))}
         cells |= {"reference nll": f"{s['reference_nll']:.4f}", "student nll": f"{s['student_nll']:.4f}"}
         shown.append(cells)
+    shown.append({k: f"{again[k]:.3f}" if isinstance(again.get(k), float) else again.get(k, "") for k in shown[0]})
     return shown
 
 

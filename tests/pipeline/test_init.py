@@ -95,11 +95,11 @@ def test_references_of_every_size_are_a_recipe(tmp_path: Path) -> None:
         patch.syspath_prepend(str(BENCHMARKS))
         spec.loader.exec_module(references := importlib.util.module_from_spec(spec))
     (tmp_path / "references.yaml").write_text(
-        yaml.safe_dump(references.shortened(10), sort_keys=False), encoding="utf-8"
+        yaml.safe_dump(references.shortened(10, 0), sort_keys=False), encoding="utf-8"
     )
     recipe = load(RecipeConfig(str(tmp_path / "references.yaml"), set={"data": str(tmp_path)}))
     begun = {s.name: Path(s.fields["model"]).name for s in recipe.stages if s.name.startswith("reference_")}
-    assert begun == {f"reference_{n}": f"start_{n}" for n in (4, 2, 1)}
+    assert begun == {f"reference_{n}": f"start_{n}" for n in (4, 2, 1)} | {"reference_again": "start_4"}
 
 
 def test_a_plan_knows_the_shapes_that_will_be_left(tiny: Any, tmp_path: Path) -> None:

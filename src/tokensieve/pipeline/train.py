@@ -93,6 +93,11 @@ class TrainConfig:
     """What weights are kept in. For mixed precision leave it and set training.bf16."""
     head: dict[str, Any] = field(default_factory=dict)
     """How the vocabulary head's gradient is computed: keep_logits (auto, true, false), backend (tokensieve, torch, liger)."""
+    backward: Literal["exact", "sparse"] = "exact"
+    """exact: dropped tokens still teach every weight below; sparse: kept tokens alone are gone back through, for less
+    compute."""
+    strict: bool = False
+    """sparse: keys and values of dropped tokens are constants as well."""
     token_log_every: int = 0
     """Log some rows token by token every so many steps (and at the first); 0 for never."""
     token_log_rows: int = 8
@@ -178,7 +183,8 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     parameters = sum(p.numel() for p in model.parameters())
     model = model if config.lora is None else with_lora(model, config.lora)
     trained = tokens * float(_objective(config).options.get("ratio", 1.0))
-    flops = token_flops(model, length).train(tokens, trained)
+    counted = token_flops(model, length, sparse=config.backward == "sparse", strict=config.strict)
+    flops = counted.train(tokens, trained)
     each = 4 if args.save_only_model else _ADAM_BYTES
     memory = parameters * (4 + _ADAM_BYTES if config.lora is None else 4)
     return Cost(tokens, flops, parameters * (4 + each * copies), exact and done, max(1, copies), memory)
@@ -206,6 +212,7 @@ def validate(config: TrainConfig) -> None:
     """Raise UserError for an objective, training arguments, model config, dtype or LoRA fields that do not exist."""
     from ..core.stats import score_columns
     from ..modeling.load import check_dtype, model_config
+    from ..training.sparse import check_backward
 
     check_seed(config.seed)
     if config.token_log_every < 0 or config.token_log_rows < 0:
@@ -220,6 +227,7 @@ def validate(config: TrainConfig) -> None:
     if needs and not config.scores:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
     check_arguments(args)
+    check_backward(config.backward, config.strict, args)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
     if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
@@ -307,6 +315,8 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             eval_dataset={name: join_scores(found, verify=None) for name, found in sets.items()} or None,
             objective=objective,
             head=head,
+            backward=config.backward,
+            strict=config.strict,
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config)),
             sources=corpus.sources,

@@ -37,8 +37,10 @@ from ..runs import UserError
 from .arguments import check_fields, check_keywords
 from .checkpoints import tensors_only
 from .feeding import Fed
+from .guarded import say
 from .guards import GuardConfig
 from .progress import TokenProgress
+from .sparse import Backward, SparseTraining, check_backward, saves_nothing
 from .step import (
     Scope,
     Totals,
@@ -80,7 +82,8 @@ class SelectiveTrainer(Fed):
 
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
     columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read. ``args`` are
-    plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes
+    plain TrainingArguments. ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with
+    ``strict``. ``sources``, names of the corpus's sources, has selection counted by source. Writes
     ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
     column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
     it does not support, or where no step can be done; for a row with values that cannot be meant when it is read.
@@ -102,11 +105,15 @@ class SelectiveTrainer(Fed):
         head: HeadOptions | None = None,
         guards: GuardConfig | None = None,
         ignore_columns: Sequence[str] = (),
+        backward: Backward = "exact",
+        strict: bool = False,
         **kwargs: Any,
     ) -> None:
         self.objective = objective or make_objective("clm")
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
+        check_backward(backward, strict, args)
+        self.sparse = SparseTraining(self.objective, backward, strict=strict)
         self.init_rows(model, self.objective.needs, ignore_columns)
         kwargs.setdefault("data_collator", collate)
         super().__init__(
@@ -152,10 +159,14 @@ class SelectiveTrainer(Fed):
         rows: Any = self.train_dataset
         first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         _refuse_deferred_router_loss(self.objective, self.seam.model)
-        self.token_log.flops = token_flops(self.model, len(first["input_ids"]))
+        sparse, strict = self.sparse.on, self.sparse.strict
+        self.token_log.flops = token_flops(self.model, len(first["input_ids"]), sparse=sparse, strict=strict)
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         with self.guarded(), tensors_only(Path(checkpoint) if checkpoint else None):
-            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            try:
+                return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            finally:
+                self.sparse.detach()
 
     def before_training(self, model: Any) -> None:
         self._proved = []
@@ -164,6 +175,31 @@ class SelectiveTrainer(Fed):
             sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
             for rows in sets:
                 self._prove(model, rows, self.args.eval_batch_size)
+        self._prove_backward(model)
+
+    def _prove_backward(self, model: Any) -> None:
+        """Attach the sparse backward, if it is wanted, and hold its gradients against the reference gate's."""
+        if not self.sparse.on:
+            return
+        self.sparse.attach(self.seam.model)
+
+        def loss(batch: dict[str, Tensor], keep: Tensor) -> Tensor:
+            with self.compute_loss_context_manager():
+                outputs, _ = self._forward(
+                    model, batch, lambda nll: nll.weighted_sum(keep)[0] / keep.sum().clamp(min=1)
+                )
+            return outputs.loss  # type: ignore[no-any-return]
+
+        model.train()
+        kind = self.args.device.type
+        with self.compute_loss_context_manager():
+            half = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if half else self.seam.layer.weight.dtype
+        named = list(self.seam.model.named_parameters())
+        told = self.sparse.prove(named, self.train_dataset, self._train_batch_size, loss, self.args.device, dtype)
+        if told := self._first_of_ranks(told):
+            raise UserError(told)
+        self.sparse.tell(self.is_world_process_zero())
 
     def _prove(self, model: Any, rows: Any, count: int) -> None:
         """Raise UserError, on all ranks, where the method cannot rely on ``model`` fed ``count`` of these rows. Once a set."""
@@ -287,11 +323,14 @@ class SelectiveTrainer(Fed):
 
         def weighted_loss(nll: LinearNLL) -> Tensor:
             weight = self._weigh(inputs, nll)
+            if selection is not None and selection.kept is None:
+                selection.choose(weight != 0)
             loss_sum, _ = nll.weighted_sum(weight, max_rows=self._most_rows(weight))
             denominator = 1 if num_items_in_batch is None else num_items_in_batch
             return torch.div(loss_sum * (self.accelerator.num_processes * parts), denominator)
 
-        outputs, _ = self._forward(model, inputs, weighted_loss)
+        with self.sparse.forward(lambda: self._known_weight(inputs)) as selection:
+            outputs, _ = self._forward(model, inputs, weighted_loss)
         loss: Tensor = outputs.loss / parts  # router losses are means of a micro-batch: averaged over them
         return (loss, outputs) if return_outputs else loss
 
@@ -308,6 +347,12 @@ class SelectiveTrainer(Fed):
     def _bound(self, weight: Tensor, index: int) -> int | None:
         """The most rows of a micro-batch that can get a weight; of all ranks' the longest row says how many are ranked."""
         return self.scope.most_rows(self.step.known[index].valid.shape, weight.shape)
+
+    def _known_weight(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The weights of the next micro-batch, where they do not depend on its forward."""
+        if self.step.weights is not None:
+            return self.step.weights[self.step.index]
+        return self.scope.weigh(self.step.known[self.step.index], {}, inputs["targets"].shape[1])[0]
 
     def _weigh(self, inputs: Mapping[str, Tensor], nll: LinearNLL) -> Tensor:
         """The weights of one micro-batch."""
@@ -367,6 +412,11 @@ class SelectiveTrainer(Fed):
         counted = None if self.step.denominator is None else float(self.step.denominator)
         check_claims(self.objective, [b > 0 for b in sums[:-1]], counted, sums[-1])
         self._claims_checked = math.isfinite(sums[-1]) and sums[-1] != 0  # else it has shown nothing yet
+        if self.sparse.on:
+            kept = self.step.totals["kept"]
+            counts = self._sum_over_ranks(torch.stack([kept, torch.full_like(kept, self.step.positions)])).tolist()
+            if (told := saves_nothing(*counts)) and self.is_world_process_zero():
+                say(told)
 
     def ranks_rows_together(self) -> bool:
         return self.objective.scope == "batch"

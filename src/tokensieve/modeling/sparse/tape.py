@@ -1,0 +1,243 @@
+"""A block's forward, written down so that it can be run again for some of its rows without its matrix products.
+
+    Record   all rows, no graph: notes the result of every linear map and dropout mask of a row, and what attention saw
+    Replay   some rows, with a graph: the same code of the block; a linear map returns the rows of its known result, and its
+             backward is one product over those rows; norms, activations and rotations, which cost little, are computed again
+
+Both are torch function modes, which see ``F.linear``, ``torch.addmm`` and ``F.dropout`` whatever module calls them: adapters
+and fused projections need no code of their own, and what is none of these is computed again, which is right for all that
+treats rows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ...runs import UserError
+from .attention import Seen, attend_all, attend_kept
+from .interface import Attention
+from .kept import Kept
+
+Store = Literal["all", "kept", "nothing"]
+
+
+@dataclass
+class Tape:
+    """What is known of one call of a block."""
+
+    rows: int
+    length: int
+    store: Store
+    kept: Kept | None = None
+    """Known beforehand if ``store`` is "kept"."""
+    results: list[Tensor | None] = field(default_factory=list)
+    """Of linear maps in the order of their calls: [N, out] or, behind attention if only kept rows are stored, [K, out]; None of
+    those that do not map row by row."""
+    before_attention: int = 0
+    """How many of them were called before attention."""
+    noises: list[Tensor] = field(default_factory=list)
+    """Dropout's factors in the order of their calls, [N, ...]: they cannot be drawn again."""
+    seen: Seen | None = None
+
+    def by_rows(self, values: Tensor, width: int) -> Tensor | None:
+        """``values`` as [N, width] if its leading dimensions are the block's rows, else None."""
+        leading = values.shape[:-1]
+        fits = leading == (self.rows, self.length) or leading == (self.rows * self.length,)
+        return values.reshape(-1, width) if fits else None
+
+
+class ReachedAttention(Exception):
+    """Rows that are only looked at are done once their keys and values are there."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        super().__init__()
+        self.key, self.value = key, value
+
+
+class Record(TorchFunctionMode):
+    """Runs a block's forward and fills its tape."""
+
+    def __init__(self, tape: Tape, name: str) -> None:
+        super().__init__()
+        self.tape, self.name = tape, name
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.dropout:
+            return self._dropout(*args, **kwargs)
+        made = function(*args, **kwargs)
+        if (function is F.linear or function is torch.addmm) and self.tape.store != "nothing":
+            self._note(made)
+        return made
+
+    def _note(self, made: Tensor) -> None:
+        tape = self.tape
+        result = tape.by_rows(made, made.shape[-1])
+        if result is not None and tape.store == "kept" and tape.seen is not None and tape.kept is not None:
+            result = result.index_select(0, tape.kept.kept_K)
+        tape.results.append(result)
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0.0:
+            return input
+        noise = F.dropout(torch.ones_like(input), p, training)
+        known = self.tape.by_rows(noise, noise.shape[-1])
+        if known is None:
+            raise UserError(
+                f"backward: sparse cannot serve {self.name}: dropout of {p} on what has no rows (attention weights?)"
+            )
+        self.tape.noises.append(known)
+        return input * noise
+
+    def attend(
+        self,
+        own: Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The model's own attention over all rows; what its backward needs is noted."""
+        tape = self.tape
+        if tape.seen is not None:
+            raise UserError(f"backward: sparse cannot serve {self.name}: it attends more than once")
+        if query.shape[0] != tape.rows or query.shape[2] != tape.length or key.shape[2] != tape.length:
+            raise UserError(
+                f"backward: sparse cannot serve {self.name}: {query.shape[2]} queries look at {key.shape[2]} keys of "
+                f"{tape.length} tokens"
+            )
+        _check_keywords(kwargs, self.name)
+        output, weights, tape.seen = attend_all(own, module, query, key, value, mask, tape.store, tape.kept, kwargs)
+        tape.before_attention = len(tape.results)
+        return output, weights
+
+
+class Replay(TorchFunctionMode):
+    """Runs a block's forward again for the rows ``index`` of all N: for the kept ones beside ``others``, key and value of the
+    dropped ones [1, H, N - K, d], to the end; for the dropped ones until ReachedAttention brings those."""
+
+    def __init__(self, tape: Tape, index: Tensor, kept: Kept, others: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__()
+        self.tape, self.index, self.kept, self.others = tape, index, kept, others
+        self._calls = self._noises = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.dropout:
+            return self._dropout(*args, **kwargs)
+        if (function is not F.linear and function is not torch.addmm) or self.tape.store == "nothing":
+            return function(*args, **kwargs)
+        known = self._next()
+        if known is None:
+            return function(*args, **kwargs)
+        if function is F.linear:
+            return _linear(known, *args, **kwargs)
+        bias, rows, weight_t = args  # addmm of GPT-2's Conv1D
+        return _linear(known, rows, weight_t.T, bias)
+
+    def _next(self) -> Tensor | None:
+        known = self.tape.results[self._calls]
+        gathered = self.tape.store == "kept" and self._calls >= self.tape.before_attention
+        self._calls += 1
+        return known if known is None or gathered else known.index_select(0, self.index)
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0.0:
+            return input
+        noise = self.tape.noises[self._noises].index_select(0, self.index)
+        self._noises += 1
+        return input * noise.view(input.shape)
+
+    def attend(
+        self,
+        own: Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """Of kept rows as queries, to all rows as keys."""
+        if self.index is self.kept.dropped:
+            raise ReachedAttention(key, value)
+        assert self.tape.seen is not None
+        others = self.others or (None, None)  # every row is kept
+        keys, values = (_joined(mine, other, self.kept) for mine, other in zip((key, value), others, strict=True))
+        return attend_kept(own, module, query, keys, values, self.tape.seen, self.kept, kwargs), None
+
+
+def _check_keywords(kwargs: dict[str, Any], name: str) -> None:
+    """What changes attention beyond its mask and scale must be known to the backward."""
+    if kwargs.get("dropout"):
+        raise UserError(f"backward: sparse cannot serve {name}: attention dropout of {kwargs['dropout']}; set it to 0")
+    for word in ("s_aux", "position_bias", "head_mask", "cache"):
+        if kwargs.get(word) is not None:
+            raise UserError(f"backward: sparse cannot serve {name}: its attention takes {word}")
+
+
+def _joined(mine: Tensor, other: Tensor | None, kept: Kept) -> Tensor:
+    """Keys or values of kept [1, H, K, d] and of dropped rows, in the order of positions. [B, H, T, d]"""
+    joined: Tensor = mine[0] if other is None else _Join.apply(mine, other, kept)  # type: ignore[no-untyped-call]
+    heads, width = joined.shape[0], joined.shape[2]
+    return joined.reshape(heads, kept.rows, kept.length, width).transpose(0, 1)
+
+
+class _Join(torch.autograd.Function):
+    """[1, H, K, d], [1, H, N - K, d] -> [H, N, d]. Each row is written once, so the backward gathers, and adds up nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, other: Tensor, kept: Kept) -> Tensor:
+        ctx.kept = kept
+        joined = mine.new_empty(mine.shape[1], kept.rows * kept.length, mine.shape[3])
+        joined[:, kept.kept_K] = mine[0]
+        joined[:, kept.dropped] = other[0]
+        return joined
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), kept, needs = grads, ctx.kept, ctx.needs_input_grad
+        mine = grad.index_select(1, kept.kept_K).unsqueeze(0) if needs[0] else None
+        other = grad.index_select(1, kept.dropped).unsqueeze(0) if needs[1] else None
+        return mine, other, None
+
+
+def _linear(known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    known = known.view(*input.shape[:-1], known.shape[-1])
+    made: Tensor = _KnownLinear.apply(known, input, weight, bias)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _KnownLinear(torch.autograd.Function):
+    """``input @ weight.T + bias`` whose result is known; the backward is a linear map's, in the dtype the result was made
+    in."""
+
+    @staticmethod
+    def forward(ctx: Any, known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return known
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (input, weight), needs = grads, ctx.saved_tensors, ctx.needs_input_grad
+        flat = grad.reshape(-1, grad.shape[-1])
+        d_input = d_weight = d_bias = None
+        if needs[1]:
+            d_input = (flat @ weight.to(flat.dtype)).to(input.dtype).view(input.shape)
+        if needs[2]:
+            d_weight = (flat.T @ input.reshape(-1, input.shape[-1]).to(flat.dtype)).to(weight.dtype)
+        if needs[3]:
+            d_bias = flat.sum(0).to(ctx.bias_dtype)
+        return None, d_input, d_weight, d_bias

@@ -110,7 +110,7 @@ def test_weights_without_zeros_save_nothing(
 
 
 def test_checkpoints_and_evaluations_know_nothing_of_it(tmp_path: Path) -> None:
-    """The model's config names an attention of ours meanwhile, which no file may name; evaluation is the model's own forward."""
+    """The model's config names an attention of ours meanwhile, which no file may; evaluation is the model's own forward."""
     seen = []
 
     class Look(TrainerCallback):  # type: ignore[misc]
@@ -141,9 +141,9 @@ def test_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: own(self, x + x.roll(1, 1)))
     model = tiny.llama()
     before = tiny.weights(model)
+    # Rolled around, the first token sees the last: the proof of causality would refuse it before.
+    monkeypatch.setattr("tokensieve.training.trainer.broken_property", lambda *args, **kwargs: None)
     with pytest.raises(UserError, match="does not serve LlamaDecoderLayer: its gradient to"):
-        # Rolled around, the first token sees the last: the proof of causality would refuse it before.
-        monkeypatch.setattr("tokensieve.training.trainer.broken_property", lambda *args, **kwargs: None)
         tiny.train(model, tiny.arguments(tmp_path), DATA, objective("rho1"), backward="sparse")
     assert all(torch.equal(before[n], w) for n, w in tiny.weights(model).items())
     assert not list(tmp_path.glob("tokens.jsonl"))

@@ -28,7 +28,7 @@ from ..seam import base_model
 from .blocks import find_blocks, refuse_unserved
 from .interface import AttentionSwitch, handled_by
 from .kept import Kept, rows_of
-from .tape import ReachedAttention, Record, Replay, Store, Tape
+from .tape import ReachedAttention, Record, Replay, Store, Tape, queries_only
 
 
 class Selection:
@@ -63,6 +63,7 @@ class SparseBackward:
         self.strict = strict
         self.switch = AttentionSwitch(base_model(model))
         self._selection: Selection | None = None
+        self._queries_only: dict[nn.Module, frozenset[int]] = {}
         self._checkpointed = [block for block in self.blocks if getattr(block, "gradient_checkpointing", False)]
         self._set_checkpointing(False)  # theirs would run a block again for all rows
         for block in self.blocks:
@@ -116,6 +117,7 @@ class SparseBackward:
         weights = trained(block)
         if not weights and not hidden.requires_grad:
             return own(*args, **kwargs)
+        call.queries_only = self._queries_only
         output = _Block.apply(hidden, call, *weights)  # type: ignore[no-untyped-call]
         return (output, *call.beside) if call.beside is not None else output
 
@@ -173,12 +175,15 @@ class _Call:
         self.rest, self.named = rest, named
         self.beside: tuple[Any, ...] | None = None
         """What the block returns after its hidden states, if it returns a tuple."""
+        self.queries_only: dict[nn.Module, frozenset[int]] = {}
+        """Of blocks that were gone back through already."""
         self.tape: Tape | None = None
         self._autocast: tuple[str, torch.dtype, bool] | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         name, kind = type(self.block).__name__, hidden.device.type
-        tape = Tape(hidden.shape[0], hidden.shape[1], self.store, self.selection.kept)
+        known = self.selection.kept if self.store == "kept" else None
+        tape = Tape(hidden.shape[0], hidden.shape[1], self.store, known, self.queries_only.get(self.block, frozenset()))
         record = Record(tape, name)
         with record, handled_by(record.attend):
             output = self.own(hidden, *self.rest, **self.named)
@@ -207,6 +212,7 @@ class _Call:
             return d_hidden, [torch.zeros_like(w) for w in weights]
         flat = hidden.detach().reshape(1, -1, hidden.shape[-1])
         with torch.enable_grad(), self._as_before():
+            tape.queries_only = self._queries_only(hidden)
             others = self._keys_and_values(tape, flat, kept)
             inputs = flat.index_select(1, kept.kept_K).requires_grad_(needs_hidden)
             output = self._replay(tape, inputs, kept.kept_K, kept, others)
@@ -226,6 +232,15 @@ class _Call:
         kind, dtype, cache = self._autocast
         with torch.autocast(kind, dtype, cache_enabled=cache):
             yield
+
+    def _queries_only(self, hidden: Tensor) -> frozenset[int]:
+        """See :func:`.tape.queries_only`; found out once a block, on its first row, at the price of a wait for the device."""
+        if self.block not in self.queries_only:
+            index = torch.zeros(1, dtype=torch.long, device=hidden.device)
+            rest, named = (rows_of(v, index, *hidden.shape[:2]) for v in (self.rest, self.named))
+            row = hidden.detach()[:1, :1]
+            self.queries_only[self.block] = queries_only(lambda: self.own(row, *rest, **named))
+        return self.queries_only[self.block]
 
     def _keys_and_values(self, tape: Tape, flat: Tensor, kept: Kept) -> tuple[Tensor, Tensor] | None:
         """Key and value of the dropped rows, whose hidden states are constants. [1, H, N - K, d] each; None if all are kept."""

@@ -11,6 +11,8 @@ treats rows alone.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...runs import UserError
 from .attention import Seen, attend_all, attend_kept
-from .interface import Attention
+from .interface import Attention, handled_by
 from .kept import Kept
 
 Store = Literal["all", "kept", "nothing"]
@@ -37,11 +39,12 @@ class Tape:
     store: Store
     kept: Kept | None = None
     """Known beforehand if ``store`` is "kept"."""
+    queries_only: frozenset[int] = frozenset()
+    """Which linear maps, by the order of their calls, reach no key and no value: dropped rows need none of them."""
     results: list[Tensor | None] = field(default_factory=list)
-    """Of linear maps in the order of their calls: [N, out] or, behind attention if only kept rows are stored, [K, out]; None of
-    those that do not map row by row."""
-    before_attention: int = 0
-    """How many of them were called before attention."""
+    """Of linear maps in the order of their calls: [N, out], or [K, out] of those in ``of_kept``; None of those that do not map
+    row by row."""
+    of_kept: set[int] = field(default_factory=set)
     noises: list[Tensor] = field(default_factory=list)
     """Dropout's factors in the order of their calls, [N, ...]: they cannot be drawn again."""
     seen: Seen | None = None
@@ -73,15 +76,17 @@ class Record(TorchFunctionMode):
         if function is F.dropout:
             return self._dropout(*args, **kwargs)
         made = function(*args, **kwargs)
-        if (function is F.linear or function is torch.addmm) and self.tape.store != "nothing":
+        if (function is F.linear or (function is torch.addmm and not kwargs)) and self.tape.store != "nothing":
             self._note(made)
         return made
 
     def _note(self, made: Tensor) -> None:
         tape = self.tape
         result = tape.by_rows(made, made.shape[-1])
-        if result is not None and tape.store == "kept" and tape.seen is not None and tape.kept is not None:
+        call = len(tape.results)
+        if result is not None and tape.kept is not None and (tape.seen is not None or call in tape.queries_only):
             result = result.index_select(0, tape.kept.kept_K)
+            tape.of_kept.add(call)
         tape.results.append(result)
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -117,7 +122,6 @@ class Record(TorchFunctionMode):
             )
         _check_keywords(kwargs, self.name)
         output, weights, tape.seen = attend_all(own, module, query, key, value, mask, tape.store, tape.kept, kwargs)
-        tape.before_attention = len(tape.results)
         return output, weights
 
 
@@ -134,21 +138,26 @@ class Replay(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is F.dropout:
             return self._dropout(*args, **kwargs)
-        if (function is not F.linear and function is not torch.addmm) or self.tape.store == "nothing":
-            return function(*args, **kwargs)
-        known = self._next()
-        if known is None:
-            return function(*args, **kwargs)
         if function is F.linear:
-            return _linear(known, *args, **kwargs)
-        bias, rows, weight_t = args  # addmm of GPT-2's Conv1D
-        return _linear(known, rows, weight_t.T, bias)
+            return self._linear(function, args, kwargs, *args, **kwargs)
+        if function is torch.addmm and not kwargs:  # of GPT-2's Conv1D
+            bias, rows, weight_t = args
+            return self._linear(function, args, kwargs, rows, weight_t.T, bias)
+        return function(*args, **kwargs)
 
-    def _next(self) -> Tensor | None:
-        known = self.tape.results[self._calls]
-        gathered = self.tape.store == "kept" and self._calls >= self.tape.before_attention
+    def _linear(
+        self, function: Any, args: Any, kwargs: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """A linear map of the rows: nothing where nobody needs it, looked up where it is known, else made."""
+        call, tape = self._calls, self.tape
         self._calls += 1
-        return known if known is None or gathered else known.index_select(0, self.index)
+        if call in tape.queries_only and self.index is self.kept.dropped:
+            return input.new_zeros(*input.shape[:-1], weight.shape[0])
+        known = None if tape.store == "nothing" else tape.results[call]
+        if known is None:
+            made: Tensor = function(*args, **kwargs)
+            return made
+        return _linear(known if call in tape.of_kept else known.index_select(0, self.index), input, weight, bias)
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0.0:
@@ -174,6 +183,45 @@ class Replay(TorchFunctionMode):
         others = self.others or (None, None)  # every row is kept
         keys, values = (_joined(mine, other, self.kept) for mine, other in zip((key, value), others, strict=True))
         return attend_kept(own, module, query, keys, values, self.tape.seen, self.kept, kwargs), None
+
+
+class Poison(TorchFunctionMode):
+    """Runs a block as far as its attention, one of its linear maps giving NaN: does that reach a key or a value?"""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.call, self.calls = call, 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.dropout:
+            return args[0]  # nothing may be drawn
+        made = function(*args, **kwargs)
+        if function is F.linear or (function is torch.addmm and not kwargs):
+            made = torch.full_like(made, float("nan")) if self.calls == self.call else made
+            self.calls += 1
+        return made
+
+    def attend(
+        self, own: Attention, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any
+    ) -> Any:
+        raise ReachedAttention(key, value)
+
+
+def queries_only(run: Callable[[], Any]) -> frozenset[int]:
+    """Which linear maps of a block, by the order of their calls, reach neither keys nor values. ``run()`` runs it on a row."""
+    found: set[int] = set()
+    for call in itertools.count():
+        poison = Poison(call)
+        try:
+            with poison, handled_by(poison.attend), torch.no_grad():
+                run()
+        except ReachedAttention as reached:
+            if poison.calls <= call:
+                return frozenset(found)
+            if not (reached.key.isnan().any() or reached.value.isnan().any()):
+                found.add(call)
+    raise AssertionError("a block has so many linear maps and no more")
 
 
 def _check_keywords(kwargs: dict[str, Any], name: str) -> None:

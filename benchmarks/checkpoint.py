@@ -29,7 +29,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from tokensieve.runs import sync
+from tokensieve.runs.files import sync
 from tokensieve.training import guarded
 from tokensieve.training.trainer import SelectiveTrainer
 

@@ -17,7 +17,7 @@ import torch
 from study import environment
 
 from tokensieve.analysis.table import table
-from tokensieve.runs import write_json
+from tokensieve.runs.files import write_json
 
 Call = Callable[[], Any]
 

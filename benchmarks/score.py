@@ -41,9 +41,9 @@ from measure import interleaved, ratios, report, spread
 from step import MODELS, make_model
 
 from tokensieve.data.corpus import Corpus, open_corpus
+from tokensieve.data.read.source import SourceConfig
 from tokensieve.data.rows import Rows, collate
 from tokensieve.data.scored import join_scores
-from tokensieve.data.sources import SourceConfig
 from tokensieve.modeling.flops import token_flops
 from tokensieve.pipeline import prepare, score
 from tokensieve.pipeline.launch import Ranks

@@ -32,8 +32,11 @@ from tokensieve.analysis.comparison import (
     verdicts,
 )
 from tokensieve.analysis.table import table
-from tokensieve.pipeline import recipe
-from tokensieve.runs import read_json, read_manifest, versions, write_json
+from tokensieve.pipeline.recipe import run as recipe
+from tokensieve.pipeline.recipe.load import RecipeConfig
+from tokensieve.runs.files import read_json, write_json
+from tokensieve.runs.manifest import read_manifest
+from tokensieve.runs.versions import versions
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def main() -> None:
     for seed in args.seeds:
         folder = args.out / f"seed-{seed}"
         print(f"== seed {seed}", flush=True)
-        recipe.run(recipe.RecipeConfig(args.recipe, out=str(folder), set={**args.set, "seed": seed}))
+        recipe.run(RecipeConfig(args.recipe, out=str(folder), set={**args.set, "seed": seed}))
         runs[seed] = read_json(folder / "table" / "comparison.json")
         compared = read_manifest(folder / "table", "comparison")["config"]
     write_json(args.out / "study.json", {"environment": environment(), "recipe": args.recipe, "seeds": runs})

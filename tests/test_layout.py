@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tokensieve import layout
-from tokensieve.runs import UserError
+from tokensieve.runs import layout
+from tokensieve.runs.errors import UserError
 
 LINE = '{"step": 1, "tokens_seen": 10}\n'
 

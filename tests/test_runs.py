@@ -13,8 +13,22 @@ from typing import Any
 
 import pytest
 
-from tokensieve import runs
-from tokensieve.runs import LOCK, MANIFEST, WORK, Stage, StaleFolder, UserError, Work, stage
+from tokensieve.runs import manifest, versions
+from tokensieve.runs.errors import StaleFolder, UserError
+from tokensieve.runs.files import (
+    LOCK,
+    MANIFEST,
+    WORK,
+    atomic_file,
+    describe_files,
+    file_hash,
+    hash_json,
+    read_json,
+    write_json,
+)
+from tokensieve.runs.manifest import check_files, is_done, read_manifest, write_manifest
+from tokensieve.runs.stage import Stage, stage
+from tokensieve.runs.work import Work
 
 CONFIG = {"a": 1, "out": "x"}
 INPUTS = {"corpus": "c"}
@@ -27,8 +41,8 @@ def work(kind: str = "corpus", config: Any = CONFIG, inputs: Any = INPUTS) -> Wo
 def finish(folder: Path, kind: str = "corpus", **fields: Any) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     (folder / "data").write_bytes(b"some bytes")
-    given = {"config": CONFIG, "inputs": INPUTS, "files": runs.describe_files(folder, ["data"]), **fields}
-    return runs.write_manifest(folder, kind, **given)
+    given = {"config": CONFIG, "inputs": INPUTS, "files": describe_files(folder, ["data"]), **fields}
+    return write_manifest(folder, kind, **given)
 
 
 # --- files appear whole or not at all -----------------------------------------------------------------------------------
@@ -36,7 +50,7 @@ def finish(folder: Path, kind: str = "corpus", **fields: Any) -> dict[str, Any]:
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file"
-    with runs.atomic_file(path) as f:
+    with atomic_file(path) as f:
         f.write(b"half")
         assert not path.exists()
         f.write(b" and half")
@@ -48,7 +62,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     (tmp_path / "file").write_text("old")
 
     def write() -> None:
-        with runs.atomic_file(tmp_path / "file", "w") as f:
+        with atomic_file(tmp_path / "file", "w") as f:
             f.write("new")
             raise ZeroDivisionError
 
@@ -62,7 +76,7 @@ def test_processes_of_one_number_on_two_machines_write_one_file(
 ) -> None:
     """In containers process ids repeat: two wrote the same temporary file, and the second to rename it found none."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
-    with runs.atomic_file(tmp_path / "file", "w") as one, runs.atomic_file(tmp_path / "file", "w") as other:
+    with atomic_file(tmp_path / "file", "w") as one, atomic_file(tmp_path / "file", "w") as other:
         one.write("same")
         other.write("same")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file": "same"}
@@ -72,25 +86,25 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     code = f"""
 import os, signal
-from tokensieve.runs import atomic_file
+from tokensieve.runs.files import atomic_file
 with atomic_file({str(tmp_path / "file")!r}, "w") as f:
     f.write("new"); f.flush(); os.kill(os.getpid(), signal.SIGKILL)
 """
-    env = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(versions.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == -9
     assert (tmp_path / "file").read_text() == "old"
 
 
 def test_json_is_json(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / "x.json", {"é": [1, None, 0.1]})
-    assert runs.read_json(tmp_path / "x.json") == {"é": [1, None, 0.1]}
+    write_json(tmp_path / "x.json", {"é": [1, None, 0.1]})
+    assert read_json(tmp_path / "x.json") == {"é": [1, None, 0.1]}
     with pytest.raises(ValueError, match="JSON"):
-        runs.write_json(tmp_path / "nan.json", {"loss": float("nan")})
+        write_json(tmp_path / "nan.json", {"loss": float("nan")})
     assert not (tmp_path / "nan.json").exists()
     (tmp_path / "broken.json").write_text('{"a": ')
     for name, said in (("broken.json", "is not valid JSON"), ("nope.json", "does not exist")):
         with pytest.raises(UserError, match=f"{name} {said}"):
-            runs.read_json(tmp_path / name)
+            read_json(tmp_path / name)
 
 
 # --- identity -----------------------------------------------------------------------------------------------------------
@@ -174,16 +188,16 @@ def test_a_default_said_aloud_is_the_default() -> None:
 
 def test_hash_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"")
-    assert runs.file_hash(tmp_path / "x") == "xxh3:99aa06d3014798d86001c324468d497f"  # XXH3-128 of nothing
+    assert file_hash(tmp_path / "x") == "xxh3:99aa06d3014798d86001c324468d497f"  # XXH3-128 of nothing
     big = os.urandom((1 << 22) + 1)
     (tmp_path / "x").write_bytes(big)
     (tmp_path / "y").write_bytes(big[:-1] + bytes([big[-1] ^ 1]))
-    assert runs.file_hash(tmp_path / "x") != runs.file_hash(tmp_path / "y")
+    assert file_hash(tmp_path / "x") != file_hash(tmp_path / "y")
 
 
 def test_hash_of_json_ignores_the_order_of_keys() -> None:
-    assert runs.hash_json({"a": 1, "b": [1, 2]}) == runs.hash_json({"b": [1, 2], "a": 1})
-    assert runs.hash_json({"a": [1, 2]}) != runs.hash_json({"a": [2, 1]})
+    assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1})
+    assert hash_json({"a": [1, 2]}) != hash_json({"a": [2, 1]})
 
 
 # --- manifests ----------------------------------------------------------------------------------------------------------
@@ -191,11 +205,11 @@ def test_hash_of_json_ignores_the_order_of_keys() -> None:
 
 def test_manifest_has_its_keys_and_ends_the_note(tmp_path: Path) -> None:
     Stage(tmp_path, work("evaluation")).bind()
-    assert not runs.is_done(tmp_path)
+    assert not is_done(tmp_path)
     manifest = finish(tmp_path, "evaluation", stats={"rows": 3})
-    assert json.loads((tmp_path / MANIFEST).read_text()) == manifest == runs.read_manifest(tmp_path, "evaluation")
+    assert json.loads((tmp_path / MANIFEST).read_text()) == manifest == read_manifest(tmp_path, "evaluation")
     assert list(manifest) == ["format", "kind", "fingerprint", "config", "inputs", "stats", "files", "versions"]
-    assert manifest["files"] == [{"file": "data", "bytes": 10, "hash": runs.file_hash(tmp_path / "data")}]
+    assert manifest["files"] == [{"file": "data", "bytes": 10, "hash": file_hash(tmp_path / "data")}]
     assert {"python", "platform", "torch"} <= set(manifest["versions"])
     assert not (tmp_path / WORK).exists()
 
@@ -207,7 +221,7 @@ def test_the_note_goes_after_the_manifest_has_come(tmp_path: Path, monkeypatch: 
     def fail(path: Any, value: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runs, "write_json", fail)
+    monkeypatch.setattr(manifest, "write_json", fail)
     with pytest.raises(ZeroDivisionError):
         finish(tmp_path)
     assert (tmp_path / WORK).exists()
@@ -227,29 +241,29 @@ def test_what_is_no_manifest(text: str | None, said: str, tmp_path: Path) -> Non
     if text is not None:
         (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(UserError, match=said):
-        runs.read_manifest(tmp_path, "corpus")
+        read_manifest(tmp_path, "corpus")
 
 
 def test_a_manifest_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name, said in (("nope", "nope does not exist"), ("file", "file is not a folder")):
         with pytest.raises(UserError, match=said):
-            runs.read_manifest(tmp_path / name)
+            read_manifest(tmp_path / name)
 
 
 def test_files_are_checked(tmp_path: Path) -> None:
     manifest = finish(tmp_path)
-    runs.check_files(tmp_path, manifest)
+    check_files(tmp_path, manifest)
     (tmp_path / "data").write_bytes(b"some_bytes")
-    runs.check_files(tmp_path, manifest, hashes=False)
+    check_files(tmp_path, manifest, hashes=False)
     with pytest.raises(UserError, match="data has other bytes than were written"):
-        runs.check_files(tmp_path, manifest)
+        check_files(tmp_path, manifest)
     (tmp_path / "data").write_bytes(b"some")
     with pytest.raises(UserError, match="data has 4 bytes, 10 were written"):
-        runs.check_files(tmp_path, manifest, hashes=False)
+        check_files(tmp_path, manifest, hashes=False)
     (tmp_path / "data").unlink()
     with pytest.raises(UserError, match="data is missing"):
-        runs.check_files(tmp_path, manifest)
+        check_files(tmp_path, manifest)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "link/secret"])
@@ -260,7 +274,7 @@ def test_a_manifest_cannot_point_out_of_its_folder(name: str, tmp_path: Path) ->
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match="which is outside its folder"):
-        runs.check_files(folder, {"files": [{"file": name, "bytes": 1, "hash": "x"}]})
+        check_files(folder, {"files": [{"file": name, "bytes": 1, "hash": "x"}]})
 
 
 # --- other work ---------------------------------------------------------------------------------------------------------
@@ -274,7 +288,7 @@ def test_done_work_is_skipped_and_other_work_refused(tmp_path: Path) -> None:
         (folder / "data").write_bytes(b"some bytes")
         s.finish(["data"], rows=3)
     assert sorted(p.name for p in folder.iterdir()) == ["data", MANIFEST]
-    assert runs.read_manifest(folder, "corpus", ("rows",))["rows"] == 3
+    assert read_manifest(folder, "corpus", ("rows",))["rows"] == 3
     with stage(folder, work(config={**CONFIG, "out": "moved"})) as s:
         assert s.done
     for kind, config, inputs, said in (
@@ -287,7 +301,7 @@ def test_done_work_is_skipped_and_other_work_refused(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_does_not_say_from_what_is_not_this_work(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / MANIFEST, {**finish(tmp_path), "fingerprint": "of something", "config": "damaged"})
+    write_json(tmp_path / MANIFEST, {**finish(tmp_path), "fingerprint": "of something", "config": "damaged"})
     with pytest.raises(StaleFolder, match=r"done, but from other inputs \(fingerprint\)"):
         Stage(tmp_path, work())
 
@@ -316,7 +330,7 @@ def test_unfinished_work_is_bound(tmp_path: Path) -> None:
         assert s.changed() == "another config or other inputs (a 1 -> 2)"
         assert s.changed(free=("a",)) is None
         s.bind()
-    assert runs.read_json(tmp_path / WORK)["config"]["a"] == 2
+    assert read_json(tmp_path / WORK)["config"]["a"] == 2
 
 
 def test_tasks_that_share_a_folder_bind_it_to_the_first(tmp_path: Path) -> None:
@@ -355,22 +369,22 @@ def test_a_part_that_is_missing_at_the_end(tmp_path: Path) -> None:
         stage(tmp_path, work()) as s,
     ):
         s.finish(["gone"])
-    assert not runs.is_done(tmp_path)
+    assert not is_done(tmp_path)
 
 
 def test_revision_is_of_our_source_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed package inside somebody else's checkout would report that repository's commit."""
     git = ("git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x")
     subprocess.run([*git, "init", "-q"], check=True)
-    module = tmp_path / ".venv" / "runs.py"
-    module.parent.mkdir()
+    module = tmp_path / ".venv" / "runs" / "versions.py"
+    module.parent.mkdir(parents=True)
     module.write_text("")
-    monkeypatch.setattr(runs, "__file__", str(module))
+    monkeypatch.setattr(versions, "__file__", str(module))
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    assert runs.git_revision() is None
+    assert versions.git_revision() is None
     subprocess.run([*git, "add", "-f", str(module)], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    assert runs.git_revision() == head
+    assert versions.git_revision() == head
     module.write_text("changed")
-    assert runs.git_revision() == f"{head}+dirty"
+    assert versions.git_revision() == f"{head}+dirty"

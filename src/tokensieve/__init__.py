@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         weighted_nll,
     )
     from .data.scored import load_scored
-    from .runs import UserError
+    from .runs.errors import UserError
     from .training.trainer import SelectiveTrainer
 
 __version__ = "0.1.0"
@@ -63,7 +63,7 @@ _HOMES = {
         "tokensieve.core",
     ),
     "SelectiveTrainer": "tokensieve.training.trainer",
-    "UserError": "tokensieve.runs",
+    "UserError": "tokensieve.runs.errors",
     "load_scored": "tokensieve.data.scored",
 }
 

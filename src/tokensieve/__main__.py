@@ -1,6 +1,6 @@
 """``python -m tokensieve`` and ``torchrun -m tokensieve``: the command line."""
 
-from tokensieve.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .pipeline.config import WrongFields, describe_fields, one_line, unknown
-from .pipeline.given import Given
+from .pipeline.config.fields import WrongFields, unknown
+from .pipeline.config.given import Given
+from .pipeline.config.help import describe_fields, one_line
 from .pipeline.verbs import GROUPS, VERBS, Verb
-from .runs import Stopped, UserError
+from .runs.errors import Stopped, UserError
 
 COMMON = """\
   --config FILE.yaml      Read these fields from a file; what stands after it on the command line wins.
@@ -195,7 +196,7 @@ def _printable(text: str) -> str:
 
 
 def _manifest(folder: Any) -> dict[str, Any]:
-    from .runs import is_done, read_manifest
+    from .runs.manifest import is_done, read_manifest
 
     return read_manifest(folder) if is_done(folder) else {}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokensieve.analysis import dynamics as d
+from tokensieve.dynamics import classes as d
 
 H_H, L_H, H_L, L_L = range(4)
 

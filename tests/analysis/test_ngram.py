@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tokensieve.analysis.ngram import MAX_VOCAB, NGram, sample_rows
-from tokensieve.runs import UserError
+from tokensieve.evaluation.ngram import MAX_VOCAB, NGram, sample_rows
+from tokensieve.runs.errors import UserError
 
 ROWS = [[0, 1, 2, 0, 1, 3], [1, 2, 2, 0], [3]]
 

@@ -11,7 +11,7 @@ from datasets import Dataset, Features, List, Value
 
 from tokensieve.data.rows import Rows, check_targets
 from tokensieve.data.scan import look_through
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 IDS = [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
 ONES = [[1] * len(r) for r in IDS]

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokensieve.data.documents import BadRow, Document
-from tokensieve.data.readers import blocks, documents, sample
-from tokensieve.data.sources import SourceConfig, resolve, text_bytes
-from tokensieve.runs import UserError
+from tokensieve.data.read.documents import BadRow, Document
+from tokensieve.data.read.readers import blocks, documents, sample
+from tokensieve.data.read.source import SourceConfig
+from tokensieve.data.read.sources import resolve, text_bytes
+from tokensieve.runs.errors import UserError
 
 
 def zstd(data: bytes) -> bytes:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tokensieve.data.corpus import COLUMNS, LATER_COLUMNS, ContentHash, Corpus, describe, open_corpus
-from tokensieve.data.sources import SourceConfig
+from tokensieve.data.read.source import SourceConfig
 from tokensieve.pipeline.prepare import PrepareConfig, run
-from tokensieve.runs import UserError, is_done
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import is_done
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tokensieve.data.files import once, walk
-from tokensieve.data.sources import SourceConfig, identity, read_twice, resolve
-from tokensieve.runs import UserError
+from tokensieve.data.read.files import once, walk
+from tokensieve.data.read.source import SourceConfig
+from tokensieve.data.read.sources import identity, read_twice, resolve
+from tokensieve.runs.errors import UserError
 
 FILES = ("data/a.jsonl", "data/x/b.jsonl", "data/y/z/c.jsonl")
 

@@ -14,17 +14,19 @@ import tiny
 import torch
 from datasets import Dataset
 
-from tokensieve.analysis import dynamics as d
 from tokensieve.core import Objective
 from tokensieve.data import half
 from tokensieve.data.corpus import open_corpus
+from tokensieve.data.list_columns import write_columns
 from tokensieve.data.rows import Rows
-from tokensieve.data.scored import load_scored, write_columns
+from tokensieve.data.scored import load_scored
+from tokensieve.dynamics import classes as d
+from tokensieve.dynamics.rows import Reader
+from tokensieve.dynamics.tables import _checkpoint_means
 from tokensieve.modeling.load import load_causal_lm
 from tokensieve.pipeline import dynamics, score
-from tokensieve.pipeline.dynamics_rows import Reader
-from tokensieve.pipeline.dynamics_tables import _checkpoint_means
-from tokensieve.runs import UserError, read_manifest
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import read_manifest
 from tokensieve.scoring.engine import Scorer
 
 INF, NAN = np.inf, np.nan

@@ -6,10 +6,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokensieve.data import corpus
-from tokensieve.data.pack import pack
-from tokensieve.data.scored import column_block, write_columns
-from tokensieve.runs import UserError
+from tokensieve.data import corpus, list_columns
+from tokensieve.data.build.pack import pack
+from tokensieve.data.list_columns import column_block, write_columns
+from tokensieve.runs.errors import UserError
 
 PAD = -7
 documents = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 45)), max_size=12)
@@ -61,7 +61,7 @@ def test_no_documents_give_no_rows() -> None:
 @pytest.mark.parametrize("most", [1, 5, 12, 59, 60, 2**31 - 1])
 def test_columns_longer_than_an_offset_counts(most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Offsets are int32: from 2^31 tokens of one unit on they began again below 0. Here an array ends after ``most``."""
-    monkeypatch.setattr(corpus, "MOST_VALUES", most)
+    monkeypatch.setattr(list_columns, "MOST_VALUES", most)
     rows = pack([np.arange(57, dtype=np.int32)], [0], 5, PAD)
     table = corpus.rows_table(rows, np.zeros(1, np.int64))
     assert table["input_ids"].to_pylist() == rows.input_ids.tolist()
@@ -77,7 +77,7 @@ def test_columns_longer_than_an_offset_counts(most: int, monkeypatch: pytest.Mon
 
 
 def test_no_rows_are_a_column_too() -> None:
-    assert corpus.list_column(np.empty((0, 8), np.int32)).to_pylist() == []
+    assert list_columns.list_column(np.empty((0, 8), np.int32)).to_pylist() == []
 
 
 def test_a_document_whose_places_do_not_fit() -> None:

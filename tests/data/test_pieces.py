@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokensieve.data.rows import Rows, collate
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 X = -100
 IDS = [10, 11, 12, 13, 14, 15]

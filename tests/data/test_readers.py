@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokensieve.data.documents import BadRow, Document, Skipped
-from tokensieve.data.readers import READERS, blocks, documents, sample, training_texts
-from tokensieve.data.sources import SUFFIXES, SourceConfig, resolve, sample_position, split_position
-from tokensieve.runs import UserError
+from tokensieve.data.read.documents import BadRow, Document, Skipped
+from tokensieve.data.read.readers import READERS, blocks, documents, sample, training_texts
+from tokensieve.data.read.source import SourceConfig, sample_position, split_position
+from tokensieve.data.read.sources import SUFFIXES, resolve
+from tokensieve.runs.errors import UserError
 
 ROWS = [{"text": f"row {i} " + "é" * i, "n": i} for i in range(40)]
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tokensieve.data.row_files import columns
-from tokensieve.data.sources import SUFFIXES, SourceConfig, identity, resolve, sample_position, split_position
-from tokensieve.runs import UserError
+from tokensieve.data.read.row_files import columns
+from tokensieve.data.read.source import SourceConfig, sample_position, split_position
+from tokensieve.data.read.sources import SUFFIXES, identity, resolve
+from tokensieve.runs.errors import UserError
 
 
 def write(path: Path, text: str = "x") -> Path:

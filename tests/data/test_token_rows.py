@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tokensieve.data.corpus import Corpus, open_corpus
-from tokensieve.data.documents import BadRow, Document, Skipped
+from tokensieve.data.read.documents import BadRow, Document, Skipped
+from tokensieve.data.read.source import SourceConfig
+from tokensieve.data.read.sources import identity, resolve
+from tokensieve.data.read.token_rows import tokens_document
 from tokensieve.data.rows import Rows, check_targets
 from tokensieve.data.scored import join_scores
-from tokensieve.data.sources import SourceConfig, identity, resolve
-from tokensieve.data.token_rows import tokens_document
 from tokensieve.pipeline.prepare import PrepareConfig, run
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 IDS = [70, 71, 72, 73, 74]
 N = -100
@@ -168,7 +169,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_meant_is_named_by_row_and_column(
     tmp_path: Path, form: str, more: dict[str, Any], reason: str
 ) -> None:
-    from tokensieve.data.readers import blocks, documents
+    from tokensieve.data.read.readers import blocks, documents
 
     if form != "jsonl" and more == {"labels": [N, 71.0, 72, 73, 74]}:
         more = {"labels": [float(t) for t in more["labels"]]}

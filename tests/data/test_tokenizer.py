@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from tokensieve.data import tokenizer as tok
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 TEXT = ["the cat sat on the mat. ", "ein Bär, ça va? 你好 🙂", "def f(x):\n    return x + 1\n"] * 20
 

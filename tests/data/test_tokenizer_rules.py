@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tokensieve.data import tokenizer as tok
 from tokensieve.data.tokenizer_state import difference
 from tokensieve.modeling.load import check_tokenizer
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 TEXT = "In 1990 there were 4556 cats,  i\u0308 ﬁ x1y22"
 DIGITS = {

@@ -12,11 +12,12 @@ from typing import Any
 import corpora
 import pytest
 
-from tokensieve import runs
 from tokensieve.data import verify
 from tokensieve.data.verify import check_input, remembered_hash
-from tokensieve.modeling.load import model_hash
-from tokensieve.runs import UserError, read_manifest, write_manifest
+from tokensieve.modeling.folder import model_hash
+from tokensieve.runs import files, manifest
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import check_files, read_manifest, write_manifest
 
 
 class Counter:
@@ -32,13 +33,13 @@ class Counter:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter:
-    counter, real = Counter(), runs.file_hash
+    counter, real = Counter(), files.file_hash
 
     def counted(path: Path, *args: Any) -> str:
         counter.bytes += Path(path).stat().st_size
         return real(path, *args)
 
-    monkeypatch.setattr(runs, "file_hash", counted)
+    monkeypatch.setattr(manifest, "file_hash", counted)
     monkeypatch.setattr(verify, "file_hash", counted)
     monkeypatch.setattr(verify, "FINE", 0.02)
     monkeypatch.setattr(verify.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
@@ -53,7 +54,7 @@ def folder(tmp_path: Path, hashed: Counter) -> Path:
     path.mkdir()
     for name, size in (("a", 10), ("b", 200), ("c", 3000)):
         (path / name).write_bytes(name.encode() * size)
-    write_manifest(path, "corpus", config={}, inputs={}, files=runs.describe_files(path, "abc"))
+    write_manifest(path, "corpus", config={}, inputs={}, files=files.describe_files(path, "abc"))
     settle()
     hashed.take()
     return path
@@ -77,7 +78,7 @@ def test_bytes_are_read_once(folder: Path, hashed: Counter) -> None:
     check(folder, "size")
     check(folder, None)
     assert hashed.take() == 0
-    runs.check_files(folder, read_manifest(folder))  # what `check` does: always all
+    check_files(folder, read_manifest(folder))  # what `check` does: always all
     assert hashed.take() == 3210
 
 

@@ -76,7 +76,7 @@ if __name__ == "__main__":
     import tempfile
 
     sys.path[:0] = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2] / "src")]
-    from tokensieve.runs import versions
+    from tokensieve.runs.versions import versions
 
     with tempfile.TemporaryDirectory() as scratch:
         steps = trajectory(Path(scratch))

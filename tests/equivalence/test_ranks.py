@@ -19,7 +19,7 @@ from tokensieve.data.scored import load_scored
 from tokensieve.modeling.flops import token_flops
 from tokensieve.modeling.sparse import SparseBackward
 from tokensieve.pipeline import score
-from tokensieve.runs import read_manifest
+from tokensieve.runs.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from processes import environment
 
 from tokensieve import cli
 from tokensieve.pipeline import prepare
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 TRAIN = "train --out {tmp}/out --corpus {corpus} --model {base} --training.max_steps 1"
 NEW = "train --out {tmp}/out --corpus {corpus} --training.max_steps 1 --model.model_type llama --model.hidden_size 32"

@@ -7,7 +7,7 @@ from typing import Any
 
 import tiny
 
-from tokensieve.data.sources import SourceConfig
+from tokensieve.data.read.source import SourceConfig
 from tokensieve.pipeline import prepare
 
 LENGTH, SHARD_ROWS = 32, 4

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from tokensieve.data.corpus import Corpus, open_corpus
+from tokensieve.data.read.source import SourceConfig
 from tokensieve.data.scored import write_score_shard
-from tokensieve.data.sources import SourceConfig
 from tokensieve.pipeline import prepare
-from tokensieve.runs import describe_files, hash_json, write_json, write_manifest
+from tokensieve.runs.files import describe_files, hash_json, write_json
+from tokensieve.runs.manifest import write_manifest
 
 STEPS = (1, 10, 20)
 ARMS = {"clm": 1.0, "random": 0.6, "rho1": 0.6}
@@ -247,7 +248,7 @@ def planted_classes(nll_FRT: np.ndarray) -> np.ndarray:
 def _dynamics(out: Path, corpus: Corpus, nll_FRT: np.ndarray, scores: str) -> None:
     import pyarrow as pa
 
-    from tokensieve.runs import atomic_file
+    from tokensieve.runs.files import atomic_file
 
     frames, classes = len(nll_FRT), planted_classes(nll_FRT)
     names = [f"nll-{i:05d}.arrow" for i in range(frames)]

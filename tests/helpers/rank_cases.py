@@ -19,7 +19,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from tokensieve import runs
 from tokensieve.core import (
     OBJECTIVES,
     Objective,
@@ -36,6 +35,7 @@ from tokensieve.data.rows import shift_targets
 from tokensieve.modeling.seam import HeadSeam
 from tokensieve.modeling.sparse import SparseBackward
 from tokensieve.pipeline import score
+from tokensieve.runs import files, manifest
 from tokensieve.training.token_log import TokenLogConfig
 from tokensieve.training.trainer import SelectiveTrainer
 
@@ -258,7 +258,7 @@ def run_eval(folder: Path, num_ranks: int) -> float:
 
 def count_hashed(*folders: Path) -> dict[str, int]:
     """folder's name -> bytes of its files that this process hashes from now on."""
-    counts, real = {f.name: 0 for f in folders}, runs.file_hash
+    counts, real = {f.name: 0 for f in folders}, files.file_hash
 
     def counted(path: Path | str, *args: Any) -> str:
         for folder in folders:
@@ -266,7 +266,7 @@ def count_hashed(*folders: Path) -> dict[str, int]:
                 counts[folder.name] += Path(path).stat().st_size
         return real(path, *args)
 
-    runs.file_hash = verify.file_hash = counted
+    manifest.file_hash = verify.file_hash = counted
     return counts
 
 

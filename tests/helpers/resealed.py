@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokensieve.runs import MANIFEST
+from tokensieve.runs.files import MANIFEST
 from tokensieve.training.checkpoints import Split, seal
 
 

@@ -365,7 +365,7 @@ def disk_full(stand: Stand, verb: str, limit: int) -> str | None:
 
 def locked_folder(stand: Stand, verb: str) -> str | None:
     """While one process is at work in a folder a second one is refused; a lock does not outlive its process."""
-    from tokensieve.runs import locked
+    from tokensieve.runs.files import locked
 
     out = stand.folder("locked")
     out.mkdir()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokensieve.core import LinearHead, weighted_nll
 from tokensieve.data.rows import shift_targets
 from tokensieve.modeling.seam import HeadSeam
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 B, T = 3, 12
 

@@ -18,7 +18,7 @@ from tokensieve.modeling.probe import broken_property
 from tokensieve.modeling.probe_rows import Changes, alone, choose_rows, longest, pieces
 from tokensieve.modeling.properties import nonfinite, rope_by_batch
 from tokensieve.modeling.seam import HeadSeam
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 T = 24
 IDS = torch.randint(1, V, (8, T), generator=torch.Generator().manual_seed(0)).tolist()

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from tokensieve.modeling.flops import token_flops
 from tokensieve.modeling.sparse import SparseBackward
 from tokensieve.modeling.sparse.proof import farthest, wrong_gradients
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 STORES = ("all", "nothing", "kept")
 

@@ -11,17 +11,18 @@ import pytest
 import tiny
 from tokenizers import Tokenizer, processors
 
-from tokensieve.analysis.ngram import NGram
 from tokensieve.data.bos import bos_of, disagreement, set_template
 from tokensieve.data.corpus import Corpus, describe, open_corpus
+from tokensieve.data.read.source import SourceConfig
 from tokensieve.data.rows import IGNORE_INDEX, Rows
 from tokensieve.data.scored import load_scored, write_score_shard
-from tokensieve.data.sources import SourceConfig
 from tokensieve.data.tokenizer import EOS, load_tokenizer, train_tokenizer
+from tokensieve.dynamics.rows import Reader
+from tokensieve.dynamics.tables import _token_counts
+from tokensieve.evaluation.ngram import NGram
 from tokensieve.pipeline import dynamics, evaluate, prepare, score, train
-from tokensieve.pipeline.dynamics_rows import Reader
-from tokensieve.pipeline.dynamics_tables import _token_counts
-from tokensieve.runs import UserError, read_manifest
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import read_manifest
 from tokensieve.scoring.engine import Scorer
 
 WORDS = "the cat sat on a mat while dogs ran over hills and rivers flow to sea under moon light".split()  # noqa: SIM905

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tokensieve.pipeline.check import _nearly
-from tokensieve.runs import read_manifest
+from tokensieve.runs.manifest import read_manifest
 
 FOLDERS = {"corpus": "rows-00000.arrow", "scores": "rows-00000.arrow", "rho1": "model/model.safetensors"}
 

@@ -16,10 +16,12 @@ import pytest
 import yaml
 
 from tokensieve import cli
-from tokensieve.pipeline.config import field_docs, read_yaml
+from tokensieve.pipeline.config.help import field_docs
+from tokensieve.pipeline.config.yaml_text import read_yaml
 from tokensieve.pipeline.train import TrainConfig, training_arguments
 from tokensieve.pipeline.verbs import VERBS, make_config
-from tokensieve.runs import UserError, write_manifest
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import write_manifest
 
 
 def parsed(verb: str, *arguments: str) -> Any:

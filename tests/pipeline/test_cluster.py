@@ -23,7 +23,8 @@ from processes import environment
 from tokensieve.data.corpus import open_corpus
 from tokensieve.pipeline import score
 from tokensieve.pipeline.cluster import ScoreShards
-from tokensieve.runs import StaleFolder, is_done
+from tokensieve.runs.errors import StaleFolder
+from tokensieve.runs.manifest import is_done
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "score_cluster.py"
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tokensieve.pipeline.compare import CompareConfig, compare, render
-from tokensieve.pipeline.demo import recipe_verdict
-from tokensieve.runs import UserError, read_manifest
+from tokensieve.pipeline.recipe.demo import recipe_verdict
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from datasets import Dataset
 from processes import environment
 
 from tokensieve.data.corpus import open_corpus
-from tokensieve.runs import is_done, locked, read_manifest
+from tokensieve.runs.files import locked
+from tokensieve.runs.manifest import is_done, read_manifest
 
 KILLED = Path(corpora.__file__).parent / "killed.py"
 CLASSES = ["H->H", "L->H", "H->L", "L->L"]

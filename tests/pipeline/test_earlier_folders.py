@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from tokensieve.data.sources import SourceConfig
+from tokensieve.data.read.source import SourceConfig
 from tokensieve.pipeline.prepare import PARTS, PrepareConfig, _start_parts, work
-from tokensieve.runs import MANIFEST, Stage, read_manifest
+from tokensieve.runs.files import MANIFEST
+from tokensieve.runs.manifest import read_manifest
+from tokensieve.runs.stage import Stage
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "run-f0f3be2.tar.gz"
 DONE = ("corpus", "target", "base", "scores", "rho1", "evaluation", "table", "dynamics")

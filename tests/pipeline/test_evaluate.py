@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from tokensieve.analysis import ngram
-from tokensieve.analysis.ngram import NGram
 from tokensieve.data.corpus import Corpus, open_corpus
-from tokensieve.runs import is_done, locked, read_manifest
+from tokensieve.evaluation import ngram
+from tokensieve.evaluation.ngram import NGram
+from tokensieve.runs.files import locked
+from tokensieve.runs.manifest import is_done, read_manifest
 
 SETS = ("target", "maths", "isolated")
 

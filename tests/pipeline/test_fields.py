@@ -15,10 +15,10 @@ from typing import Any, Literal
 import pytest
 
 from tokensieve import cli
-from tokensieve.pipeline.config import objective_docs
-from tokensieve.pipeline.fields import WrongFields, all_of, from_fields
+from tokensieve.pipeline.config.fields import WrongFields, all_of, from_fields
+from tokensieve.pipeline.config.help import objective_docs
 from tokensieve.pipeline.verbs import make_config
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 
 class Colour(enum.Enum):

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tokensieve import cli
-from tokensieve.pipeline.config import WrongFields
-from tokensieve.pipeline.yaml_text import read_yaml, written
+from tokensieve.pipeline.config.fields import WrongFields
+from tokensieve.pipeline.config.yaml_text import read_yaml, written
 
 TRAIN = ("train", "--out", "x", "--corpus", "c", "--model", "m")
 PREPARE = ("prepare", "--out", "x")

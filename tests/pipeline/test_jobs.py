@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from processes import environment
 
-from tokensieve.pipeline import plan, recipe
-from tokensieve.pipeline.jobs import Ended, StagesFailed, num_threads, side_by_side
-from tokensieve.pipeline.recipe import RecipeConfig
-from tokensieve.runs import Stopped, UserError
+from tokensieve.pipeline.recipe import estimate as plan
+from tokensieve.pipeline.recipe import run as recipe
+from tokensieve.pipeline.recipe.jobs import Ended, StagesFailed, num_threads, side_by_side
+from tokensieve.pipeline.recipe.load import RecipeConfig, load
+from tokensieve.runs.errors import Stopped, UserError
 
 RECIPE = """
 name: side-by-side
@@ -101,7 +102,7 @@ def test_trained_models_are_not_lost(path: Path, two_at_once: Path, tmp_path: Pa
 
 def test_needs_are_what_is_read_and_what_checks_it(path: Path, tmp_path: Path) -> None:
     """Side by side, training on a corpus whose check fails would begin before the check is through."""
-    made = recipe.load(RecipeConfig(str(path), out=str(tmp_path / "run")))
+    made = load(RecipeConfig(str(path), out=str(tmp_path / "run")))
     needs = plan.needs_of(made.stages)
     assert needs["base"] == {"text", "whole"}
     assert needs["clm"] == {"text", "whole", "base"}
@@ -118,7 +119,7 @@ def test_a_need_may_be_spelled_in_any_way(path: Path, tmp_path: Path, monkeypatc
             'base:\n    verb: train\n    corpus: "@text"', f'base:\n    verb: train\n    corpus: "{spelled}"'
         )
         (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
-        needs = plan.needs_of(recipe.load(RecipeConfig("r.yaml", out="run")).stages)
+        needs = plan.needs_of(load(RecipeConfig("r.yaml", out="run")).stages)
         assert "text" in needs["base"], spelled
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tokensieve.core.objectives import NOT_SERVED
 from tokensieve.pipeline.objectives import objective_of
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 CODE = {"name": "os:getcwd"}
 

@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokensieve.data import readers
+from tokensieve.data.build.workers import sampled
 from tokensieve.data.corpus import Corpus, describe, open_corpus
-from tokensieve.data.sources import SourceConfig, identity, resolve
-from tokensieve.data.workers import sampled
+from tokensieve.data.read import readers
+from tokensieve.data.read.source import SourceConfig
+from tokensieve.data.read.sources import identity, resolve
 from tokensieve.pipeline.prepare import PARTS, PrepareConfig, run, work
-from tokensieve.runs import UserError, read_manifest
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import read_manifest
 
 Rows = list[dict[str, Any]]
 

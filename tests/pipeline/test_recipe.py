@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tokensieve.pipeline.plan import costs_of, states_of
-from tokensieve.pipeline.recipe import RecipeConfig, load
-from tokensieve.runs import MANIFEST, UserError, read_manifest, write_json
+from tokensieve.pipeline.recipe.estimate import costs_of, states_of
+from tokensieve.pipeline.recipe.load import RecipeConfig, load
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.files import MANIFEST, write_json
+from tokensieve.runs.manifest import read_manifest
 
 RECIPE = """
 name: small

@@ -12,7 +12,8 @@ from byte_tokenizers import byte_level
 from tokensieve.data.corpus import open_corpus
 from tokensieve.modeling.load import load_causal_lm, model_config, model_shapes, new_causal_lm
 from tokensieve.pipeline import save_model, train
-from tokensieve.runs import UserError, is_done
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import is_done
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -10,11 +10,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tokensieve.data.corpus import Corpus, describe, open_corpus
-from tokensieve.data.sources import SourceConfig
+from tokensieve.data.read.source import SourceConfig
 from tokensieve.data.tokenizer import EOS, train_tokenizer
 from tokensieve.pipeline import prepare
 from tokensieve.pipeline.prepare import PARTS
-from tokensieve.runs import UserError, read_manifest
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.manifest import read_manifest
 
 
 def save(folder: Path, backend: Tokenizer, **config: Any) -> Path:

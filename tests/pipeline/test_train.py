@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from tokensieve import cli
 from tokensieve.data.corpus import open_corpus
 from tokensieve.modeling.load import load_causal_lm
-from tokensieve.runs import MANIFEST, read_manifest
+from tokensieve.runs.files import MANIFEST
+from tokensieve.runs.manifest import read_manifest
 
 STEPS = ("--training.max_steps", "2", "--training.logging_steps", "1")
 

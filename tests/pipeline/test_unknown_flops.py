@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tokensieve.pipeline import compare, evaluate, score, train
-from tokensieve.pipeline.plan import Known
+from tokensieve.pipeline.recipe.cost import Known
 from tokensieve.report.folders import Arm, total_flops
-from tokensieve.runs import read_manifest
+from tokensieve.runs.manifest import read_manifest
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,

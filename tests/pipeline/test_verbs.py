@@ -13,7 +13,7 @@ import pytest
 import yaml
 from processes import environment
 
-from tokensieve.pipeline.recipe import stage_verbs
+from tokensieve.pipeline.recipe.load import stage_verbs
 from tokensieve.pipeline.verbs import VERBS
 
 PACKAGE = Path(sys.modules["tokensieve"].__file__ or "").parent
@@ -27,8 +27,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runs import UserError, Work, read_manifest, stage, write_json
-from .plan import Cost, Known
+from ..runs.errors import UserError
+from ..runs.files import write_json
+from ..runs.manifest import read_manifest
+from ..runs.stage import stage
+from ..runs.work import Work
+from .recipe.cost import Cost, Known
 
 KIND = "counts"
 NOT_WORK = ("out", "corpus")
@@ -168,13 +172,13 @@ def test_a_row_is_what_its_module_has(name: str) -> None:
     assert callable(verb.runner())
     assert verb.config_class().__doc__
     if verb.stage and verb.takes("out"):
-        module = verb.module()
-        assert isinstance(module.KIND, str)
+        module, of_config = verb.module(), verb.config_module()
+        assert isinstance(of_config.KIND, str)
         assert callable(module.work)
         assert callable(module.estimate)
         fields = set(verb.config_class().__dataclass_fields__)
-        assert {n.split(".")[0] for n in module.NOT_WORK} <= fields
-        assert "out" in module.NOT_WORK
+        assert {n.split(".")[0] for n in of_config.NOT_WORK} <= fields
+        assert "out" in of_config.NOT_WORK
 
 
 def test_verbs_that_may_be_a_stage() -> None:

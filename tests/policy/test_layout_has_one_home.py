@@ -1,4 +1,4 @@
-"""What files of a run are called is known to `layout.py` alone."""
+"""What files of a run are called is known to `runs/layout.py` alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_no_other_module_spells_them() -> None:
         for path in sorted(PACKAGE.rglob("*.py"))
         if (names := names_in(path.read_text(encoding="utf-8")))
     }
-    assert list(found) == ["layout.py"], found
+    assert list(found) == ["runs/layout.py"], found
 
 
 @pytest.mark.parametrize(

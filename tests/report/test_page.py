@@ -26,7 +26,7 @@ from tokensieve.report.folders import read_run
 from tokensieve.report.page import HERE, TEMPLATES, embedded
 from tokensieve.report.pieces import PieceTable
 from tokensieve.report.verdict import verdict
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 ALLOWED = {
     *(

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from tokensieve.data.rows import Rows
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.scoring.engine import RowStatistics, Scorer, ahead
 
 T = tiny.LENGTH

@@ -23,7 +23,8 @@ from tokensieve.data.corpus import open_corpus
 from tokensieve.data.scored import load_scored
 from tokensieve.modeling.load import load_causal_lm
 from tokensieve.pipeline import score
-from tokensieve.runs import StaleFolder, UserError, is_done
+from tokensieve.runs.errors import StaleFolder, UserError
+from tokensieve.runs.manifest import is_done
 from tokensieve.training.token_log import TokenLogConfig
 
 HELPERS = Path(corpora.__file__).parent

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tokensieve.runs import MANIFEST, read_manifest
+from tokensieve.runs.files import MANIFEST
+from tokensieve.runs.manifest import read_manifest
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from resealed import reseal
 
-from tokensieve.runs import MANIFEST, file_hash
+from tokensieve.runs.files import MANIFEST, file_hash
 
 
 @pytest.fixture(scope="module")

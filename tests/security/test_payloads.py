@@ -21,7 +21,7 @@ import yaml
 from resealed import reseal
 from safetensors.torch import load_file, save_file
 
-from tokensieve.runs import MANIFEST
+from tokensieve.runs.files import MANIFEST
 
 TRAIN = "train --out {tmp}/out --corpus {corpus} --model {base} --training.max_steps 1"
 SCORE = "score --out {tmp}/out --corpus {corpus} --model {tmp}/model"

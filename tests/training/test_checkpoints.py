@@ -14,7 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from tokensieve.core import objective
-from tokensieve.runs import MANIFEST, UserError, file_hash
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.files import MANIFEST, file_hash
 from tokensieve.training import checkpoints
 from tokensieve.training.checkpoints import Split, last_good, numbered, verify
 from tokensieve.training.guards import GuardConfig, NonFinite

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from tokensieve.core import objective
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.training.trainer import SelectiveTrainer
 
 T = 16

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core import Objective, TokenStats, objective, top_fraction
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.training.guards import GuardConfig, NonFinite
 from tokensieve.training.step import Scope
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core import Objective, TokenStats, above_threshold, excess, objective, random_uniform
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 
 SPLITS = [(8, 1), (4, 2), (2, 4), (1, 8)]
 ROWS = tiny.rows(8)

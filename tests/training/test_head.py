@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import Trainer
 
 from tokensieve.core import Objective, objective, top_fraction
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.training.step import Scope
 from tokensieve.training.trainer import HeadOptions, SelectiveTrainer
 

@@ -13,7 +13,7 @@ import torch
 
 from tokensieve.core import Objective
 from tokensieve.data.rows import Rows
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.scoring.engine import Scorer
 from tokensieve.training.guards import NonFinite
 from tokensieve.training.trainer import SelectiveTrainer

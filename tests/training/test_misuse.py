@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from tokensieve.core import Objective, TokenStats, objective
 from tokensieve.data.rows import EpochSampler, Rows, collate
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.training.guards import NonFinite
 from tokensieve.training.trainer import SelectiveTrainer
 

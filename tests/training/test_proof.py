@@ -12,7 +12,7 @@ from architectures import V, build
 from datasets import Dataset
 
 from tokensieve.core import objective
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.training.trainer import SelectiveTrainer
 
 ROWS = tiny.rows(8, uneven=False).remove_columns("ref_nll")

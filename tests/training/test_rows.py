@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tokensieve.core import objective
-from tokensieve.data.rows import PAD_ROW, EpochSampler, Rows, collate, piece_positions
-from tokensieve.runs import UserError
+from tokensieve.data.pieces import piece_positions
+from tokensieve.data.rows import PAD_ROW, EpochSampler, Rows, collate
+from tokensieve.runs.errors import UserError
 
 
 def of(**columns: Any) -> Rows:

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from tokensieve.core import STATISTICS, Objective, TokenStats, objective
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.training.token_log import TokenLogConfig
 
 ROWS = tiny.rows(8)

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from tokensieve.core import objective
 from tokensieve.modeling.flops import token_flops
 from tokensieve.modeling.sparse import SparseBackward, gated
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.training.trainer import SelectiveTrainer
 
 DATA = tiny.rows(8)

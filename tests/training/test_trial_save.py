@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from tokensieve.core import objective
 from tokensieve.modeling.load import load_causal_lm
-from tokensieve.runs import UserError
+from tokensieve.runs.errors import UserError
 from tokensieve.training.trainer import SelectiveTrainer
 from tokensieve.training.trial_save import _wrong
 

@@ -14,16 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .backends import OWN, selected_sum
 from .head import LinearHead
-from .nll import (
-    IGNORE_INDEX,
-    KeepLogits,
-    LinearNLL,
-    Scratch,
-    accumulation_dtype,
-    capped,
-    disabled_autocast,
-    raw_logits,
-)
+from .nll import IGNORE_INDEX, KeepLogits, LinearNLL, Scratch, accumulation_dtype, capped, disabled_autocast, raw_logits
 from .softmax import in_slice
 
 

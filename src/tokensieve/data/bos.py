@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tokensieve.data.tokenizer import load_tokenizer, tokenizer_folder
-from tokensieve.runs import UserError, is_done, read_json, read_manifest
+from ..runs.errors import UserError
+from ..runs.files import read_json
+from ..runs.manifest import is_done, read_manifest
+from .tokenizer import load_tokenizer, tokenizer_folder
 
 Mode = Literal["auto", "always", "never"]
 _EMPTY = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.stats import STATISTICS
-from ..runs import UserError
+from ..runs.errors import UserError
 from .pieces import PACKING
 from .row_checks import IGNORE_INDEX, as_array
 

@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from tokensieve.data.pack import NO_TARGET, Rows
-from tokensieve.data.tokenizer import load_tokenizer
-from tokensieve.data.verify import Verify, check_input
-from tokensieve.runs import UserError, atomic_file, hash_json, read_manifest, write_json
+from ..runs.errors import UserError
+from ..runs.files import atomic_file, hash_json, write_json
+from ..runs.manifest import read_manifest
+from .build.pack import NO_TARGET, Rows
+from .list_columns import list_column, list_values
+from .tokenizer import load_tokenizer
+from .verify import Verify, check_input
 
 KIND = "corpus"
 COLUMNS: dict[str, pa.DataType] = {
@@ -45,7 +48,6 @@ MANIFEST_KEYS = (
 )
 MUCH_PADDING = 0.1  # a share of the rows above which describe() says what it costs
 _BATCH_TOKENS = 1 << 20  # what a reader of one row at most has to map
-MOST_VALUES = 2**31 - 1  # of one Arrow list array, whose offsets are int32: a table holds longer columns in several
 
 
 def rows_table(rows: Rows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
@@ -83,19 +85,6 @@ def _append_labels(table: pa.Table, flat: np.ndarray[Any, Any]) -> pa.Table:
     grid = pa.array(np.arange(len(table) + 1, dtype=np.int32) * np.int32(length))
     labels = pa.ListArray.from_arrays(grid, pa.array(flat, pa.int32()))
     return table.append_column(pa.field("labels", LABELS["labels"]), labels)
-
-
-def list_column(values_NT: np.ndarray[Any, Any]) -> pa.ChunkedArray:
-    """[rows, length] as a column of lists. From 2^31 values on in several arrays: int32 offsets would begin again below 0."""
-    num_rows, length = values_NT.shape
-    step = max(1, MOST_VALUES // max(1, length))
-    parts = [values_NT[first : first + step] for first in range(0, max(1, num_rows), step)]
-    grids = [np.arange(len(part) + 1, dtype=np.int64) * length for part in parts]
-    arrays = [
-        pa.ListArray.from_arrays(pa.array(grid.astype(np.int32)), pa.array(part.reshape(-1)))
-        for grid, part in zip(grids, parts, strict=True)
-    ]
-    return pa.chunked_array(arrays)
 
 
 def with_documents(table: pa.Table, doc_ids: np.ndarray[Any, Any], doc_sources: np.ndarray[Any, Any]) -> pa.Table:
@@ -269,7 +258,7 @@ class Corpus:
 
     def outcomes(self, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Of each of :meth:`contexts`, which tokens something can predict: all but the BOS of a document. bool [T]"""
-        from tokensieve.data.rows import bos_places
+        from .rows import bos_places
 
         read = ["num_tokens", "doc_starts", *(["doc_offsets"] if self.bos_id is not None else [])]
         table = self.rows.select_columns(read)
@@ -289,8 +278,6 @@ class Corpus:
 
     def tokens_of(self, documents: np.ndarray) -> list[np.ndarray]:
         """Tokens of each of these documents, as far as they are in the corpus. Reads the rows that they lie in."""
-        from tokensieve.data.scored import list_values
-
         found: list[np.ndarray] = []
         pieces, each = list_values(self.rows, "doc_ids", 0, self.num_rows)  # ascending
         rows = np.repeat(np.arange(self.num_rows), each)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runs import UserError
+from ..runs.errors import UserError
 from .row_checks import as_long, integers
 
 IntArray = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runs import UserError
+from ..runs.errors import UserError
 from .half import within
 
 IGNORE_INDEX = -100

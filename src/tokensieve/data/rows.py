@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..runs import UserError
+from ..runs.errors import UserError
 from .columns import (
     BOS_COLUMNS,
     CORPUS,
@@ -33,10 +33,7 @@ from .columns import (
     value_type,
     visible,
 )
-from .pieces import PACKING, Pieces, cut_off_padding, doc_starts, read_pieces
-from .pieces import per_token as per_token
-from .pieces import piece_positions as piece_positions
-from .pieces import solution_mask as solution_mask
+from .pieces import PACKING, Pieces, cut_off_padding, doc_starts, per_token, piece_positions, read_pieces
 from .row_checks import IGNORE_INDEX, check_loss_mask, labels, mask, scores, token_ids, whole_number
 
 PAD_ROW = -1  # as a row index: a row that is all padding

@@ -6,15 +6,16 @@ scores/rows-00000.arrow   row 0 row 1 row 2 ...      ref_nll: float16, as long a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..runs import UserError, atomic_file, read_manifest
-from .corpus import Corpus, list_column, open_corpus
+from ..runs.errors import UserError
+from ..runs.manifest import read_manifest
+from .corpus import Corpus, open_corpus
+from .list_columns import list_features, write_columns
 from .verify import Verify, check_input
 
 KIND = "scores"
@@ -69,7 +70,7 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify | None = "
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
-    features = _features(dict.fromkeys(manifest["columns"], manifest["dtype"]))
+    features = list_features(dict.fromkeys(manifest["columns"], manifest["dtype"]))
     for entry, shard in zip(manifest["shards"], shards, strict=True):
         if shard.features != features:
             raise UserError(f"{folder / entry['file']} does not have the columns that its manifest names")
@@ -95,36 +96,5 @@ def check_binding(folder: Path, manifest: Mapping[str, Any], corpus: Corpus) -> 
 
 
 def write_score_shard(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write [rows, length] arrays (float16, float32, int8) as an Arrow shard of list columns, atomically."""
+    """Write the [rows, length] columns of a shard of scores, atomically."""
     write_columns(path, [columns])
-
-
-def write_columns(path: Path, blocks: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """:func:`write_score_shard` of blocks of rows, one after another: no more than a block is held."""
-    import pyarrow as pa
-
-    blocks = iter(blocks)
-    first = next(blocks)
-    schema = _features({name: str(values.dtype) for name, values in first.items()}).arrow_schema
-    with atomic_file(path) as f, pa.ipc.new_stream(f, schema) as stream:
-        for block in chain([first], blocks):
-            arrays = [list_column(values) for values in block.values()]
-            stream.write_table(pa.Table.from_arrays(arrays, schema=schema), max_chunksize=1024)
-
-
-def column_block(dataset: Any, name: str, start: int, stop: int) -> np.ndarray:
-    """Rows ``start`` to ``stop`` of a column whose lists are all of one length, [rows, length], without Python lists."""
-    values: np.ndarray = list_values(dataset, name, start, stop)[0]
-    return values.reshape(stop - start, -1)
-
-
-def list_values(dataset: Any, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """(values laid end to end, entries of each row) of a list column."""
-    column = dataset.with_format("arrow")[start:stop][name].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False), column.value_lengths().to_numpy()
-
-
-def _features(dtypes: Mapping[str, str]) -> Any:
-    from datasets import Features, Sequence, Value
-
-    return Features({name: Sequence(Value(dtype)) for name, dtype in dtypes.items()})

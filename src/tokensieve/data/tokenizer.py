@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokensieve.data.tokenizer_state import file_state, other_added_token, other_rule, state_of
-from tokensieve.runs import UserError, file_hash, hash_json, read_json
+from ..runs.errors import UserError
+from ..runs.files import file_hash, hash_json, read_json
+from .tokenizer_state import file_state, other_added_token, other_rule, state_of
 
 EOS = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # 256 bytes and EOS

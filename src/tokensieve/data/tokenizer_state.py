@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokensieve.runs import UserError
+from ..runs.errors import UserError
 
 _RULES = ("normalizer", "pre_tokenizer", "decoder")
 _ORDER = ("model", *_RULES)

@@ -25,7 +25,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ..runs import UserError, atomic_file, check_files, file_hash, inside
+from ..runs.errors import UserError
+from ..runs.files import atomic_file, file_hash, inside
+from ..runs.manifest import check_files
 
 NAME = ".verified.json"
 Verify = Literal["full", "size"]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..core import IGNORE_INDEX, LinearHead, token_nll
 from ..data.rows import Rows, collate, shift_targets
-from ..runs import UserError
+from ..runs.errors import UserError
 from .probe_rows import Changes, Item, alone, choose_rows, pieces, real_tokens
 from .properties import PROPERTIES, Findings, is_mask
 from .seam import HeadSeam, Show

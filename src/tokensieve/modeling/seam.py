@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import LinearHead
-from ..runs import UserError
+from ..runs.errors import UserError
 
 Compute = Callable[[Tensor, LinearHead], Tensor | None]
 # Of the head's input: (what it is taken for, the columns of it that the model makes its own logits and loss of).

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ..runs import UserError
+from ..runs.errors import UserError
 
 
 @dataclass(frozen=True)

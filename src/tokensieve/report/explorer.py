@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..data.half import within
-from ..layout import nll_file
+from ..runs.layout import nll_file
 from .folders import Arm, Dynamics, Run
 from .pieces import PieceTable, shown_text
 

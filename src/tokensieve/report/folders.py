@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.comparison import TOTAL
-from ..layout import TOKEN_LOG, token_files, token_lines
-from ..runs import UserError, check_files, read_json, read_manifest
+from ..runs.errors import UserError
+from ..runs.files import read_json
+from ..runs.layout import TOKEN_LOG, token_files, token_lines
+from ..runs.manifest import check_files, read_manifest
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def logged_tokens(arm: Arm) -> Columns | None:
 def _beside(columns: Mapping[str, np.ndarray[Any, Any]], corpus: Path, scores: Path | None) -> Columns:
     """What corpus and scores say of the same tokens. Rows are read once each, however often they were logged."""
     from ..data.corpus import open_corpus
-    from ..data.rows import per_token
+    from ..data.pieces import per_token
     from ..data.scored import open_scores
 
     opened = open_corpus(corpus, verify="size")

@@ -59,7 +59,7 @@ def write(
     """Write the page and, beside it, each figure as SVG and PNG. ``runs`` are the same recipe with other seeds."""
     import matplotlib as mpl
 
-    from ..runs import atomic_file
+    from ..runs.files import atomic_file
 
     sections: dict[str, list[Figure]] = {}
     with mpl.rc_context(RC):

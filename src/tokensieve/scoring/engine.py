@@ -16,7 +16,7 @@ from ..data.rows import Rows, collate
 from ..modeling.probe import broken_property
 from ..modeling.properties import nonfinite
 from ..modeling.seam import MODEL_INPUTS, HeadSeam
-from ..runs import UserError
+from ..runs.errors import UserError
 
 Item = TypeVar("Item")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..runs import UserError
+from ..runs.errors import UserError
 
 AUTO_BATCH = "it changes how many rows a step has: set per_device_train_batch_size"
 LIGER = "it replaces the head that the token loss is computed with"

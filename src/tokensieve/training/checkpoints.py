@@ -19,18 +19,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from ..layout import TOKEN_LOG, checkpoints, step_of
-from ..runs import (
-    MANIFEST,
-    UserError,
-    check_files,
-    file_hash,
-    hash_json,
-    read_json,
-    read_manifest,
-    sync,
-    write_manifest,
-)
+from ..runs.errors import UserError
+from ..runs.files import MANIFEST, file_hash, hash_json, read_json, sync
+from ..runs.layout import TOKEN_LOG, checkpoints, step_of
+from ..runs.manifest import check_files, read_manifest, write_manifest
 
 KIND, DAMAGED = "checkpoint", "damaged-"
 # Without these a run would go on with a new optimizer, or with the learning rate schedule from its start.

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.stats import score_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows
 from ..data.scan import look_through
-from ..runs import UserError
+from ..runs.errors import UserError
 from .arguments import check_some_steps
 from .guarded import Guarded
 

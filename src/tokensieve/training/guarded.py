@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..layout import checkpoint as checkpoint_folder
-from ..layout import step_of
-from ..runs import MANIFEST, Stopped, UserError, read_json, writing
+from ..runs.errors import Stopped, UserError
+from ..runs.files import MANIFEST, read_json, writing
+from ..runs.layout import checkpoint as checkpoint_folder
+from ..runs.layout import step_of
 from .checkpoints import Split, check_split, last_good, log_bytes, numbered, seal, unseal, verify
 from .dry_step import dry_step, out_of_memory
 from .guards import GuardConfig, NonFinite, all_finite, broken_names, describe, write_record

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..runs import UserError, write_json
+from ..runs.errors import UserError
+from ..runs.files import write_json
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ECHO_SECONDS = 1.0  # torchrun passes a Ctrl-C on to workers that have had it from the terminal already

@@ -17,7 +17,7 @@ from ..modeling.probe_rows import choose_rows
 from ..modeling.sparse import Selection, SparseBackward
 from ..modeling.sparse.proof import wrong_gradients
 from ..modeling.sparse.tape import Store
-from ..runs import UserError
+from ..runs.errors import UserError
 from .guarded import say
 
 Backward = Literal["exact", "sparse"]

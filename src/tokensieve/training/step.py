@@ -23,7 +23,7 @@ from ..core import IGNORE_INDEX, Objective, TokenStats
 from ..core.objective import sum_dtype
 from ..core.stats import ROW_STATISTICS, score_columns
 from ..data.rows import next_token
-from ..runs import UserError
+from ..runs.errors import UserError
 from .guards import Watch
 
 Gather = Callable[[Tensor], Tensor]

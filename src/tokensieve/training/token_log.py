@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from ..core import random_uniform
-from ..layout import TIMES, TOKEN_LOG, log_lines, token_file, token_files
 from ..modeling.flops import TokenFlops, known_or_none
-from ..runs import UserError, atomic_file
+from ..runs.errors import UserError
+from ..runs.files import atomic_file
+from ..runs.layout import TIMES, TOKEN_LOG, log_lines, token_file, token_files
 from .step import Totals, unpacked
 
 

@@ -33,7 +33,7 @@ from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.probe import broken_property
 from ..modeling.probe_rows import has_target
 from ..modeling.seam import HeadSeam
-from ..runs import UserError
+from ..runs.errors import UserError
 from .arguments import check_fields, check_keywords
 from .checkpoints import tensors_only
 from .feeding import Fed
@@ -41,17 +41,7 @@ from .guarded import say
 from .guards import GuardConfig
 from .progress import TokenProgress
 from .sparse import Backward, SparseTraining, check_backward, saves_nothing
-from .step import (
-    Scope,
-    Totals,
-    broken_claims,
-    check_claims,
-    known_stats,
-    no_zero,
-    packed,
-    selection_totals,
-    unpacked,
-)
+from .step import Scope, Totals, broken_claims, check_claims, known_stats, no_zero, packed, selection_totals, unpacked
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
 from .trial_save import trial_save
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling.seam import base_model
-from ..runs import UserError, writing
+from ..runs.errors import UserError
+from ..runs.files import writing
 
 # Settings of sampling, which a generation config without do_sample must not have: they do nothing there.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")

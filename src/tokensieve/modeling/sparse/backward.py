@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ...runs import UserError
+from ...runs.errors import UserError
 from ..seam import base_model
 from .blocks import find_blocks, refuse_unserved
 from .interface import AttentionSwitch, handled_by

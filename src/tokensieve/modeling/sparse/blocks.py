@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ...runs import UserError
+from ...runs.errors import UserError
 from ..seam import base_model
 
 # Token mixers that are no softmax attention over all positions, and layers whose router sends rows to experts: what leaves a

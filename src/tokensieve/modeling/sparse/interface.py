@@ -13,8 +13,11 @@ from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ...runs import UserError
+from ...runs.errors import UserError
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """As in transformers: (module, query, key, value, mask, **kwargs) -> (output [B, T, H, d], weights or None)."""
@@ -41,9 +44,6 @@ class AttentionSwitch:
     """Puts our implementation into a model's config, and takes it out again with :meth:`close`."""
 
     def __init__(self, model: Any) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
         self.config = model.config.get_text_config()
         self.own: str = self.config._attn_implementation or "eager"
         if self.own not in SERVED:
@@ -60,8 +60,6 @@ class AttentionSwitch:
 
     def close(self) -> None:
         """Give the model its implementation back."""
-        from transformers import AttentionInterface, AttentionMaskInterface
-
         self.config._attn_implementation = self.own
         AttentionInterface._global_mapping.pop(self.name, None)
         AttentionMaskInterface._global_mapping.pop(self.name, None)
@@ -78,8 +76,6 @@ class AttentionSwitch:
 
     def _own(self, module: nn.Module) -> Attention:
         """The model's own attention: eager ones stand in the file of the model's class."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         if self.own != "eager":
             return ALL_ATTENTION_FUNCTIONS[self.own]  # type: ignore[no-any-return]
         eager: Attention = sys.modules[type(module).__module__].eager_attention_forward

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from ...runs import UserError
+from ...runs.errors import UserError
 from .backward import SparseBackward
 from .gate import gated
 from .tape import Store

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ...runs import UserError
+from ...runs.errors import UserError
 from .attention import Seen, attend_all, attend_kept
 from .interface import Attention, handled_by
 from .kept import Kept

@@ -1,0 +1,1 @@
+"""Sources of text: files, rows, packages; each document once."""

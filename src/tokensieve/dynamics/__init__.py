@@ -1,0 +1,1 @@
+"""Tokens over checkpoints: nll tables, the four classes, their text."""

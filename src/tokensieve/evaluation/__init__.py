@@ -1,0 +1,1 @@
+"""Baselines that models are evaluated beside."""

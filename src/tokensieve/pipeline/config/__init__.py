@@ -1,0 +1,1 @@
+"""Configs from files and words: types, places of errors, help."""

@@ -1,0 +1,1 @@
+"""Recipes: stages, their plan, and running them side by side."""

@@ -1,0 +1,100 @@
+"""What a stage takes, and what is known of the folders that it names: what a verb's ``estimate`` is given and gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...runs.manifest import is_done, read_manifest
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage takes. ``None``: does not apply; NaN: unknown; ``exact`` is False where a number is an estimate."""
+
+    tokens: float | None = None
+    flops: float | None = None
+    disk: float | None = None
+    exact: bool = True
+    checkpoints: float = 1
+    """Models in the folder it leaves: those that it saves on its way, the last one among them."""
+    memory: float = 0
+    """Bytes that its model takes at the least while it works: weights, and for training gradients and Adam's moments."""
+
+
+class Known:
+    """What is known of the folders that a stage names: what is there, and what earlier stages will make of them."""
+
+    def __init__(self) -> None:
+        self.costs: dict[Path, Cost] = {}
+        """folder -> what the stage that writes it takes."""
+        self._configs: dict[Path, Any] = {}
+        self._done: dict[Path, bool] = {}
+
+    def add(self, folder: Path, config: Any, done: bool) -> None:
+        """A stage's folder and its config. ``done``: it is there, and stays."""
+        self._configs[folder], self._done[folder] = config, done
+
+    def manifest(self, folder: str, kind: str) -> dict[str, Any] | None:
+        """Of a finished folder that no stage will do again; None if there is none."""
+        there = self._done.get(Path(folder), is_done(folder))
+        return read_manifest(folder, kind) if there else None
+
+    def tokens(self, corpus: str) -> tuple[float, bool]:
+        """(tokens of a corpus, whether they were counted); NaN where nobody knows."""
+        if (manifest := self.manifest(corpus, "corpus")) is not None:
+            return float(manifest["stats"]["tokens"]), True
+        cost = self.costs.get(Path(corpus), Cost())
+        return (math.nan, False) if cost.tokens is None else (cost.tokens, cost.exact)
+
+    def length(self, corpus: str) -> float:
+        """Tokens of a row of a corpus."""
+        if (manifest := self.manifest(corpus, "corpus")) is not None:
+            return int(manifest["length"])
+        return float(getattr(self._configs.get(Path(corpus)), "length", math.nan))
+
+    def vocab_size(self, corpus: str) -> int | None:
+        """Of a corpus, or of the corpus that it takes its tokenizer from."""
+        if (manifest := self.manifest(corpus, "corpus")) is not None:
+            return int(manifest["vocab_size"])
+        config = self._configs.get(Path(corpus))
+        tokenizer = getattr(config, "tokenizer", None)
+        return self.vocab_size(tokenizer) if tokenizer else getattr(config, "vocab_size", None)
+
+    def checkpoints(self, folder: str) -> float:
+        """Models in a folder that `train` wrote or will write; 1 for a model from elsewhere."""
+        from ...training.checkpoints import numbered
+
+        if (cost := self.costs.get(Path(folder))) is not None:
+            return cost.checkpoints
+        return max(1, len(numbered(Path(folder))))
+
+    def model(self, model: str | Mapping[str, Any], corpus: str = "") -> Any:
+        """A model's shapes, without weights: of a folder, of a config for a corpus, or of what a stage will begin with.
+        None if it is not here yet."""
+        from ...modeling.folder import read_config
+        from ...modeling.load import model_config, model_shapes
+
+        if not isinstance(model, str):
+            size = self.vocab_size(corpus)
+            return model_shapes(model_config(model, **({} if size is None else {"vocab_size": size})))
+        path = Path(model).parent if Path(model).name == "model" else Path(model)
+        if path in self._configs and not self._done[path]:
+            begun = self._configs[path]
+            return self.model(begun.model, begun.corpus)
+        return model_shapes(read_config(model)) if Path(model).is_dir() else None
+
+    def num_parameters(self, model: str | Mapping[str, Any], corpus: str = "") -> float:
+        """Of a model; NaN where its shapes are not known."""
+        shapes = self.model(model, corpus)
+        return math.nan if shapes is None else float(sum(p.numel() for p in shapes.parameters()))
+
+    def forward_flops(self, model: str, tokens: float, length: float) -> float:
+        """One forward of so many tokens through a model; NaN where its shapes are not known."""
+        from ...modeling.flops import token_flops
+
+        shapes = self.model(model)
+        return math.nan if shapes is None else token_flops(shapes, length).forward(tokens)

@@ -1,0 +1,166 @@
+"""What a recipe would do, before it does it: the state of each stage, its tokens, FLOPs and disk. Estimates are marked with ~.
+
+A verb's module says what a stage of it takes (``estimate``) and what work it is (``work``); here is what they share.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ...analysis.table import table
+from ...runs.errors import UserError
+from ...runs.manifest import is_done, read_manifest
+from ..verbs import VERBS
+from .cost import Cost, Known
+from .jobs import visible_gpus
+from .load import Recipe, Stage
+
+DONE, TO_DO, AGAIN, UNKNOWN = "done", "to do", "to be redone", "?"
+
+
+def describe(recipe: Recipe) -> str:
+    """The plan as a table: a line a stage, and the sum of what is still to do."""
+    states = states_of(recipe)
+    costs = costs_of(recipe, states)
+    rows = [_line(stage.name, stage.verb, states[stage.name], costs[stage.name]) for stage in recipe.stages]
+    rows.append(_line("to do", "", "", _total([costs[name] for name, state in states.items() if state != DONE])))
+    text = f"{recipe.name}: {len(recipe.stages)} stages into {recipe.out}\n\n{table(rows, list(rows[0]))}"
+    if dear := [s.name for s in recipe.stages if states[s.name] == AGAIN and is_dear(s)]:
+        text += f"\n\nfinished training is done again only if told to: --redo {' '.join(dear)}"
+    return text
+
+
+def needs_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
+    """stage -> the earlier stages that it waits for: those whose folders it reads, and those that check what it reads."""
+    needs: dict[str, frozenset[str]] = {}
+    for i, stage in enumerate(stages):
+        read = _reads(stage, stages[:i])
+        checks = {s.name for s in stages[:i] if not s.writes and _reads(s, stages[:i]) & read}
+        needs[stage.name] = frozenset(read | checks)
+    return needs
+
+
+def _reads(stage: Stage, before: Sequence[Stage]) -> set[str]:
+    """The stages before it whose folders, or what lies in them, its fields name, however the path is spelled."""
+    named = set(_paths(stage.fields))
+    return {s.name for s in before if s.writes and {Path(os.path.abspath(s.folder)), s.folder.resolve()} & named}
+
+
+def check_jobs(recipe: Recipe, stages: Sequence[Stage], jobs: int) -> None:
+    """Refuse (UserError) more processes than there are GPUs, where there are any, or than memory has room for models."""
+    if jobs < 1:
+        raise UserError(f"jobs must be at least 1, not {jobs}")
+    if jobs == 1:
+        return
+    if gpus := visible_gpus():
+        if jobs > len(gpus):
+            raise UserError(f"jobs: {jobs} processes need a GPU each, here are {len(gpus)}")
+        return
+    states = states_of(recipe)
+    costs = costs_of(recipe, states)
+    known = [(costs[s.name].memory, s.name) for s in stages if states[s.name] != DONE]
+    largest = sorted(((m, name) for m, name in known if not math.isnan(m)), reverse=True)[:jobs]
+    needed, free = sum(m for m, _ in largest), psutil.virtual_memory().available
+    if needed > free:
+        names = ", ".join(name for _, name in largest)
+        raise UserError(
+            f"jobs: {jobs} models at once ({names}) take at least {_si(needed)}B of memory, {_si(free)}B are free: "
+            "run with fewer jobs"
+        )
+
+
+def states_of(recipe: Recipe) -> dict[str, str]:
+    """stage -> done, to do, to be redone (its work is another than what stands there, or it reads a stage that is not done),
+    or ? where that cannot be said."""
+    states: dict[str, str] = {}
+    for i, stage in enumerate(recipe.stages):
+        states[stage.name] = _state(stage, all(states[name] == DONE for name in _reads(stage, recipe.stages[:i])))
+    return states
+
+
+def _state(stage: Stage, ready: bool) -> str:
+    if not is_done(stage.folder):
+        return TO_DO
+    try:
+        manifest = read_manifest(stage.folder)
+        if not ready:
+            return AGAIN
+        work = stage.module().work(stage.config())
+        return DONE if manifest["kind"] == work.kind and work.changes(manifest) == [] else AGAIN
+    except Exception:  # an input that is gone, damaged, or on a server that is not reached: doing it will say so
+        return UNKNOWN
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Every text in a stage's fields as a path, and the folders it lies in: ``runs/x/base/model`` reads ``runs/x/base``.
+
+    Each as it is spelled and with links followed, from the root.
+    """
+    if isinstance(value, str):
+        for path in {Path(os.path.abspath(value)), Path(value).resolve()}:
+            yield from (path, *path.parents)
+    elif isinstance(value, Mapping | list):
+        for inside in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths(inside)
+
+
+def is_dear(stage: Stage) -> bool:
+    """Whether in its folder stands work of a kind that a recipe does again only if it is told to."""
+    kind = read_manifest(stage.folder)["kind"]
+    modules = [verb.config_module() for verb in VERBS.values() if verb.stage]
+    return any(getattr(module, "DEAR", False) and kind == module.KIND for module in modules)
+
+
+def costs_of(recipe: Recipe, states: Mapping[str, str]) -> dict[str, Cost]:
+    """name -> cost of every stage, in order: later stages build on what earlier ones would give."""
+    known = Known()
+    for stage in recipe.stages:
+        config = stage.config()
+        known.add(stage.folder, config, states[stage.name] == DONE)
+        known.costs[stage.folder] = _estimated(stage, config, known)
+    return {stage.name: known.costs[stage.folder] for stage in recipe.stages}
+
+
+def _estimated(stage: Stage, config: Any, known: Known) -> Cost:
+    estimate = getattr(stage.module(), "estimate", None)
+    try:
+        return Cost() if estimate is None else estimate(config, known)
+    except Exception:  # whatever a library says to a folder, a config or a source: a plan without a number still is one
+        return Cost(math.nan, math.nan, math.nan, False, math.nan)
+
+
+def _total(costs: list[Cost]) -> Cost:
+    flops, disk = ([getattr(c, name) or 0 for c in costs] for name in ("flops", "disk"))
+    return Cost(None, sum(flops), sum(disk), False)
+
+
+def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
+    mark = "" if cost.exact else "~"
+
+    def number(value: float | None, unit: str) -> str:
+        if value is None:
+            return ""
+        return UNKNOWN if math.isnan(value) else mark + _si(value) + unit
+
+    return {
+        "stage": name,
+        "verb": verb,
+        "state": state,
+        "tokens": number(cost.tokens, ""),
+        "FLOP": number(cost.flops, ""),
+        "disk": number(cost.disk, "B"),
+    }
+
+
+def _si(value: float) -> str:
+    """1234567 -> 1.23 M"""
+    for factor, name in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{name}"
+    return f"{value:.3g} "

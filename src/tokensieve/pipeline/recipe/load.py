@@ -1,0 +1,193 @@
+"""A recipe's text -> its stages, resolved and checked. A recipe is data: nothing in it is executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...runs.errors import UserError
+from ...runs.files import MANIFEST
+from ..config.fields import unknown
+from ..config.yaml_text import read_yaml
+from ..configs.run import RecipeConfig
+from ..verbs import VERBS, make_config, validate
+
+KEYS = ("name", "out", "settings", "threads", "requires", "templates", "stages", "report")
+RESOLVED = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, resolved: no settings or references are left in its config."""
+
+    name: str
+    verb: str
+    folder: Path
+    fields: Mapping[str, Any]
+
+    def module(self) -> Any:
+        return VERBS[self.verb].module()
+
+    def config(self, **instead: Any) -> Any:
+        """The config of its verb."""
+        return make_config(self.verb, {**self.fields, **instead}, f"stage {self.name}")
+
+    @property
+    def writes(self) -> bool:
+        """Whether it leaves a folder."""
+        return VERBS[self.verb].takes("out")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, resolved against its settings and output folder."""
+
+    name: str
+    out: Path
+    stages: tuple[Stage, ...]
+    source: Mapping[str, Any]
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of each stage; None: as many as torch likes."""
+        return self.source.get("threads")
+
+
+def load(config: RecipeConfig) -> Recipe:
+    """Read, resolve and check a recipe: every stage's fields are parsed before the first one runs."""
+    path = find(config.recipe)
+    source = read_yaml(path)
+    for key in source:
+        if key not in KEYS:
+            raise UserError(f"{path}: {unknown(str(key), KEYS, 'key')}")
+    stages = source.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise UserError(f"{path}: stages: a mapping of stage name to verb and fields is needed")
+    threads = source.get("threads", 1)
+    if type(threads) is not int or threads < 1:
+        raise UserError(f"{path}: threads: a whole number of at least 1 is needed, not {threads}")
+    if not isinstance(source.get("report", False), bool):
+        raise UserError(f"{path}: report: true or false is needed")
+    settings = _settings(path, source, config.set)
+    for key in ("name", "out"):
+        if key in source and not (isinstance(source[key], str) and source[key]):
+            raise UserError(f"{path}: {key}: text is needed, not {source[key]}")
+    out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
+    _check_requirements(path, source.get("requires") or [], settings)
+    made = _stages(path, stages, settings, out, config.allow_code)
+    for asked, names in (("only", config.only), ("redo", [name for name in config.redo if name != "all"])):
+        for name in names:
+            if name not in stages:
+                raise UserError(f"{asked}: {unknown(name, stages, 'stage')}")
+    return Recipe(source.get("name") or path.stem, out, tuple(made), {**source, "settings": settings})
+
+
+def _stages(
+    path: Path, stages: Mapping[Any, Any], settings: dict[str, Any], out: Path, allow_code: bool
+) -> list[Stage]:
+    """The stages; one error for all that is wrong in any of them."""
+    made, wrong = list[Stage](), list[UserError]()
+    for name, fields in stages.items():
+        try:
+            made.append(_stage(path, name, fields, settings, out, made, allow_code))
+        except UserError as e:
+            wrong.append(e)
+            verb = fields.get("verb") if isinstance(fields, dict) else None
+            made.append(Stage(str(name), str(verb), out / str(name), {}))  # a later @stage of this name is no error
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else UserError("; ".join(map(str, wrong)))
+    return made
+
+
+def _settings(path: Path, source: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    own = source.get("settings") or {}
+    if not isinstance(own, dict):
+        raise UserError(f"{path}: settings: a mapping of name to value is needed")
+    for name in given:
+        if name not in own:
+            raise UserError(f"{path}: {unknown(name, own, 'setting')}")
+    return {**own, **given}
+
+
+def _check_requirements(path: Path, needs: Any, settings: Mapping[str, Any]) -> None:
+    for need in needs if isinstance(needs, list) else [needs]:
+        is_text = isinstance(need, dict) and all(isinstance(v, str) for v in need.values())
+        if not is_text or set(need) != {"path", "message"}:
+            raise UserError(f"{path}: requires: a list of {{path: ..., message: ...}} is needed")
+        if not Path(str(_filled(need["path"], settings, path))).exists():
+            raise UserError(f"{path.name}: {_filled(need['path'], settings, path)} is not here: {need['message']}")
+
+
+def stage_verbs() -> list[str]:
+    """The verbs that may be a stage."""
+    return [name for name, verb in VERBS.items() if verb.stage]
+
+
+def find(recipe: str) -> Path:
+    """A recipe's file: a path, or a name among those shipped with the package."""
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    shipped = Path(__file__).parents[2] / "recipes"
+    if (shipped / f"{recipe}.yaml").is_file():
+        return shipped / f"{recipe}.yaml"
+    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
+    raise UserError(f"{recipe} is no recipe file; shipped recipes: {names}")
+
+
+def _stage(
+    path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Path, before: list[Stage], allow_code: bool
+) -> Stage:
+    where = f"{path.name}: stage {name}"
+    if not isinstance(name, str):
+        raise UserError(f"{where}: YAML reads this name as {type(name).__name__}: put it in quotes")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in (MANIFEST, RESOLVED):
+        raise UserError(f"{where}: a stage's name is its folder's: letters, digits, '_', '-' and '.' only")
+    if not isinstance(fields, dict) or "verb" not in fields:
+        raise UserError(f"{where}: verb is missing: one of {', '.join(stage_verbs())}")
+    verb = fields["verb"]
+    if verb not in stage_verbs():
+        raise UserError(f"{where}: {unknown(str(verb), stage_verbs(), 'verb')}")
+    if "out" in fields:
+        raise UserError(f"{where}: out: a stage's folder is named after it, leave it out")
+    if "allow_code" in fields:
+        raise UserError(f"{where}: allow_code: a recipe cannot allow this to itself, give it on the command line")
+    folders = {s.name: s.folder for s in before if s.writes}
+    resolved = _resolve({k: v for k, v in fields.items() if k != "verb"}, settings, folders, where)
+    if VERBS[verb].takes("out"):
+        resolved["out"] = str(out / name)
+    if allow_code and VERBS[verb].takes("allow_code"):
+        resolved["allow_code"] = True
+    validate(verb, make_config(verb, resolved, where), where)  # typos are found before the first stage runs
+    return Stage(name, verb, out / name, resolved)
+
+
+def _resolve(value: Any, settings: Mapping[str, Any], folders: Mapping[str, Path], where: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _resolve(v, settings, folders, where) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_resolve(v, settings, folders, where) for v in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("@"):
+        stage, _, rest = value[1:].partition("/")
+        if stage not in folders:
+            raise UserError(f"{where}: {value} refers to no earlier stage; there are {', '.join(folders) or 'none'}")
+        return str(folders[stage] / rest)
+    return _filled(value, settings, where)
+
+
+def _filled(value: Any, settings: Mapping[str, Any], where: Path | str) -> Any:
+    """``${name}`` replaced by its setting. A string that is nothing but ``${name}`` takes the setting's type."""
+    if not isinstance(value, str):
+        return value
+    for name in re.findall(r"\$\{([^}]*)\}", value):
+        if name not in settings:
+            raise UserError(f"{where}: ${{{name}}}: {unknown(name, settings, 'setting')}")
+    whole = re.fullmatch(r"\$\{([^}]*)\}", value)
+    if whole:
+        return settings[whole[1]]
+    return re.sub(r"\$\{([^}]*)\}", lambda m: str(settings[m[1]]), value)

@@ -8,8 +8,9 @@ after            Trainer                                rho1: chosen after the f
 checkpointing    Trainer, activation_checkpointing      the same, and rho1
 before           Trainer                                random: known before the forward
 
-Both train the same rows with AdamW, gradients clipped. A step is timed from the end of the one before it to its own end. Peak
-memory is that of a second step above what was there before it: weights, gradients and optimizer state are in neither.
+Both train the same rows with AdamW, gradients clipped. A step is timed from the end of the one before it to its own end. With
+--clock cpu that is the processor's time of this process, which other processes on the machine hardly change: for one thread.
+Peak memory is that of a second step above what was there before it: weights, gradients and optimizer state are in neither.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ import contextlib
 import gc
 import os
 import tempfile
+import time
 from functools import partial
 from typing import Any
 
 import torch
-from measure import interleaved, peak_memory, ratios, report, spread
-from step import MODELS, arguments, make_model, make_rows, note_ends, plain
+from measure import peak_memory, ratios, report, spread, synchronize
+from step import MODELS, arguments, make_model, make_rows, plain
+from transformers import TrainerCallback
 
 import tokensieve as ts
 from tokensieve.modeling.flops import token_flops
 
 LAYERS = {"tinyllama-1.1b": 8, "qwen2.5-0.5b": 12, "llama-3.2-1b": 16}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 OBJECTIVES = {"after": "rho1", "checkpointing": "rho1", "before": "random"}
 
 
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--memory", action="store_true", help="measure peak memory, too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -61,8 +66,9 @@ def show(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
     about = (
         f"Time of a step over that of the plain HF Trainer of the same regime, median (lowest-highest) of {args.rounds} "
         f"rounds, in brackets the bound from FLOPs without the optimizer; {args.rows} rows of {args.length} tokens, AdamW, "
-        f"{'bfloat16 autocast' if args.device != 'cpu' else 'float32'} on {args.device}, {args.threads} threads. Memory: peak "
-        "of a second step over plain's. Load: processes that wanted to run while it was measured, ours among them."
+        f"{'bfloat16 autocast' if args.device != 'cpu' else 'float32'} on {args.device}, {args.threads} threads, "
+        f"{args.clock} clock. Memory: peak of a second step over plain's. Load: processes that wanted to run while it was "
+        "measured, ours among them."
     )
     report(args.name, "Token-sparse backward", about, [[shown(r) for r in records]], records, save=args.save)
 
@@ -76,14 +82,12 @@ def measure(args: argparse.Namespace, name: str, regime: str) -> dict[str, Any]:
     for ratio in args.ratios:
         ways[f"sparse {ratio}"] = partial(sparse, model, rows, OBJECTIVES[regime], ratio)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-
-    def run(way: str) -> None:
-        gc.collect()
-        seconds[way].append(Steps(ways[way], args, fields).seconds)
-
-    before = os.getloadavg()[0]
-    interleaved({way: partial(run, way) for way in ways}, args.rounds)
-    load = max(before, os.getloadavg()[0])
+    loads = [os.getloadavg()[0]]
+    for number in range(args.rounds):  # each trainer's first step warms up
+        for way in [*ways][number % len(ways) :] + [*ways][: number % len(ways)]:
+            gc.collect()
+            seconds[way].append(Steps(ways[way], args, fields).seconds)
+            loads.append(os.getloadavg()[0])
     peak = {way: Steps(ways[way], args, fields, memory=True).peak for way in ways} if args.memory else {}
     return {
         "model": name,
@@ -91,10 +95,10 @@ def measure(args: argparse.Namespace, name: str, regime: str) -> dict[str, Any]:
         "regime": regime,
         "tokens": args.rows * args.length,
         "device": args.device,
-        "seconds": {way: values[1:] for way, values in seconds.items()},  # the first round warmed up
+        "seconds": seconds,
         "peak_bytes": peak,
         "bound": {f"sparse {ratio}": bound(model, args, regime, ratio) for ratio in args.ratios},
-        "load": load,
+        "load": max(loads),
     }
 
 
@@ -109,13 +113,14 @@ class Steps:
             trainer = make(given)
             if memory:
                 self._watch(trainer, args.device)
-            ends = note_ends(trainer, args.device)
+            clock = Clock(args)
+            trainer.add_callback(clock)
             trainer.train()
             trainer.model.zero_grad(set_to_none=True)
             trainer.model.gradient_checkpointing_disable()
             if hasattr(trainer, "seam"):
                 trainer.seam.close()
-        self.seconds = ends[-1] - ends[0]
+        self.seconds = clock.ends[-1] - clock.ends[0]
 
     def _watch(self, trainer: Any, device: str) -> None:
         step, calls = trainer.training_step, []
@@ -131,6 +136,17 @@ class Steps:
             return made[0]
 
         trainer.training_step = watched
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """When each step ended, by the clock that was asked for."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device, self.now, self.ends = args.device, CLOCKS[args.clock], list[float]()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        synchronize(self.device)
+        self.ends.append(self.now())
 
 
 def sparse(model: Any, rows: Any, objective: str, ratio: float, args: Any) -> Any:

@@ -103,7 +103,9 @@ class SparseTraining:
             return None
         batch = {k: v.to(device) for k, v in collate(items).items()}
         drawn = torch.rand(batch["targets"].shape, generator=torch.Generator().manual_seed(0)).to(device)
-        keep = (batch["targets"] != IGNORE_INDEX) & (drawn < 0.5)
+        valid = batch["targets"] != IGNORE_INDEX
+        keep = valid & (drawn < 0.5)
+        keep = torch.where(keep.any(), keep, valid)  # of a single target
         return wrong_gradients(self._attached, named, lambda: loss(batch, keep), keep, self.store, dtype)
 
 

@@ -37,6 +37,11 @@ class Seen:
     logsumexp: Tensor | None = None
     """[N, H] or [K, H]"""
 
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """The same for blocks that see the same. Masks live from the forward to the last backward that needs them."""
+        return id(self.mask), self.causal
+
 
 def attend_all(
     own: Attention,
@@ -80,9 +85,9 @@ def attend_kept(
     """Attention of the kept queries [1, H, K, d] to all keys and values [B, H, T, d]. [1, K, H, d]"""
     query_BHnd = kept.by_row(query[0])
     if not seen.flash:
-        allowed = kept.cache.get(id(seen.mask))
+        allowed = kept.cache.get(seen.kind)
         if allowed is None:
-            allowed = kept.cache[id(seen.mask)] = _mask_of_kept(seen, kept)
+            allowed = kept.cache[seen.kind] = _mask_of_kept(seen, kept)
         output, _ = own(module, query_BHnd, key, value, allowed, **kwargs)
         return kept.flat(output)
     inputs = (query_BHnd, key, value, seen, kept, kwargs.get("scaling"))
@@ -131,13 +136,13 @@ class _Chunk:
 
 def _chunks(seen: Seen, kept: Kept, groups: int, dtype: torch.dtype) -> list[_Chunk]:
     """The kept queries in pieces, each with its part of the mask; made once a micro-batch for all blocks of one mask."""
-    found: list[_Chunk] | None = kept.cache.get((id(seen.mask), groups, dtype))
+    found: list[_Chunk] | None = kept.cache.get((seen.kind, groups, dtype))
     if found is None:
         mask = _mask_of_kept(seen, kept)
         number = max(1, round(kept.most / CHUNK))
         edges = [round(kept.most * i / number) for i in range(number + 1)]
         found = [_chunk(mask, kept, a, b, groups, dtype) for a, b in itertools.pairwise(edges)]
-        kept.cache[(id(seen.mask), groups, dtype)] = found
+        kept.cache[(seen.kind, groups, dtype)] = found
     return found
 
 

@@ -151,6 +151,7 @@ def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
             continue
         name, equals, value = word[2:].partition("=")
         head, dot, key = name.partition(".")
+        head = verb.aliases.get(head, head)
         name, values = head.replace("-", "_") + dot + key, [value] if equals else []
         while waiting and not equals and not waiting[0].startswith("--"):
             values.append(waiting.pop(0))

@@ -15,30 +15,16 @@ all rows, summed inside the matmul (float32) and written once. Chunks of rows re
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backends import OWN, check_backend
+from .backends import OWN
+from .first_pass import FirstPass, KeepLogits, check_shapes
 from .head import LinearHead
-from .softmax import EXTRAS, OnlineSoftmax
-
-IGNORE_INDEX = -100
-KeepLogits = Literal["auto"] | bool
-
-# A slice has so many columns, or as many as fit into 16 MiB of float32 where the rows are few: wide enough that products run
-# at full speed, narrow beside any vocabulary for which memory matters. On a CPU half as many stay nearer between elementwise
-# passes (bfloat16: 4 to 9 % of forward and backward, with the one cast of OnlineSoftmax.add); no power of two there, whose
-# rows fall onto the same lines of a cache.
-SLICE_COLUMNS, SLICE_COLUMNS_CPU = 4096, 2080
-SLICE_ELEMENTS = 2048 * SLICE_COLUMNS_CPU
-# `auto` keeps the logits of the first pass while all of them together take no more than this: 8192 tokens of V = 128k in
-# bfloat16. A dense cross-entropy takes three (float32) to seven times (bfloat16) what is kept.
-KEPT_LOGITS_BYTES = 2 << 30
-ROWS_AT_ONCE = 1024
+from .slices import IGNORE_INDEX, accumulation_dtype
+from .weighted import weighted_sum
 
 
 def token_nll_from_logits(logits: Tensor, targets: Tensor) -> Tensor:
@@ -48,7 +34,7 @@ def token_nll_from_logits(logits: Tensor, targets: Tensor) -> Tensor:
     Differentiable. Adding a constant to all logits of a token changes nothing. float64 logits give float64. A target whose
     logit is -inf has an nll of inf; where all logits of a token are -inf, it is NaN.
     """
-    _check_shapes(logits, targets, "logits")
+    check_shapes(logits, targets, "logits")
     flat_TV = logits.reshape(-1, logits.shape[-1])
     nll_T = F.cross_entropy(
         flat_TV.to(accumulation_dtype(logits.dtype)), targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none"
@@ -68,7 +54,7 @@ def token_nll(
     return LinearNLL(hidden, head_weight, targets, keep_logits=False, slice_columns=slice_columns).nll
 
 
-class LinearNLL:
+class LinearNLL(FirstPass):
     """nll of every token, then the gradient of only those that get a weight: two steps that share one pass.
 
         head = LinearNLL(hidden, head_weight, targets)
@@ -78,172 +64,48 @@ class LinearNLL:
 
     hidden [..., D]; head_weight [V, D] or :class:`LinearHead`; targets [...] already shifted, -100 for none; others must lie in
     the vocabulary. ``statistics``: of entropy, sum_p2, target_rank, top_entropy (see STATISTICS), from the same pass;
-    ``entropy=True`` is short for the first. ``keep_logits``: True keeps the first pass's logits for the backward (less time,
-    T * V numbers), False computes them again, "auto" keeps them while they take at most 2 GiB. ``backend``: "tokensieve", or
-    "torch" or "liger" for another library's backward over the selected rows (weights must then be 0 or 1, and nothing is
-    kept). Under autocast the matmuls run in autocast's dtype; nll and statistics are float32 (float64 for float64 input),
-    the head's gradient is summed over tokens in float32.
+    ``entropy=True`` is short for the first. ``top_k``: how many of the likeliest entries ``topk`` tells. ``second``: a second
+    target of each token, which takes its share of the loss (``targets.py``; of the backend tokensieve). ``keep_logits``: True
+    keeps the first pass's logits for the backward (less time, T * V numbers), False computes them again, "auto" keeps them
+    while they take at most 2 GiB. ``backend``: "tokensieve", or "torch" or "liger" for another library's backward over the
+    selected rows (weights must then be 0 or 1, and nothing is kept). Under autocast the matmuls run in autocast's dtype; nll
+    and statistics are float32 (float64 for float64 input), the head's gradient is summed over tokens in float32.
     """
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        head_weight: Tensor | LinearHead,
-        targets: Tensor,
-        *,
-        keep_logits: KeepLogits = "auto",
-        entropy: bool = False,
-        statistics: Collection[str] = (),
-        backend: str = OWN,
-        slice_columns: int | None = None,
-    ) -> None:
-        _check_shapes(hidden, targets, "hidden")
-        check_backend(backend)
-        asked = [name for name in EXTRAS if name in statistics or (entropy and name == "entropy")]
-        if unknown := set(statistics) - set(EXTRAS):
-            raise ValueError(f"unknown statistic {min(unknown)!r} of the head: one of {', '.join(EXTRAS)}")
-        self.head = LinearHead.of(head_weight)
-        vocab, width = self.head.weight.shape
-        if hidden.shape[-1] != width:
-            raise ValueError(f"hidden has width {hidden.shape[-1]}, the head {width}: they do not fit")
-        if slice_columns is not None and slice_columns < 1:
-            raise ValueError(f"slice_columns is {slice_columns}, it must be at least 1")
-        self.shape = targets.shape
-        self.hidden_TD = hidden.reshape(-1, width)
-        self.targets_T = targets.reshape(-1)
-        self.dtype = _matmul_dtype(self.hidden_TD, self.head.weight)
-        columns = slice_columns or _slice_columns(hidden.device.type, targets.numel())
-        self.slices = [slice(start, min(start + columns, vocab)) for start in range(0, vocab, columns)]
-        self.backend, self._spent = backend, False
-        self.kept_logits: list[Tensor] | None = [] if self._keeps(keep_logits) else None
-        ignored_T = self.targets_T == IGNORE_INDEX
-        # Reads past the end fail here, on the device too; -1 taken for the last or the first token would be trained on.
-        self.head.weight.detach()[:, 0].gather(0, self.targets_T.masked_fill(ignored_T, 0))
-        self.softmax = self._first_pass(asked)
-        self.nll = self.softmax.nll().masked_fill_(ignored_T, 0).view(self.shape)
-        self._asked = {n: self.softmax.extra(n).masked_fill(ignored_T, 0).view(self.shape) for n in asked}
-
-    @property
-    def entropy(self) -> Tensor:
-        """``-sum_v p_v log p_v`` of the prediction, nats, detached float32; 0 where the target is -100."""
-        return self.statistic("entropy")
-
-    def statistic(self, name: str) -> Tensor:
-        """``nll``, or one of the ``statistics`` asked for; detached, 0 where the target is -100. ValueError if it was not."""
-        if name != "nll" and name not in self._asked:
-            raise ValueError(f"{name} was not asked for: LinearNLL(..., statistics=({name!r},))")
-        return self.nll if name == "nll" else self._asked[name]
+    _spent = False
 
     def weighted_sum(self, weight: Tensor, *, max_rows: int | None = None) -> tuple[Tensor, Tensor]:
         """``(sum(weight * nll), sum(weight))`` over the tokens that have a target. See :func:`weighted_nll`.
 
+        With a ``second`` target ``loss`` stands in the place of nll: ``(1 - share) nll + share CE``.
         Called once: kept logits are freed by its backward. ``max_rows``, a known bound on the number of non-zero weights,
         spares the GPU a synchronisation; exceeding it would drop tokens, so give a true bound. With another backend soft
         weights are then an error of the device's.
         """
-        from .weighted import weighted_sum  # the two files are two halves of one thing; this is the later half
-
         if self._spent:
             raise RuntimeError("weighted_sum was called before: make a new LinearNLL")
         self._spent = True
         return weighted_sum(self, weight, max_rows)
 
-    def _keeps(self, keep_logits: KeepLogits) -> bool:
-        if not torch.is_grad_enabled() or self.backend != OWN:
-            return False
-        if keep_logits == "auto":
-            rows, vocab = self.targets_T.numel(), self.head.weight.shape[0]
-            return rows * vocab * self.dtype.itemsize <= KEPT_LOGITS_BYTES
-        return keep_logits
 
-    @torch.no_grad()
-    def _first_pass(self, asked: list[str]) -> OnlineSoftmax:
-        """Sums over the vocabulary for all rows, a slice of columns at a time; raw logits go into ``kept_logits``."""
-        hidden_TD, wide = self.hidden_TD.to(self.dtype), accumulation_dtype(self.dtype)
-        at_T = self._target_logits(hidden_TD) if "target_rank" in asked else None
-        softmax = OnlineSoftmax(self.targets_T, wide, extras=asked, target_logit_T=at_T)
-        raw, work = Scratch(hidden_TD, self.slices), Scratch(hidden_TD, self.slices, wide)
-        with disabled_autocast(hidden_TD):
-            for columns in self.slices:
-                out_TC = None if self.kept_logits is not None else raw.view(columns)
-                raw_TC = raw_logits(self.head, hidden_TD, columns, out_TC)
-                logits_TC = capped(self.head, raw_TC)
-                if self.kept_logits is not None:
-                    self.kept_logits.append(raw_TC)
-                may_write = logits_TC.dtype == wide and (self.kept_logits is None or logits_TC is not raw_TC)
-                softmax.add(logits_TC, columns.start, logits_TC if may_write else work.view(columns))
-        return softmax
+def weighted_nll(
+    hidden: Tensor,
+    head_weight: Tensor | LinearHead,
+    targets: Tensor,
+    weight: Tensor,
+    *,
+    keep_logits: KeepLogits = "auto",
+    backend: str = OWN,
+    slice_columns: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``(sum_t weight_t * nll_t, sum_t weight_t)`` over tokens with a target: Rho-1's Eq. 4 before its one division.
 
-    def _target_logits(self, hidden_TD: Tensor) -> Tensor:
-        """The targets' logits in the accumulation dtype, [T]: what TargetRank compares with. Some rows at a time: [T, D] of
-        the head's weight would be as much as the hidden states."""
-        head, parts = self.head, []
-        for rows in range(0, len(hidden_TD), ROWS_AT_ONCE):
-            index = self.targets_T[rows : rows + ROWS_AT_ONCE].clamp(min=0)
-            wide_RD = hidden_TD[rows : rows + ROWS_AT_ONCE].to(accumulation_dtype(self.dtype))
-            raw_R = torch.linalg.vecdot(wide_RD, head.weight[index].to(self.dtype).to(wide_RD.dtype))
-            raw_R = raw_R if head.bias is None else raw_R + head.bias[index].to(self.dtype).to(raw_R.dtype)
-            parts.append(raw_R.to(self.dtype))  # rounded as the slices' products are
-        return capped(head, torch.cat(parts)).to(accumulation_dtype(self.dtype))
-
-
-class Scratch:
-    """One buffer, seen as [rows, columns of a slice] again and again: on a CPU new memory costs a page fault a page, which
-    made the elementwise half of a pass three times slower."""
-
-    def __init__(self, like_TD: Tensor, slices: list[slice], dtype: torch.dtype | None = None) -> None:
-        self._like, self._rows = like_TD, like_TD.shape[0]
-        self._size = self._rows * (slices[0].stop - slices[0].start if slices else 0)
-        self._dtype = dtype or like_TD.dtype
-        self._buffer: Tensor | None = None
-
-    def view(self, columns: slice) -> Tensor:
-        """[rows, columns], with whatever was written there last. Made at the first call: not every pass needs it."""
-        if self._buffer is None:
-            self._buffer = self._like.new_empty(self._size, dtype=self._dtype)
-        width: int = columns.stop - columns.start
-        return self._buffer[: self._rows * width].view(self._rows, width)
-
-
-def raw_logits(head: LinearHead, hidden_TD: Tensor, columns: slice, out: Tensor | None = None) -> Tensor:
-    """``(h @ weight.T + bias)[:, columns]`` in the dtype of ``hidden_TD``, before scale and cap. [T, C]"""
-    weight_DC = head.weight[columns].to(hidden_TD.dtype).T
-    if head.bias is None:
-        return torch.mm(hidden_TD, weight_DC, out=out)
-    return torch.addmm(head.bias[columns].to(hidden_TD.dtype), hidden_TD, weight_DC, out=out)
-
-
-def capped(head: LinearHead, raw_TC: Tensor) -> Tensor:
-    """Scaled and soft-capped logits in float32; ``raw_TC`` itself, of whatever dtype, where a head has neither."""
-    if head.logit_scale == 1.0 and head.softcap is None:
-        return raw_TC
-    logits_TC = raw_TC.to(accumulation_dtype(raw_TC.dtype)) * head.logit_scale
-    return logits_TC if head.softcap is None else logits_TC.div_(head.softcap).tanh_().mul_(head.softcap)
-
-
-def _slice_columns(device: str, num_tokens: int) -> int:
-    least = SLICE_COLUMNS_CPU if device == "cpu" else SLICE_COLUMNS
-    return max(least, SLICE_ELEMENTS // max(1, num_tokens))
-
-
-def disabled_autocast(like: Tensor) -> Any:
-    """Dtypes here are chosen by hand; autocast would cast the float32 sums down again."""
-    return torch.autocast(like.device.type, enabled=False)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for everything but float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Autocast's dtype where autocast is on, else the head's: what the model's own head would have computed in."""
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
-
-
-def _check_shapes(values: Tensor, targets: Tensor, name: str) -> None:
-    if values.shape[:-1] != targets.shape:
-        raise ValueError(f"{name} has leading shape {tuple(values.shape[:-1])}, targets {tuple(targets.shape)}")
+    hidden [..., D], head_weight [V, D] or :class:`LinearHead`, targets [...] already shifted (-100: no target, its weight
+    counts nowhere), weight [...] bool or of any sign. Both sums are float32 scalars; only the first has a gradient, to hidden,
+    head weight and bias, never to ``weight``. Add the sums of all micro-batches and ranks, then divide once. Nothing
+    kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward and adds exactly 0, whatever its nll is, inf
+    and NaN too; a row with a weight and an nll of inf makes the sum inf. Options as of :class:`LinearNLL`.
+    """
+    options: dict[str, Any] = {"keep_logits": keep_logits, "backend": backend, "slice_columns": slice_columns}
+    head = LinearNLL(hidden, head_weight, targets, **options)
+    return head.weighted_sum(weight)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class TokenLog:
     """Which of the processes that worked on this run; a resumed one starts its clock again."""
     first_pass: bool = False
     """Whether each step takes a forward of its own to choose its tokens."""
+    beside: Callable[[float], float] | None = None
+    """FLOPs of what runs beside the student for so many tokens: a teacher."""
     skipped: set[int] = field(default_factory=set)
     """Steps whose update was left out because something in them was not finite."""
 
@@ -103,6 +105,7 @@ class TokenLog:
         skipped = step in self.skipped
         self.flops_student += self.flops.train(places, total["kept"])
         self.flops_student += self.flops.forward(places) if self.first_pass else 0.0
+        self.flops_student += self.beside(places) if self.beside is not None else 0.0
         total, low = (_without_update(total), math.inf) if skipped else (total, low)
         self.tokens_seen += round(total["valid"])
         self.tokens_trained += round(total["kept"])

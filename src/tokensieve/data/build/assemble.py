@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...runs.errors import UserError
+from ...runs.files import atomic_file
 from ..corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels
 from .pack import NO_TARGET
 from .units import Counts, read_table
-from ...runs.errors import UserError
-from ...runs.files import atomic_file
 
 MAX_SOURCES = 1 << 15  # an index into them is an int16
 

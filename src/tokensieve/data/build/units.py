@@ -17,14 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from ...runs.errors import UserError
+from ...runs.files import atomic_file, read_json, write_json
 from ..corpus import DOCUMENT_COLUMNS, rows_table
 from ..read.documents import BadRow, Block, Document, Skipped
-from .pack import NO_TARGET, pack
 from ..read.readers import documents
 from ..read.source import Source
 from ..tokenizer import Encoder
-from ...runs.errors import UserError
-from ...runs.files import atomic_file, read_json, write_json
+from .pack import NO_TARGET, pack
 
 PART_FORMAT = 3  # parts of another one (1 had no doc_offsets, 2 ended with each file) are made again
 MAX_BAD_ROWS_LISTED = 100

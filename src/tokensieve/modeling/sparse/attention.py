@@ -21,7 +21,7 @@ from .kept import Kept
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 # Queries of a call of the kernel: shorter chunks see fewer keys that the mask hides, longer ones start it less often.
-CHUNK = 512
+CHUNK = 256
 
 
 @dataclass

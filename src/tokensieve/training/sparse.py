@@ -4,15 +4,15 @@ step."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..core import IGNORE_INDEX, Objective
+from ..core import IGNORE_INDEX, LinearNLL, Objective
 from ..core.stats import head_statistics
-from ..data.rows import Rows, collate
+from ..data.rows import collate
 from ..modeling.probe_rows import choose_rows
 from ..modeling.sparse import Selection, SparseBackward
 from ..modeling.sparse.proof import wrong_gradients
@@ -53,16 +53,23 @@ def known_beforehand(objective: Objective) -> bool:
 
 
 class SparseTraining:
-    """The sparse backward of a training, attached from :meth:`attach` to :meth:`detach`; of an exact one it does nothing."""
+    """The sparse backward of a training, attached from :meth:`start` to :meth:`detach`; of an exact one it does nothing."""
 
     def __init__(self, objective: Objective, backward: Backward, *, strict: bool) -> None:
         self.on, self.strict = backward == "sparse", strict
         self.store: Store = "kept" if known_beforehand(objective) else "all"
         self._attached: SparseBackward | None = None
 
-    def attach(self, model: Any) -> None:
-        if self.on and self._attached is None:
-            self._attached = SparseBackward(model, strict=self.strict)
+    def start(self, trainer: Any, model: Any) -> str | None:
+        """Attach it, if it is wanted, to the model as it will be trained; say so, or return why its gradients are not right."""
+        if not self.on:
+            return None
+        self._attached = SparseBackward(trainer.seam.model, strict=self.strict)
+        told = self._prove(self._attached, trainer, model)
+        if told is None and trainer.is_world_process_zero():
+            regime = REGIMES["nothing" if self._attached.checkpoints else self.store]
+            say(f"backward: sparse{', strict' if self.strict else ''}: {regime}")
+        return told
 
     def detach(self) -> None:
         if self._attached is not None:
@@ -79,38 +86,35 @@ class SparseTraining:
         with self._attached.forward(keep=keep, store=self.store) as selection:
             yield selection
 
-    def tell(self, is_first: bool) -> None:
-        if self._attached is not None and is_first:
-            regime = REGIMES["nothing" if self._attached.checkpoints else self.store]
-            say(f"backward: sparse{', strict' if self.strict else ''}: {regime}")
+    def tell_share(self, kept: float, positions: float, *, first: bool) -> None:
+        """Say it where next to every position of the first step has a weight: those without a target are dropped, too."""
+        if first and kept >= 0.95 * positions:
+            say(
+                f"backward: sparse saves nothing here: {kept:.0f} of {positions:.0f} tokens have a weight that is not 0"
+            )
 
-    def prove(
-        self,
-        named: Sequence[tuple[str, Any]],
-        rows: Rows,
-        count: int,
-        loss: Callable[[dict[str, Tensor], Tensor], Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> str | None:
-        """A sentence where gradients are not those of the reference gate, on at most PROOF_ROWS rows; half of their targets
-        kept.
-
-        ``loss(batch, keep)``: the run's forward of a collated batch with these weights.
-        """
-        items = choose_rows(rows, min(count, PROOF_ROWS)) if self._attached is not None else []
-        if self._attached is None or not items:
+    def _prove(self, sparse: SparseBackward, trainer: Any, model: Any) -> str | None:
+        """A sentence where gradients are not those of the reference gate, on at most PROOF_ROWS of the run's rows, through its
+        own forward; half of their targets are kept."""
+        items = choose_rows(trainer.train_dataset, min(trainer._train_batch_size, PROOF_ROWS))
+        if not items:
             return None
+        device = trainer.args.device
         batch = {k: v.to(device) for k, v in collate(items).items()}
-        drawn = torch.rand(batch["targets"].shape, generator=torch.Generator().manual_seed(0)).to(device)
         valid = batch["targets"] != IGNORE_INDEX
+        drawn = torch.rand(valid.shape, generator=torch.Generator().manual_seed(0)).to(device)
         keep = valid & (drawn < 0.5)
         keep = torch.where(keep.any(), keep, valid)  # of a single target
-        return wrong_gradients(self._attached, named, lambda: loss(batch, keep), keep, self.store, dtype)
 
+        def mean(nll: LinearNLL) -> Tensor:
+            return nll.weighted_sum(keep)[0] / keep.sum()
 
-def saves_nothing(kept: float, positions: float) -> str | None:
-    """What is said where next to every position of the first step has a weight: those without a target are dropped, too."""
-    if kept < 0.95 * positions:
-        return None
-    return f"backward: sparse saves nothing here: {kept:.0f} of {positions:.0f} tokens have a weight that is not 0"
+        def loss() -> Tensor:
+            with trainer.compute_loss_context_manager():
+                return trainer._forward(model, batch, mean)[0].loss  # type: ignore[no-any-return]
+
+        model.train()
+        with trainer.compute_loss_context_manager():
+            half = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if half else trainer.seam.layer.weight.dtype
+        return wrong_gradients(sparse, trainer.seam.model.named_parameters(), loss, keep, self.store, dtype)

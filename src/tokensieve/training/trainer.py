@@ -38,11 +38,10 @@ from ..runs.errors import UserError
 from .arguments import check_fields, check_keywords
 from .checkpoints import tensors_only
 from .feeding import Fed
-from .guarded import say
 from .guards import GuardConfig
 from .progress import TokenProgress
 from .second import SecondTargets, check_second
-from .sparse import Backward, SparseTraining, check_backward, saves_nothing
+from .sparse import Backward, SparseTraining, check_backward
 from .step import Scope, Totals, broken_claims, check_claims, known_stats, no_zero, packed, selection_totals, unpacked
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
 from .trial_save import trial_save
@@ -184,31 +183,8 @@ class SelectiveTrainer(Fed):
             sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
             for rows in sets:
                 self._prove(model, rows, self.args.eval_batch_size)
-        self._prove_backward(model)
-
-    def _prove_backward(self, model: Any) -> None:
-        """Attach the sparse backward, if it is wanted, and hold its gradients against the reference gate's."""
-        if not self.sparse.on:
-            return
-        self.sparse.attach(self.seam.model)
-
-        def loss(batch: dict[str, Tensor], keep: Tensor) -> Tensor:
-            with self.compute_loss_context_manager():
-                outputs, _ = self._forward(
-                    model, batch, lambda nll: nll.weighted_sum(keep)[0] / keep.sum().clamp(min=1)
-                )
-            return outputs.loss  # type: ignore[no-any-return]
-
-        model.train()
-        kind = self.args.device.type
-        with self.compute_loss_context_manager():
-            half = torch.is_autocast_enabled(kind)
-            dtype = torch.get_autocast_dtype(kind) if half else self.seam.layer.weight.dtype
-        named = list(self.seam.model.named_parameters())
-        told = self.sparse.prove(named, self.train_dataset, self._train_batch_size, loss, self.args.device, dtype)
-        if told := self._first_of_ranks(told):
+        if told := self._first_of_ranks(self.sparse.start(self, model)):
             raise UserError(told)
-        self.sparse.tell(self.is_world_process_zero())
 
     def _prove(self, model: Any, rows: Any, count: int) -> None:
         """Raise UserError, on all ranks, where the method cannot rely on ``model`` fed ``count`` of these rows. Once a set."""
@@ -438,9 +414,8 @@ class SelectiveTrainer(Fed):
         self._claims_checked = math.isfinite(sums[-1]) and sums[-1] != 0  # else it has shown nothing yet
         if self.sparse.on:
             kept = self.step.totals["kept"]
-            counts = self._sum_over_ranks(torch.stack([kept, torch.full_like(kept, self.step.positions)])).tolist()
-            if (told := saves_nothing(*counts)) and self.is_world_process_zero():
-                say(told)
+            counts = torch.stack([kept, torch.full_like(kept, self.step.positions)])
+            self.sparse.tell_share(*self._sum_over_ranks(counts).tolist(), first=self.is_world_process_zero())
 
     def ranks_rows_together(self) -> bool:
         return self.objective.scope == "batch"

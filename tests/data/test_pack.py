@@ -5,9 +5,9 @@ import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tokensieve.data.build.pack import pack
 
 from tokensieve.data import corpus, list_columns
+from tokensieve.data.build.pack import pack
 from tokensieve.data.list_columns import column_block, write_columns
 from tokensieve.runs.errors import UserError
 

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokensieve.data.build.workers import sampled
 
+from tokensieve.data.build.workers import sampled
 from tokensieve.data.corpus import Corpus, describe, open_corpus
 from tokensieve.data.read import readers
 from tokensieve.data.read.source import SourceConfig

@@ -11,7 +11,6 @@ from .scores import SCORES, excess, random_uniform
 from .select import above_threshold, kept_count, top_fraction
 from .slices import IGNORE_INDEX
 from .stats import STATISTICS, TokenStats
-from .tally import Tally
 
 __all__ = [
     "IGNORE_INDEX",
@@ -21,7 +20,6 @@ __all__ = [
     "LinearHead",
     "LinearNLL",
     "Objective",
-    "Tally",
     "TokenStats",
     "above_threshold",
     "excess",

@@ -6,18 +6,38 @@ Shape letters as in ``nll.py``: T tokens, R rows of non-zero weight, C columns o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import OWN, selected_sum
-from .first_pass import FirstPass
 from .head import LinearHead
 from .slices import IGNORE_INDEX, Scratch, accumulation_dtype, capped, disabled_autocast, raw_logits
-from .softmax import in_slice
-from .targets import SecondRows
+from .softmax import OnlineSoftmax, in_slice
+from .targets import Second, SecondRows
+
+
+class FirstPass(Protocol):
+    """What the backward needs of the pass before it, :class:`tokensieve.core.nll.LinearNLL`. T tokens are ``targets_T``'s."""
+
+    head: LinearHead
+    hidden_TD: Tensor
+    targets_T: Tensor
+    shape: torch.Size
+    """The leading shape that T was flattened from, which weights have."""
+    dtype: torch.dtype
+    """Of the matmuls."""
+    slices: list[slice]
+    backend: str
+    softmax: OnlineSoftmax
+    nll: Tensor
+    loss: Tensor
+    """nll, or what stands in its place with second targets."""
+    second: Second | None
+    kept_logits: list[Tensor] | None
+    """Of each slice; None: they are computed again."""
 
 
 def weighted_sum(nll: FirstPass, weight: Tensor, max_rows: int | None) -> tuple[Tensor, Tensor]:

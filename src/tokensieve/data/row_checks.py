@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..core import IGNORE_INDEX
 from ..runs.errors import UserError
 from .half import within
 
-IGNORE_INDEX = -100
 IntArray = npt.NDArray[np.int64]
 
 

@@ -3,7 +3,7 @@
 row            = [ a a a E b b E p p ]      E: EOS, p: padding (num_tokens = 7), pieces start at 0 and 4
 labels         = [ a a a E b b E . . ]      . = -100; the model shifts: hidden at t predicts labels[t + 1]
 with bos_id:     [ . a a E . b E . . ]      a document's first token is its BOS: no target, in whatever row it begins
-isolated:      = [ . a a E . b E . . ]      a piece's first token is no target; positions 0 1 2 3 0 1 2 ...
+isolated:      = [ . a a E . b E . . ]      document masking: positions 0 1 2 3 0 1 2 ...; a piece's first token is no target
 targets        = labels one to the left, -100 at the end: made once, by collate, for all that is computed of a batch
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ..core import IGNORE_INDEX
 from ..runs.errors import UserError
 from .columns import (
     BOS_COLUMNS,
@@ -31,10 +32,10 @@ from .columns import (
     packing_columns,
     readable,
     value_type,
-    visible,
+    visible_columns,
 )
 from .pieces import PACKING, Pieces, cut_off_padding, doc_starts, per_token, piece_positions, read_pieces
-from .row_checks import IGNORE_INDEX, check_loss_mask, labels, mask, scores, second_target, token_ids, whole_number
+from .row_checks import check_loss_mask, labels, mask, scores, second_target, token_ids, whole_number
 
 PAD_ROW = -1  # as a row index: a row that is all padding
 
@@ -69,7 +70,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         vocab_size: int | None = None,
         second: tuple[str, str] | None = None,
     ) -> None:
-        shown = visible(dataset)
+        shown = visible_columns(dataset)
         names = [n for n in shown if n not in ignore_columns]
         if "input_ids" not in names:
             raise UserError(f"the data set has no column 'input_ids', only {', '.join(shown)}")

@@ -23,7 +23,7 @@ MANIFEST_KEYS = (
     *("columns", "dtype", "corpus_hash", "tokenizer_hash", "model_hash", "length", "isolate_documents"),
     *("shards", "flops", "reference_flops"),
 )
-DTYPES = {"float16": np.float16, "float32": np.float32}
+SCORE_DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
 def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify | None = "full") -> Any:

@@ -19,21 +19,22 @@ from ..data.bos import disagreement
 from ..data.corpus import Corpus, open_corpus
 from ..data.half import stored, tell_clipped
 from ..data.rows import Rows, check_targets, collate, is_target
-from ..data.scored import DTYPES, join_scores, write_score_shard
+from ..data.scored import SCORE_DTYPES, join_scores, write_score_shard
 from ..modeling.flops import known_or_none, token_flops
 from ..modeling.folder import model_hash
 from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
-from ..runs.manifest import is_done, note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.manifest import is_done, note_part, part_field, part_is_whole, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..scoring.context import Context, ablated
 from ..scoring.engine import Scorer
 from . import launch
 from .config.fields import from_fields
+from .configs.init import KIND as START
 from .configs.score import KIND, NOT_WORK, ScoreConfig
 from .recipe.cost import Cost, Known
-from .score_columns import COLUMNS, asked, bytes_of, check_columns, check_origin, columns_of, types_of
+from .score_columns import COLUMNS, asked, bytes_of, check_asked, check_origin, column_types, columns_of
 
 
 def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
@@ -101,9 +102,9 @@ def validate(config: ScoreConfig) -> None:
     """Raise UserError for columns, dtypes or a context that do not exist."""
     check_origin(config)
     context_of(config)
-    check_columns(config)
-    if config.dtype not in DTYPES:
-        raise UserError(f"dtype: scores are stored as {' or '.join(DTYPES)}, not {config.dtype!r}")
+    check_asked(config)
+    if config.dtype not in SCORE_DTYPES:
+        raise UserError(f"dtype: scores are stored as {' or '.join(SCORE_DTYPES)}, not {config.dtype!r}")
     check_dtype(config.model_dtype)
     if config.batch_rows < 0:
         raise UserError("batch_rows must be at least 0")
@@ -224,12 +225,12 @@ def _score_shard(
     config: ScoreConfig, blocks: Iterator[dict[str, Any]], bar: Any
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """(column -> [rows, length] as it is stored, column -> values that were too large for that)."""
-    columns, other = columns_of(config), types_of(config)
+    columns, other = columns_of(config), column_types(config)
     parts: dict[str, list[Any]] = {name: [] for name in columns}
     clipped = dict.fromkeys(columns, 0)
     for block in blocks:
         for name in columns:
-            values, count = (block[name], 0) if name in other else stored(block[name], DTYPES[config.dtype])
+            values, count = (block[name], 0) if name in other else stored(block[name], SCORE_DTYPES[config.dtype])
             parts[name].append(values)
             clipped[name] += count
         first = next(iter(block.values()))
@@ -240,7 +241,7 @@ def _score_shard(
 def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, note: str | None) -> None:
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
     s.need([shard["file"] for shard in shards])
-    told = [told_of_part(s.folder / shard["file"], "clipped", {}) for shard in shards]
+    told = [part_field(s.folder / shard["file"], "clipped", {}) for shard in shards]
     clipped = {name: sum(t.get(name, 0) for t in told) for name in columns_of(config)}
     tell_clipped(s.folder, clipped, "; dtype: float32 keeps them")
     s.finish(
@@ -257,16 +258,21 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
         shards=shards,
         flops=flops,
         reference_flops=training_flops(config.model) if config.model else 0.0,
-        **({"types": types_of(config)} if types_of(config) else {}),
+        **({"types": column_types(config)} if column_types(config) else {}),
         **({"context": config.context} if config.context != "none" else {}),
         **({"bos_note": note} if note else {}),
     )
 
 
 def training_flops(model: str) -> float | None:
-    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere."""
+    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere. Of one that
+    `init` made of another, and nobody trained since: those of the other."""
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder) and read_manifest(folder)["kind"] == "model":
+        kind = read_manifest(folder)["kind"] if is_done(folder) else None
+        if kind == "model":
             flops = read_manifest(folder, "model", ("summary",))["summary"]["flops_student"]
+            return None if flops is None else float(flops)
+        if kind == START:
+            flops = read_manifest(folder, START, ("source_flops",))["source_flops"]
             return None if flops is None else float(flops)
     return 0.0

@@ -1,4 +1,4 @@
-"""The columns that ``score`` writes: their names, what they hold, and how each is stored. Imports nothing heavy."""
+"""The columns that ``score`` writes: their names, what they hold, and how each is stored."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from ..core.stats import STATISTICS
 from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
-from ..data.corpus import COLUMNS as OF_CORPUS
-from ..data.corpus import LATER_COLUMNS
+from ..data.corpus import LATER_COLUMNS, ROW_COLUMNS
 from ..runs.errors import UserError
 from .configs.score import ScoreConfig
 
@@ -31,7 +30,7 @@ def columns_of(config: ScoreConfig) -> dict[str, str]:
     return {**asked(config), **({name: name for name in TOP_K} if config.top_k else {})}
 
 
-def types_of(config: ScoreConfig) -> dict[str, Any]:
+def column_types(config: ScoreConfig) -> dict[str, Any]:
     """column -> how it is stored, of those that are not stored as ``dtype``: a rank has no place in float16."""
     ranks = {} if config.from_file else {n: "float32" for n, holds in asked(config).items() if holds == "target_rank"}
     lists = {name: [dtype, config.top_k] for name, dtype in TOP_K.items()} if config.top_k else {}
@@ -40,12 +39,12 @@ def types_of(config: ScoreConfig) -> dict[str, Any]:
 
 def bytes_of(config: ScoreConfig) -> int:
     """Bytes on the disk of each token."""
-    other = types_of(config)
+    other = column_types(config)
     each = [4 if config.dtype == "float32" or other.get(name) == "float32" else 2 for name in asked(config)]
     return sum(each) + 8 * config.top_k
 
 
-def check_columns(config: ScoreConfig) -> None:
+def check_asked(config: ScoreConfig) -> None:
     """Raise UserError for columns that do not exist, or have a name that is taken or says something else."""
     if not config.columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
@@ -77,7 +76,7 @@ def _check_list(columns: list[str], of_file: bool) -> None:
 
 
 def _check_name(name: str, config: ScoreConfig) -> None:
-    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, *TOP_K, "targets", "valid"}
+    taken = {*ROW_COLUMNS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, *TOP_K, "targets", "valid"}
     taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise UserError(f"columns: {name!r} is no name for a column: letters, digits and '_' only")

@@ -35,7 +35,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Row:
+class ContextRow:
     """What windows are made of: ids, whether each is a target, where its pieces begin and which of them begin a document."""
 
     ids_T: np.ndarray
@@ -54,10 +54,10 @@ class Row:
         yield from pairwise(cuts)
 
 
-Windows = Callable[[Row], Iterator[Window]]
+Windows = Callable[[ContextRow], Iterator[Window]]
 
 
-def last(row: Row, size: int, stride: int = 1) -> Iterator[Window]:
+def last(row: ContextRow, size: int, stride: int = 1) -> Iterator[Window]:
     """Each target with ``size`` to ``size + stride - 1`` tokens before it, fewer at the beginning of its context.
 
     The first window serves the first ``size`` targets: they have no more than that before them anyway.
@@ -76,7 +76,7 @@ def last(row: Row, size: int, stride: int = 1) -> Iterator[Window]:
                 yield Window(row.ids_T[first:end], places)
 
 
-def without_problem(row: Row) -> Iterator[Window]:
+def without_problem(row: ContextRow) -> Iterator[Window]:
     """Targets of a solution with no document's problem before them; those of a problem with all that stands there."""
     place_T = np.where(row.target_T, np.arange(len(row.ids_T)), NO_PLACE)
     in_problem_T = np.zeros(len(row.ids_T), bool)
@@ -95,7 +95,7 @@ def without_problem(row: Row) -> Iterator[Window]:
             yield Window(ids_T, places_T)
 
 
-def without_earlier_documents(row: Row) -> Iterator[Window]:
+def without_earlier_documents(row: ContextRow) -> Iterator[Window]:
     """Targets with nothing but their own document before them, and the EOS that ends the one before it."""
     place_T = np.where(row.target_T, np.arange(len(row.ids_T)), NO_PLACE)
     cuts = [*row.starts_P.tolist(), len(row.ids_T)]
@@ -128,7 +128,7 @@ class Context:
         if self.without is not None and self.without not in SPANS:
             raise ValueError(f"without: there is no span {self.without!r}, only {', '.join(SPANS)}")
 
-    def windows(self, row: Row) -> Iterator[Window]:
+    def windows(self, row: ContextRow) -> Iterator[Window]:
         """What is fed in place of a row."""
         if self.last is not None:
             return last(row, self.last, self.stride)
@@ -175,14 +175,14 @@ def ablated(
         yield statistics(span.start, _scattered(scorer, windows, targets.shape), targets, scorer.model)
 
 
-def _row(item: Mapping[str, Any], told: Mapping[str, Any], corpus: Any) -> Row:
+def _row(item: Mapping[str, Any], told: Mapping[str, Any], corpus: Any) -> ContextRow:
     count = int(told["num_tokens"])
     target_T = item["labels"].numpy()[:count] != IGNORE_INDEX
     target_T[:1] = False
     bos_D = bos_places(told) if corpus.bos_id is not None else np.empty(0, np.int64)
     starts_P, solutions_P = (np.asarray(told[name], np.int64) for name in ("doc_starts", "doc_targets"))
     ids_T = item["input_ids"].numpy()[:count]
-    return Row(ids_T, target_T, starts_P, solutions_P, bos_D, corpus.isolate_documents, corpus.eos_id)
+    return ContextRow(ids_T, target_T, starts_P, solutions_P, bos_D, corpus.isolate_documents, corpus.eos_id)
 
 
 def _scattered(scorer: Scorer, windows: list[tuple[int, Window]], shape: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from ..modeling.properties import nonfinite
 from ..modeling.seam import MODEL_INPUTS, HeadSeam
 from ..runs.errors import UserError
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 # Tokens of one forward. On a CPU more does not run faster; a GPU is full with a few thousand of a 1B model's.
 BATCH_TOKENS = 8192
@@ -77,7 +77,7 @@ class Scorer:
             return
         self.prove(rows, len(spans[0]))
         queued: _Queued | None = None
-        for first, batch in ahead((span.start, self._read(rows, span)) for span in spans):
+        for first, batch in prefetch((span.start, self._read(rows, span)) for span in spans):
             # A GPU starts on this batch before the numbers of the one before it are waited for.
             before, queued = queued, self._forward(first, batch)
             if before is not None:
@@ -163,10 +163,10 @@ def statistics(first: int, values: Mapping[str, np.ndarray], targets: Tensor, mo
     return RowStatistics(first, values["nll"], values.get("entropy"), more)
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The items in order, each made by a thread while the one before is worked on; an error comes out where its item would."""
     end: Any = object()
-    with ThreadPoolExecutor(1, "ahead") as thread:
+    with ThreadPoolExecutor(1, "prefetch") as thread:
         waiting = thread.submit(next, items, end)
         while (item := waiting.result()) is not end:
             waiting = thread.submit(next, items, end)

@@ -19,7 +19,7 @@ from ..modeling.probe import broken_property
 from ..modeling.seam import HeadSeam, base_model
 from ..runs.errors import UserError
 
-Context = Callable[[], AbstractContextManager[Any]]
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class SecondTargets:
@@ -31,7 +31,13 @@ class SecondTargets:
     """
 
     def __init__(
-        self, wanted: SecondTarget, student: Any, teacher: Any, embeddings: Tensor | None, device: Any, context: Context
+        self,
+        wanted: SecondTarget,
+        student: Any,
+        teacher: Any,
+        embeddings: Tensor | None,
+        device: Any,
+        context: Autocast,
     ) -> None:
         self.wanted, self.context = wanted, context
         self.seam: HeadSeam | None = None

@@ -169,7 +169,7 @@ class TokenLog:
         return self.config.every > 0 and (step == 1 or step % self.config.every == 0)
 
 
-def sample_rows(config: TokenLogConfig, step: int, row_id: Tensor) -> Tensor:
+def logged_rows(config: TokenLogConfig, step: int, row_id: Tensor) -> Tensor:
     """Places of at most ``config.rows`` rows of a batch, those of lowest seeded hash: the same rows however it is split."""
     order = random_uniform(config.seed, step, row_id, torch.zeros_like(row_id))
     order = order.masked_fill(row_id < 0, 2.0)  # an all-padding row says nothing

@@ -26,6 +26,7 @@ from transformers.trainer_callback import ProgressCallback
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
 from ..core.backends import OWN, check_backend
+from ..core.kth import Threshold
 from ..core.objective import sum_dtype
 from ..core.stats import TokenStats, head_statistics
 from ..core.targets import SparseTargets
@@ -42,8 +43,18 @@ from .guards import GuardConfig
 from .progress import TokenProgress
 from .second import SecondTargets, check_second
 from .sparse import Backward, SparseTraining, check_backward
-from .step import Scope, Totals, broken_claims, check_claims, known_stats, no_zero, packed, selection_totals, unpacked
-from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
+from .step import (
+    RankScope,
+    Totals,
+    broken_claims,
+    check_claims,
+    known_stats,
+    no_zero,
+    packed,
+    selection_totals,
+    unpacked,
+)
+from .token_log import FlopsSpent, TokenLog, TokenLogConfig, logged_rows, write_sample
 from .trial_save import trial_save
 
 MODEL_ONLY = ("attention_mask", "position_ids", "labels")
@@ -72,10 +83,11 @@ class SelectiveTrainer(Fed):
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
-    columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read. ``args`` are
-    plain TrainingArguments. ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with
-    ``strict``. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth.
-    ``sources``, names of the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and
+    columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read.
+    ``thresholds`` of scope corpus: found before training where they are not given. ``args`` are plain TrainingArguments.
+    ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with ``strict``.
+    ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of the
+    corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and
     ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and
     is not read, an argument that is not kept to, a head it does not understand, an engine it does not support, or where no
     step can be done; for a row with values that cannot be meant when it is read.
@@ -99,6 +111,7 @@ class SelectiveTrainer(Fed):
         ignore_columns: Sequence[str] = (),
         backward: Backward = "exact",
         strict: bool = False,
+        thresholds: Mapping[str, Threshold] | None = None,
         teacher: Any = None,
         embeddings: Tensor | None = None,
         **kwargs: Any,
@@ -111,7 +124,7 @@ class SelectiveTrainer(Fed):
         check_second(self.objective, self.head.backend, teacher)
         wanted = self.objective.second
         columns = wanted.columns if wanted is not None and wanted.origin == "columns" else None
-        self.init_rows(model, self.objective.needs, ignore_columns, columns)
+        self.init_rows(model, self.objective.needs, ignore_columns, thresholds or {}, columns)
         kwargs.setdefault("data_collator", collate)
         super().__init__(
             model,
@@ -130,7 +143,7 @@ class SelectiveTrainer(Fed):
         if wanted is not None:
             given = (self.model, teacher, embeddings, args.device, self.compute_loss_context_manager)
             self.second = SecondTargets(wanted, *given)
-        self.scope = Scope(
+        self.scope = RankScope(
             self.objective, self.accelerator.num_processes, self.accelerator.process_index, self._gather_rows
         )
         self.token_log = TokenLog(
@@ -157,6 +170,7 @@ class SelectiveTrainer(Fed):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As ``Trainer.train``, after what the method relies on was proved of the model as it is fed: ``modeling/probe.py``."""
         self.check_steps()
+        self.find_thresholds(self.objective)
         rows: Any = self.train_dataset
         first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         _refuse_deferred_router_loss(self.objective, self.seam.model)
@@ -244,6 +258,7 @@ class SelectiveTrainer(Fed):
         left_out = (*MODEL_ONLY, *(self._second_columns or ()))
         there = {k: v.to(self.args.device, non_blocking=True) for k, v in batch.items() if k not in left_out}
         run: dict[str, Any] = {"step": self.state.global_step, "tokens_seen": self._tokens_seen}
+        run["thresholds"] = {name: found.value for name, found in self.thresholds.items()}
         return known_stats(self.objective.needs, there, sources=self.token_log.sources, **run)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -497,7 +512,7 @@ class SelectiveTrainer(Fed):
 
     def _note_sample(self, inputs: Mapping[str, Tensor], nll: Tensor, weight: Tensor, valid: Tensor) -> None:
         config, step = self.token_log.config, self.state.global_step + 1
-        for place in sample_rows(config, step, inputs["row_id"]).tolist():
+        for place in logged_rows(config, step, inputs["row_id"]).tolist():
             here = valid[place].nonzero().squeeze(-1)
             self.step.sample.append(
                 {
@@ -514,7 +529,7 @@ class SelectiveTrainer(Fed):
         step = self.state.global_step + 1
         rows: list[dict[str, Any]] = gather_object(self.step.sample)
         if self.is_world_process_zero() and rows:
-            chosen = sample_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
+            chosen = logged_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
             write_sample(self.token_log.folder, step, [rows[i] for i in chosen.tolist()])
 
 

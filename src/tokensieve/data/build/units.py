@@ -20,18 +20,18 @@ import xxhash
 from ...runs.errors import UserError
 from ...runs.files import atomic_file, read_json, write_json
 from ..corpus import DOCUMENT_COLUMNS, rows_table
-from ..read.documents import BadRow, Block, Document, Skipped
+from ..read.documents import NO_TARGET, BadRow, Block, Document, Skipped
 from ..read.readers import documents
 from ..read.source import Source
 from ..tokenizer import Encoder
-from .pack import NO_TARGET, pack
+from .pack import pack
 
 PART_FORMAT = 3  # parts of another one (1 had no doc_offsets, 2 ended with each file) are made again
 MAX_BAD_ROWS_LISTED = 100
 _BATCH_CHARS = 1 << 20
 
 
-class Unit(NamedTuple):
+class WorkUnit(NamedTuple):
     """Unit ``number`` of source ``source_index``."""
 
     source_index: int
@@ -93,7 +93,7 @@ class _Given(NamedTuple):
     labels: npt.NDArray[np.int32]
 
 
-def run_unit(unit: Unit, setup: Setup) -> Counts:
+def run_unit(unit: WorkUnit, setup: Setup) -> Counts:
     """Do one unit and write its part. :class:`UserError` for a bad row, unless these are to be skipped."""
     counts = Counts()
     items = (item for block in unit.blocks for item in documents(unit.source, block))

@@ -14,7 +14,7 @@ from ..core import IGNORE_INDEX, LinearNLL, Objective
 from ..core.stats import head_statistics
 from ..data.rows import collate
 from ..modeling.probe_rows import choose_rows
-from ..modeling.sparse import Selection, SparseBackward
+from ..modeling.sparse import KeptSelection, SparseBackward
 from ..modeling.sparse.proof import wrong_gradients
 from ..modeling.sparse.tape import Store
 from ..runs.errors import UserError
@@ -77,7 +77,7 @@ class SparseTraining:
             self._attached = None
 
     @contextlib.contextmanager
-    def forward(self, known: Callable[[], Tensor]) -> Iterator[Selection | None]:
+    def forward(self, known: Callable[[], Tensor]) -> Iterator[KeptSelection | None]:
         """Around a forward that trains. ``known()``: its weights, asked for where they are there beforehand."""
         if self._attached is None:
             yield None

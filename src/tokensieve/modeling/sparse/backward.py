@@ -27,11 +27,11 @@ from ...runs.errors import UserError
 from ..seam import base_model
 from .blocks import find_blocks, refuse_unserved
 from .interface import AttentionSwitch, handled_by
-from .kept import Kept, rows_of
-from .tape import ReachedAttention, Record, Replay, Store, Tape, queries_only
+from .kept import Kept, some_rows
+from .tape import Recording, Replay, Store, Tape, queries_only, until_attention
 
 
-class Selection:
+class KeptSelection:
     """Which positions one forward keeps; given beforehand, or with :meth:`choose` between forward and backward."""
 
     def __init__(self, store: Store, *, strict: bool) -> None:
@@ -62,7 +62,7 @@ class SparseBackward:
         refuse_unserved(self.blocks)
         self.strict = strict
         self.switch = AttentionSwitch(base_model(model))
-        self._selection: Selection | None = None
+        self._selection: KeptSelection | None = None
         self._queries_only: dict[nn.Module, frozenset[int]] = {}
         self._checkpointed = [block for block in self.blocks if getattr(block, "gradient_checkpointing", False)]
         self._set_checkpointing(False)  # theirs would run a block again for all rows
@@ -95,10 +95,10 @@ class SparseBackward:
             block.gradient_checkpointing = on  # type: ignore[assignment]
 
     @contextmanager
-    def forward(self, *, keep: Tensor | None = None, store: Store = "all") -> Iterator[Selection]:
+    def forward(self, *, keep: Tensor | None = None, store: Store = "all") -> Iterator[KeptSelection]:
         """While open, forwards of the model with gradient have a sparse backward. ``keep`` where it is known already: needed to
         store kept rows only. Of blocks that the model checkpoints nothing is stored."""
-        selection = Selection(store, strict=self.strict)
+        selection = KeptSelection(store, strict=self.strict)
         if keep is not None:
             selection.choose(keep)
         self._selection = selection
@@ -114,7 +114,7 @@ class SparseBackward:
             return own(*args, **kwargs)
         store: Store = "nothing" if any(block is b for b in self._checkpointed) else selection.store
         hidden, call = _call_of(block, own, selection, store, args, kwargs)
-        weights = trained(block)
+        weights = trained_weights(block)
         if not weights and not hidden.requires_grad:
             return own(*args, **kwargs)
         call.queries_only = self._queries_only
@@ -122,14 +122,14 @@ class SparseBackward:
         return (output, *call.beside) if call.beside is not None else output
 
 
-def trained(block: nn.Module) -> list[nn.Parameter]:
+def trained_weights(block: nn.Module) -> list[nn.Parameter]:
     return [p for p in block.parameters() if p.requires_grad]
 
 
 def _call_of(
     block: nn.Module,
     own: Callable[..., Any],
-    selection: Selection,
+    selection: KeptSelection,
     store: Store,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -166,7 +166,7 @@ class _Call:
         self,
         block: nn.Module,
         own: Callable[..., Any],
-        selection: Selection,
+        selection: KeptSelection,
         store: Store,
         rest: tuple[Any, ...],
         named: dict[str, Any],
@@ -184,7 +184,7 @@ class _Call:
         name, kind = type(self.block).__name__, hidden.device.type
         known = self.selection.kept if self.store == "kept" else None
         tape = Tape(hidden.shape[0], hidden.shape[1], self.store, known, self.queries_only.get(self.block, frozenset()))
-        record = Record(tape, name)
+        record = Recording(tape, name)
         with record, handled_by(record.attend):
             output = self.own(hidden, *self.rest, **self.named)
         if tape.seen is None:
@@ -204,9 +204,9 @@ class _Call:
         if tape is None:
             raise RuntimeError("a sparse backward is done once: what it needs is gone")
         if kept is None:
-            raise RuntimeError("Selection.choose was not called between forward and backward")
+            raise RuntimeError("KeptSelection.choose was not called between forward and backward")
         self.tape = None
-        weights = trained(self.block)
+        weights = trained_weights(self.block)
         d_hidden = torch.zeros_like(hidden) if needs_hidden else None
         if not len(kept):
             return d_hidden, [torch.zeros_like(w) for w in weights]
@@ -237,7 +237,7 @@ class _Call:
         """See :func:`.tape.queries_only`; found out once a block, on its first row, at the price of a wait for the device."""
         if self.block not in self.queries_only:
             index = torch.zeros(1, dtype=torch.long, device=hidden.device)
-            rest, named = (rows_of(v, index, *hidden.shape[:2]) for v in (self.rest, self.named))
+            rest, named = (some_rows(v, index, *hidden.shape[:2]) for v in (self.rest, self.named))
             row = hidden.detach()[:1, :1]
             self.queries_only[self.block] = queries_only(lambda: self.own(row, *rest, **named))
         return self.queries_only[self.block]
@@ -247,17 +247,13 @@ class _Call:
         if not len(kept.dropped):
             return None
         rows = flat.index_select(1, kept.dropped)
-        try:
-            with torch.set_grad_enabled(not self.selection.strict):
-                self._replay(tape, rows, kept.dropped, kept, None)
-        except ReachedAttention as reached:
-            return reached.key, reached.value
-        raise AssertionError("attention was reached in the forward")
+        with torch.set_grad_enabled(not self.selection.strict):
+            return until_attention(lambda: self._replay(tape, rows, kept.dropped, kept, None))
 
     def _replay(
         self, tape: Tape, rows: Tensor, index: Tensor, kept: Kept, others: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        rest, named = (rows_of(v, index, tape.rows, tape.length) for v in (self.rest, self.named))
+        rest, named = (some_rows(v, index, tape.rows, tape.length) for v in (self.rest, self.named))
         replay = Replay(tape, index, kept, others)
         with replay, handled_by(replay.attend):
             output = self.own(rows, *rest, **named)

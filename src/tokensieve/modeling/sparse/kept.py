@@ -51,13 +51,13 @@ class Kept:
         return (values if self.even else values.index_select(0, self.real_K)).unsqueeze(0)
 
 
-def rows_of(value: Any, index: Tensor, rows: int, length: int) -> Any:
+def some_rows(value: Any, index: Tensor, rows: int, length: int) -> Any:
     """What a block is called with, for some of its rows: tensors of [B, T, ...] or [1, T, ...] gathered to [1, K, ...]; the
     rest as it is."""
     if isinstance(value, (tuple, list)):
-        return type(value)(rows_of(v, index, rows, length) for v in value)
+        return type(value)(some_rows(v, index, rows, length) for v in value)
     if isinstance(value, dict):
-        return {k: rows_of(v, index, rows, length) for k, v in value.items()}
+        return {k: some_rows(v, index, rows, length) for k, v in value.items()}
     if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[1] != length or value.shape[0] not in (1, rows):
         return value
     if value.shape[0] == 1:

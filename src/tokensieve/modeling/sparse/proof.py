@@ -19,7 +19,7 @@ from .tape import Store
 
 # Of a parameter's gradient, as norms. What is not served is off by tenths: whole paths are missing or see what they should not.
 # In float64 some norms of transformers still compute in float32.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 # A gradient that is 0 but for rounding (keys' biases) is held against this share of the largest.
 NEGLIGIBLE = 1e-2
 
@@ -65,7 +65,7 @@ def wrong_gradients(
         told = (str(e).strip() or type(e).__name__).split("\n")[0]
         return f"backward: sparse cannot serve {name}: {told}; use backward: exact"
     worst, where = farthest([n for n, _ in parameters], ours, reference)
-    if worst <= TOLERANCE[dtype]:
+    if worst <= GRADIENT_TOLERANCE[dtype]:
         return None
     return (
         f"backward: sparse does not serve {name}: its gradient to {where} is {worst:.1g} from the reference gate's, "

@@ -1,8 +1,8 @@
 """A block's forward, written down so that it can be run again for some of its rows without its matrix products.
 
-    Record   all rows, no graph: notes the result of every linear map and dropout mask of a row, and what attention saw
-    Replay   some rows, with a graph: the same code of the block; a linear map returns the rows of its known result, and its
-             backward is one product over those rows; norms, activations and rotations, which cost little, are computed again
+    Recording   all rows, no graph: notes the result of every linear map and dropout mask of a row, and what attention saw
+    Replay      some rows, with a graph: the same code of the block; a linear map returns the rows of its known result, and its
+                backward is one product over those rows; norms, activations and rotations, which cost little, are computed again
 
 Both are torch function modes, which see ``F.linear``, ``torch.addmm`` and ``F.dropout`` whatever module calls them: adapters
 and fused projections need no code of their own, and what is none of these is computed again, which is right for all that
@@ -56,7 +56,7 @@ class Tape:
         return values.reshape(-1, width) if fits else None
 
 
-class ReachedAttention(Exception):
+class _ReachedAttention(Exception):
     """Rows that are only looked at are done once their keys and values are there."""
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
@@ -64,7 +64,7 @@ class ReachedAttention(Exception):
         self.key, self.value = key, value
 
 
-class Record(TorchFunctionMode):
+class Recording(TorchFunctionMode):
     """Runs a block's forward and fills its tape."""
 
     def __init__(self, tape: Tape, name: str) -> None:
@@ -127,7 +127,7 @@ class Record(TorchFunctionMode):
 
 class Replay(TorchFunctionMode):
     """Runs a block's forward again for the rows ``index`` of all N: for the kept ones beside ``others``, key and value of the
-    dropped ones [1, H, N - K, d], to the end; for the dropped ones until ReachedAttention brings those."""
+    dropped ones [1, H, N - K, d], to the end; for the dropped ones as far as it (until_attention)."""
 
     def __init__(self, tape: Tape, index: Tensor, kept: Kept, others: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class Replay(TorchFunctionMode):
     ) -> tuple[Tensor, None]:
         """Of kept rows as queries, to all rows as keys."""
         if self.index is self.kept.dropped:
-            raise ReachedAttention(key, value)
+            raise _ReachedAttention(key, value)
         assert self.tape.seen is not None
         others = self.others or (None, None)  # every row is kept
         keys, values = (_joined(mine, other, self.kept) for mine, other in zip((key, value), others, strict=True))
@@ -205,7 +205,7 @@ class Poison(TorchFunctionMode):
     def attend(
         self, own: Attention, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any
     ) -> Any:
-        raise ReachedAttention(key, value)
+        raise _ReachedAttention(key, value)
 
 
 def queries_only(run: Callable[[], Any]) -> frozenset[int]:
@@ -213,15 +213,22 @@ def queries_only(run: Callable[[], Any]) -> frozenset[int]:
     found: set[int] = set()
     for call in itertools.count():
         poison = Poison(call)
-        try:
-            with poison, handled_by(poison.attend), torch.no_grad():
-                run()
-        except ReachedAttention as reached:
-            if poison.calls <= call:
-                return frozenset(found)
-            if not (reached.key.isnan().any() or reached.value.isnan().any()):
-                found.add(call)
-    raise AssertionError("a block has so many linear maps and no more")
+        with poison, handled_by(poison.attend), torch.no_grad():
+            key, value = until_attention(run)
+        if poison.calls <= call:
+            break
+        if not (key.isnan().any() or value.isnan().any()):
+            found.add(call)
+    return frozenset(found)
+
+
+def until_attention(run: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+    """Key and value of what ``run()`` hands to an attention that goes no further."""
+    try:
+        run()
+    except _ReachedAttention as reached:
+        return reached.key, reached.value
+    raise AssertionError("attention was reached in the forward")
 
 
 def _check_keywords(kwargs: dict[str, Any], name: str) -> None:

@@ -10,12 +10,14 @@ import corpora
 import pyarrow.parquet as pq
 import pytest
 import rank_cases
+import sparse_models as models
 import tiny
 import torch
 from processes import fork_ranks
 
 from tokensieve.data.scored import load_scored
 from tokensieve.modeling.flops import token_flops
+from tokensieve.modeling.sparse import SparseBackward
 from tokensieve.pipeline import score
 from tokensieve.runs.manifest import read_manifest
 
@@ -123,6 +125,17 @@ def test_a_sharded_head(both: Any) -> None:
     truth = tiny.truth_gradients(tiny.llama(dtype=torch.float64), tiny.rows(8).to_dict(), torch.ones_like)
     for rank in both[1:]:
         assert tiny.gap(rank["fsdp"], truth) < 1e-9
+
+
+@pytest.mark.parametrize("store", ["all", "nothing", "kept"])
+def test_sharded_blocks(both: Any, store: str) -> None:
+    """A block's backward runs it again with the weights that FSDP2 gathers for it; none is kept whole from the forward."""
+    model = models.build("llama")
+    sparse = SparseBackward(model)
+    truth = models.by_gate(sparse, model, models.some())
+    for rank in both[1:]:
+        assert tiny.gap(rank["sparse-fsdp"][store], truth) < 1e-9
+        assert rank["sparse-fsdp"]["held"] == 0
 
 
 def test_two_ranks_of_a_machine_read_a_corpus_once(both: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sparse_models as models
 import tiny
 import torch
 from datasets import Dataset
@@ -32,6 +33,7 @@ from tokensieve.core.stats import score_columns
 from tokensieve.data import verify
 from tokensieve.data.rows import shift_targets
 from tokensieve.modeling.seam import HeadSeam
+from tokensieve.modeling.sparse import SparseBackward
 from tokensieve.pipeline import score
 from tokensieve.runs import files, manifest
 from tokensieve.runs.errors import UserError
@@ -181,6 +183,12 @@ CASES: dict[str, dict[str, Any]] = {
 CASES |= {f"rule-{name}": rule(name) for name in OBJECTIVES if name not in ("clm", "rho1")}
 BY_HALVES = objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [2, 0.2]])
 CASES["schedule"] = case(BY_HALVES, max_steps=2, learning_rate=0.1)
+SPARSE: dict[str, dict[str, Any]] = {
+    "sparse": case(objective("rho1", ratio=0.4)),
+    "sparse-checkpointing": case(objective("rho1", ratio=0.4, scope="step"), activation_checkpointing=True),
+    "sparse-empty-rank": case(objective("rho1", ratio=0.4), lambda: without_targets(2, 3, 6, 7)),
+}
+CASES |= SPARSE
 CASES["corpus"] = case(
     objective("intersect", of=[{"name": "token_cleaning", "ratio": 0.3, "scope": "corpus"}, {"name": "dft"}]),
     lambda: with_columns_of(objective("token_cleaning")),
@@ -205,7 +213,10 @@ def run_case(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     before = tiny.weights(model)
     args = tiny.arguments(folder / name, GLOBAL_BATCH // num_ranks, 2, **fields)
     log = TokenLogConfig(every=1, rows=100)
-    trainer = tiny.train(model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log, sources=("a", "b"))
+    backward = "sparse" if name in SPARSE else "exact"
+    trainer = tiny.train(
+        model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log, sources=("a", "b"), backward=backward
+    )
     after = tiny.weights(model)
     return {"gradients": {n: before[n] - after[n] for n in before}, "logged": trainer.state.log_history}
 
@@ -236,6 +247,29 @@ def run_fsdp(num_ranks: int, rank: int) -> dict[str, Tensor]:
     with seam.run(loss):
         model(input_ids=ids, labels=labels).loss.backward()
     return {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+
+
+def run_sparse_fsdp(num_ranks: int, rank: int) -> dict[str, Any]:
+    """Gradients of a sparse backward with every block sharded, gathered, by what was stored; bytes of whole weights that a
+    forward left in memory for the backward."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+
+    model, mesh = models.build("llama"), init_device_mesh("cpu", (num_ranks,))
+    for part in (*model.model.layers, model):
+        fully_shard(part, mesh=mesh)
+    sparse, keep, found = SparseBackward(model), models.some(), dict[str, Any]()
+    mine = keep & (torch.arange(models.ROWS) % num_ranks == rank)[:, None]  # the mean over ranks is half the sum
+    for store in ("all", "nothing", "kept"):
+        with sparse.forward(keep=mine, store=store):
+            value = models.loss(model, mine) * num_ranks
+        block: Any = model.model.layers[0]
+        held = [p.unsharded_param for p in block._get_fsdp_state()._fsdp_param_group.fsdp_params]
+        found["held"] = sum(p.untyped_storage().nbytes() for p in held)
+        value.backward()
+        found[store] = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+        model.zero_grad(set_to_none=True)
+    return found
 
 
 def run_eval(folder: Path, num_ranks: int) -> float:
@@ -296,6 +330,7 @@ def main(folder: Path, model: str, corpus: str) -> None:
         "router": run_router(folder, num_ranks),
         "eval": run_eval(folder, num_ranks),
         "fsdp": run_fsdp(num_ranks, rank),
+        "sparse-fsdp": run_sparse_fsdp(num_ranks, rank),
         "hashed": hashed,
         "self_test": self_tests(folder, num_ranks),
     }

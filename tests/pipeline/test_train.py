@@ -91,6 +91,19 @@ def test_a_model_from_a_config_takes_vocabulary_and_eos_from_the_corpus(tiny: An
     assert (config.vocab_size, config.eos_token_id) == (corpus.vocab_size, corpus.eos_id)
 
 
+def test_a_sparse_backward_is_other_work(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """It trains another model for fewer FLOPs; what does not go with it is told before anything is read."""
+    command = ("train", "--corpus", tiny.corpus, "--model", tiny.base, "--objective.name", "random", *STEPS)
+    for name in ("exact", "sparse"):
+        assert tokensieve(*command, "--out", tmp_path / name, "--backward", name).code == 0
+    flops = [json.loads((tmp_path / n / "summary.json").read_text())["flops_student"] for n in ("exact", "sparse")]
+    assert flops[1] < 0.9 * flops[0]
+    found = [read_manifest(tmp_path / n)["fingerprint"] for n in ("exact", "sparse")]
+    assert found[0] != found[1]
+    done = tokensieve(*command, "--out", tmp_path / "strict", "--strict", "true")
+    assert (done.code, "set backward: sparse" in done.error) == (2, True)
+
+
 # --- going on -----------------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,8 @@ _OTHER_MIXERS = re.compile(
 )
 # Names that a token's number of experts goes by.
 _VISITED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "top_k", "moe_topk", "moe_top_k", "moe_k")
+# What keys and values are made by, alone or together with queries.
+_KEYS_AND_VALUES = re.compile(r"(^|[._])(k|v|kv|qkv|wqkv|key|value|query_key_value|c_attn)(_|\.|$)", re.IGNORECASE)
 # Of PEFT: looked up, or kept beside a trained copy and not computed with.
 _NO_MATMUL = ("lora_embedding_A", "trainable_tokens", "original_module")
 
@@ -39,20 +41,23 @@ class TokenFlops:
     """Backward below the head; None: all of it trains, 2 * body."""
     head_backward: float | None = None
     """Backward of the head; None: 2 * head, to the hidden states and to its weight."""
+    body_backward_kept: float = 0.0
+    """Of ``body_backward`` what is done for trained tokens only: 0, but for a sparse backward."""
 
     def forward(self, tokens: float) -> float:
         """One forward of ``tokens`` tokens, head included."""
         return tokens * (self.body + self.head)
 
     def train(self, tokens: float, trained: float) -> float:
-        """``tokens * (body + head + body_backward) + trained * head_backward``: a training step, of whose tokens only those
-        ``trained`` go back through the head.
+        """``tokens * (body + head + body_backward - kept) + trained * (head_backward + kept)``: a training step, of whose
+        tokens only those ``trained`` go back through the head, and through what is ``kept`` of the body's backward.
 
         What an ideal implementation must do (the convention of MFU): recomputation is not counted.
         """
         body_backward = 2 * self.body if self.body_backward is None else self.body_backward
         head_backward = 2 * self.head if self.head_backward is None else self.head_backward
-        return tokens * (self.body + self.head + body_backward) + trained * head_backward
+        kept = self.body_backward_kept
+        return tokens * (self.body + self.head + body_backward - kept) + trained * (head_backward + kept)
 
 
 def known_or_none(flops: float) -> float | None:
@@ -60,24 +65,25 @@ def known_or_none(flops: float) -> float | None:
     return None if math.isnan(flops) else flops
 
 
-def token_flops(model: nn.Module, length: float) -> TokenFlops:
+def token_flops(model: nn.Module, length: float, *, sparse: bool = False, strict: bool = False) -> TokenFlops:
     """FLOPs a token at rows of ``length``, as ``model`` trains now (``requires_grad``), PEFT-wrapped or not.
 
     A backward costs 2 FLOPs a weight for the gradient to the weight, if that trains, and 2 more for the gradient to the
     weight's input, if something below it trains; attention's costs twice its forward under the same condition. Below is what
     comes earlier in the order of modules. Of mixtures only the experts count that a token visits; tables count nothing. A
-    sliding window is counted as the whole row.
+    sliding window is counted as the whole row. ``sparse``: backward of blocks for trained tokens only, but for keys and
+    values (and what they are fused with), which ``strict`` leaves out too.
 
     NaN in every field where the model has layers that are no softmax attention (state spaces, linear attention), several
     attentions a layer, or experts that do not say how many of them a token visits; and where anything fails.
     """
     try:
-        return _counted(model, length)
+        return _counted(model, length, sparse, strict)
     except Exception:  # whatever a config class or a module of an unknown family raises for a name it does not have
         return TokenFlops(math.nan, math.nan)
 
 
-def _counted(model: nn.Module, length: float) -> TokenFlops:
+def _counted(model: nn.Module, length: float, sparse: bool, strict: bool) -> TokenFlops:
     base = base_model(model)
     config = base.config.get_text_config()
     body = base if config is base.config else base.get_decoder()  # without towers of images and sound
@@ -90,12 +96,16 @@ def _counted(model: nn.Module, length: float) -> TokenFlops:
     lowest = -1.0 if any(p.requires_grad for m in embeddings for p in m.parameters()) else min(trains, default=math.inf)
     attention, attention_backward = _attention(body, config, length, [name for name, *_ in weights], lowest)
     forward = math.fsum(flops for *_, flops in weights)
-    to_inputs = math.fsum(flops for i, (*_, flops) in enumerate(weights) if i > lowest)
-    to_weights = math.fsum(weights[i][2] for i in trains)
+    back = [flops * ((i > lowest) + weight.requires_grad) for i, (_, weight, flops) in enumerate(weights)]
+    kept = [b for b, (name, *_) in zip(back, weights, strict=True) if strict or not _KEYS_AND_VALUES.search(name)]
     own = 2 * head.weight.numel()
     head_backward = own * (math.isfinite(lowest) + head.weight.requires_grad)
     return TokenFlops(
-        forward + attention, float(own), to_inputs + to_weights + attention_backward, float(head_backward)
+        forward + attention,
+        float(own),
+        math.fsum(back) + attention_backward,
+        float(head_backward),
+        math.fsum(kept) + attention_backward if sparse else 0.0,
     )
 
 

@@ -45,6 +45,7 @@ from ..runs.work import Work
 from ..training.checkpoints import numbered
 from ..training.guards import GuardConfig, StopSignals
 from ..training.self_test import run_self_test
+from ..training.sparse import check_backward
 from ..training.token_log import FlopsSpent, TokenLogConfig
 from ..training.trainer import HeadOptions, SelectiveTrainer
 from . import corpus_scope, launch, second
@@ -156,7 +157,8 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     parameters = sum(p.numel() for p in model.parameters())
     model = model if config.lora is None else with_lora(model, config.lora)
     trained = tokens * float(_objective(config).options.get("ratio", 1.0))
-    flops = token_flops(model, length).train(tokens, trained)
+    counted = token_flops(model, length, sparse=config.backward == "sparse", strict=config.strict)
+    flops = counted.train(tokens, trained)
     each = 4 if args.save_only_model else _ADAM_BYTES
     memory = parameters * (4 + _ADAM_BYTES if config.lora is None else 4)
     return Cost(tokens, flops, parameters * (4 + each * copies), exact and done, max(1, copies), memory)
@@ -194,6 +196,7 @@ def validate(config: TrainConfig) -> None:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
     second.check(objective, config)
     check_arguments(args)
+    check_backward(config.backward, config.strict, args)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
     if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
@@ -271,6 +274,8 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             eval_dataset={name: join_scores(found, verify=None) for name, found in sets.items()} or None,
             objective=objective,
             head=head,
+            backward=config.backward,
+            strict=config.strict,
             **second.models(objective, config, corpus),
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config, objective.second)),

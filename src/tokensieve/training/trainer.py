@@ -42,6 +42,7 @@ from .feeding import Fed
 from .guards import GuardConfig
 from .progress import TokenProgress
 from .second import SecondTargets, check_second
+from .sparse import Backward, SparseTraining, check_backward
 from .step import (
     RankScope,
     Totals,
@@ -84,6 +85,7 @@ class SelectiveTrainer(Fed):
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
     columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read.
     ``thresholds`` of scope corpus: found before training where they are not given. ``args`` are plain TrainingArguments.
+    ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with ``strict``.
     ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of the
     corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and
     ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and
@@ -107,6 +109,8 @@ class SelectiveTrainer(Fed):
         head: HeadOptions | None = None,
         guards: GuardConfig | None = None,
         ignore_columns: Sequence[str] = (),
+        backward: Backward = "exact",
+        strict: bool = False,
         thresholds: Mapping[str, Threshold] | None = None,
         teacher: Any = None,
         embeddings: Tensor | None = None,
@@ -115,6 +119,8 @@ class SelectiveTrainer(Fed):
         self.objective = objective or make_objective("clm")
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
+        check_backward(backward, strict, args)
+        self.sparse = SparseTraining(self.objective, backward, strict=strict)
         check_second(self.objective, self.head.backend, teacher)
         wanted = self.objective.second
         columns = wanted.columns if wanted is not None and wanted.origin == "columns" else None
@@ -168,13 +174,17 @@ class SelectiveTrainer(Fed):
         rows: Any = self.train_dataset
         first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         _refuse_deferred_router_loss(self.objective, self.seam.model)
-        self.token_log.flops = token_flops(self.model, len(first["input_ids"]))
+        sparse, strict = self.sparse.on, self.sparse.strict
+        self.token_log.flops = token_flops(self.model, len(first["input_ids"]), sparse=sparse, strict=strict)
         if self.second is not None and self.second.seam is not None:
             self.second.flops = token_flops(self.second.teacher, len(first["input_ids"]))
             self.token_log.beside = self.second.flops_forward
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         with self.guarded(), tensors_only(Path(checkpoint) if checkpoint else None):
-            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            try:
+                return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            finally:
+                self.sparse.detach()
 
     def before_training(self, model: Any) -> None:
         self._proved = []
@@ -187,6 +197,8 @@ class SelectiveTrainer(Fed):
             sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
             for rows in sets:
                 self._prove(model, rows, self.args.eval_batch_size)
+        if told := self._first_of_ranks(self.sparse.start(self, model)):
+            raise UserError(told)
 
     def _prove(self, model: Any, rows: Any, count: int) -> None:
         """Raise UserError, on all ranks, where the method cannot rely on ``model`` fed ``count`` of these rows. Once a set."""
@@ -317,11 +329,14 @@ class SelectiveTrainer(Fed):
 
         def weighted_loss(nll: LinearNLL) -> Tensor:
             weight = self._weigh(inputs, nll)
+            if selection is not None and selection.kept is None:
+                selection.choose(weight != 0)
             loss_sum, _ = nll.weighted_sum(weight, max_rows=self._most_rows(weight))
             denominator = 1 if num_items_in_batch is None else num_items_in_batch
             return torch.div(loss_sum * (self.accelerator.num_processes * parts), denominator)
 
-        outputs, _ = self._forward(model, inputs, weighted_loss, self._second_targets(inputs))
+        with self.sparse.forward(lambda: self._known_weight(inputs)) as selection:
+            outputs, _ = self._forward(model, inputs, weighted_loss, self._second_targets(inputs))
         loss: Tensor = outputs.loss / parts  # router losses are means of a micro-batch: averaged over them
         return (loss, outputs) if return_outputs else loss
 
@@ -344,6 +359,12 @@ class SelectiveTrainer(Fed):
     def _bound(self, weight: Tensor, index: int) -> int | None:
         """The most rows of a micro-batch that can get a weight; of all ranks' the longest row says how many are ranked."""
         return self.scope.most_rows(self.step.known[index].valid.shape, weight.shape)
+
+    def _known_weight(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The weights of the next micro-batch, where they do not depend on its forward."""
+        if self.step.weights is not None:
+            return self.step.weights[self.step.index]
+        return self.scope.weigh(self.step.known[self.step.index], {}, inputs["targets"].shape[1])[0]
 
     def _weigh(self, inputs: Mapping[str, Tensor], nll: LinearNLL) -> Tensor:
         """The weights of one micro-batch."""
@@ -406,6 +427,10 @@ class SelectiveTrainer(Fed):
         counted = None if self.step.denominator is None else float(self.step.denominator)
         check_claims(self.objective, [b > 0 for b in sums[:-1]], counted, sums[-1])
         self._claims_checked = math.isfinite(sums[-1]) and sums[-1] != 0  # else it has shown nothing yet
+        if self.sparse.on:
+            kept = self.step.totals["kept"]
+            counts = torch.stack([kept, torch.full_like(kept, self.step.positions)])
+            self.sparse.tell_share(*self._sum_over_ranks(counts).tolist(), first=self.is_world_process_zero())
 
     def ranks_rows_together(self) -> bool:
         return self.objective.scope == "batch"

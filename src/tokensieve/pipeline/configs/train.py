@@ -56,6 +56,11 @@ class TrainConfig:
     """What weights are kept in. For mixed precision leave it and set training.bf16."""
     head: dict[str, Any] = field(default_factory=dict)
     """How the vocabulary head's gradient is computed: keep_logits (auto, true, false), backend (tokensieve, torch, liger)."""
+    backward: Literal["exact", "sparse"] = "exact"
+    """exact: dropped tokens still teach every weight below; sparse: kept tokens alone are gone back through, for less
+    compute."""
+    strict: bool = False
+    """sparse: keys and values of dropped tokens are constants as well."""
     token_log_every: int = 0
     """Log some rows token by token every so many steps (and at the first); 0 for never."""
     token_log_rows: int = 8

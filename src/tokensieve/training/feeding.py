@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.objective import Objective
+from ..core.objectives.given import WEIGHT, times
 from ..core.stats import score_columns
+from ..data.columns import visible
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows
 from ..data.scan import look_through
 from ..runs.errors import UserError
@@ -108,6 +111,12 @@ class Fed(Guarded):
             # Padding turns bool into int64, on the ranks that are padded only: they could not be gathered.
             values = self.accelerator.pad_across_processes(values, dim=1).to(values.dtype)
         return self.accelerator.gather(values)  # type: ignore[no-any-return]
+
+
+def weighted(objective: Objective, dataset: Any, ignored: Sequence[str]) -> Objective:
+    """The objective, times the data set's column of weights where it has one."""
+    there = WEIGHT not in ignored and hasattr(dataset, "column_names") and WEIGHT in visible(dataset)
+    return times(objective) if there else objective
 
 
 def _vocab_size(model: Any) -> int | None:

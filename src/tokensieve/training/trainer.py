@@ -36,7 +36,7 @@ from ..modeling.seam import HeadSeam
 from ..runs.errors import UserError
 from .arguments import check_fields, check_keywords
 from .checkpoints import tensors_only
-from .feeding import Fed
+from .feeding import Fed, weighted
 from .guards import GuardConfig
 from .progress import TokenProgress
 from .step import Scope, Totals, broken_claims, check_claims, known_stats, no_zero, packed, selection_totals, unpacked
@@ -69,11 +69,12 @@ class SelectiveTrainer(Fed):
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
-    columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read. ``args`` are
-    plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes
-    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
-    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
-    it does not support, or where no step can be done; for a row with values that cannot be meant when it is read.
+    columns are read: docs/formats.md, "Data sets of your own". A column ``weight`` multiplies what the objective gives.
+    ``ignore_columns``: those that are not to be read. ``args`` are plain TrainingArguments. ``sources``, names of the corpus's
+    sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``.
+    Raises UserError before training for a missing column, one that speaks of tokens and is not read, an argument that is not
+    kept to, a head it does not understand, an engine it does not support, or where no step can be done; for a row with values
+    that cannot be meant when it is read.
     """
 
     loss_is_scaled_for_ga = True
@@ -94,7 +95,7 @@ class SelectiveTrainer(Fed):
         ignore_columns: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        self.objective = objective or make_objective("clm")
+        self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
         self.init_rows(model, self.objective.needs, ignore_columns)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..objective import Objective, with_denominator
-from . import combined, contrast, controls, entropy, placed, probability, ranked
+from . import combined, contrast, controls, entropy, given, placed, probability, ranked
 
 # name -> factory. A user's own is named by "package.module:factory".
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -40,6 +40,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "wit": placed.wit,
     "influence": placed.influence,
     "learning_time": placed.learning_time,
+    "column": given.column,
 }
 
 # Objectives made of those in their option ``of``: a list of {name: ..., option: value}.

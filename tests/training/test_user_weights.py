@@ -1,4 +1,4 @@
-"""A column ``weight`` beside the rows: alone it is the rule, under any other rule it multiplies, and 0 is as good as not there."""
+"""A column ``weight`` beside the rows: it is the rule, or multiplies any other; a token of weight 0 is as good as not there."""
 
 from __future__ import annotations
 
@@ -118,8 +118,11 @@ def test_what_is_nan_where_there_is_no_weight_reaches_no_sum() -> None:
     valid = torch.tensor([[True, True, False]])
     stats = TokenStats(valid, columns={"weight": torch.tensor([[0.0, -2.0, 3.0]])})
     assert made.weigh(stats).tolist() == [[0.0, -2.0, 0.0]]
-    assert made.denominator == "abs" and made.signed and made.counts_ahead
-    assert times(made) is made and times(objective("influence", column="weight")).name == "influence"
+    assert made.denominator == "abs"
+    assert made.signed
+    assert made.counts_ahead
+    assert times(made) is made
+    assert times(objective("influence", column="weight")).name == "influence"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.read.source import Source, SourceConfig
 from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resolve, text_bytes
+from ..data.weight_rules import WeightRule, check_rules, silent
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, read_json, write_json
 from ..runs.manifest import is_done, read_manifest
@@ -40,6 +41,7 @@ _LATER = (
     "bos",
     "parse_special_tokens",
     "max_unknown",
+    "weights",
 )  # fields that came after fingerprints ceased to cover all of them
 PARTS = "parts.tmp"
 MAX_WORKERS = 8
@@ -72,6 +74,8 @@ class PrepareConfig:
     """Tokens in a row."""
     isolate_documents: bool = False
     """Make each document a context of its own: positions restart and attention stops at its end."""
+    weights: list[WeightRule] = field(default_factory=list)
+    """Weights of tokens by what they say: {role, regex, tag or source: ..., weight: ...}, later ones win; docs/weights.md."""
     max_rows: int | None = None
     """Keep at most this many rows, chosen by the seed; with source weights exactly this many."""
     seed: int = 0
@@ -194,6 +198,7 @@ def validate(config: PrepareConfig) -> None:
         raise UserError("bos: always needs a tokenizer with a BOS: one that is trained here has none, set tokenizer")
     if not 0 <= config.max_unknown <= 1:
         raise UserError(f"max_unknown is a share of the tokens, from 0 to 1, not {config.max_unknown}")
+    check_rules(config.weights)
     weights = [s.weight for s in config.sources]
     if any(w is not None for w in weights):
         if None in weights:
@@ -234,12 +239,13 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
     tokenizer, setup = _setup(config, out, sources)
     parts = _run_units(config, sources, setup, progress)
     _check_unknown(config, parts)
+    _tell_silent(config, parts)
     rows = _allot(config, sources, parts)
     shard_rows = max(1, config.shard_tokens // config.length)
     writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed)
     content_hash = writer.content.hexdigest(setup.encoder.bos_id)
     names = [shard["file"] for shard in writer.shards] + ["documents.parquet"]
-    names += write_dataset_files(out, writer.shards, content_hash, labels=writer.labels) + _write_bad_rows(out, parts)
+    names += write_dataset_files(out, writer.shards, content_hash, writer.optional) + _write_bad_rows(out, parts)
     names += sorted(f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir() if p.is_file())
     _remove_strangers(out, names)
     s.finish(
@@ -286,7 +292,9 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any
         bos_id=None if bos is None else bos.id,
         parse_special_tokens=config.parse_special_tokens,
     )
-    return tokenizer, Setup(out / PARTS, encoder, config.length, tok.pad_id(tokenizer), config.on_bad_row == "skip")
+    return tokenizer, Setup(
+        out / PARTS, encoder, config.length, tok.pad_id(tokenizer), config.on_bad_row == "skip", tuple(config.weights)
+    )
 
 
 def _train(config: PrepareConfig, sources: list[Source]) -> Any:
@@ -388,6 +396,13 @@ def _check_unknown(config: PrepareConfig, parts: list[Part]) -> None:
             f"unknown to the tokenizer: {unknown:,} of {tokens:,} tokens ({unknown / tokens:.2%}), more than max_unknown "
             f"({config.max_unknown:.2%}) allows: it was not made for this text; choose another, or raise max_unknown"
         )
+
+
+def _tell_silent(config: PrepareConfig, parts: list[Part]) -> None:
+    """A word on each rule for weights that matched nothing: most often it is misspelt."""
+    spoke = [sum(p.counts.rule_documents[i] for p in parts) for i in range(len(config.weights))]
+    for sentence in silent(config.weights, spoke):
+        print(f"tokensieve: {config.out}: {sentence}", file=sys.stderr, flush=True)
 
 
 def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> list[int]:

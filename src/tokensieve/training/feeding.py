@@ -115,8 +115,9 @@ class Fed(Guarded):
 
 def weighted(objective: Objective, dataset: Any, ignored: Sequence[str]) -> Objective:
     """The objective, times the data set's column of weights where it has one."""
-    there = WEIGHT not in ignored and hasattr(dataset, "column_names") and WEIGHT in visible(dataset)
-    return times(objective) if there else objective
+    if isinstance(dataset, Mapping) or not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
+        return objective  # no data set: refused in a moment
+    return times(objective) if WEIGHT not in ignored and WEIGHT in visible(dataset) else objective
 
 
 def _vocab_size(model: Any) -> int | None:

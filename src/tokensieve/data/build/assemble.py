@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels
-from .pack import NO_TARGET
-from .units import Counts, read_table
 from ...runs.errors import UserError
 from ...runs.files import atomic_file
+from ..corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels, with_weight
+from .pack import NO_TARGET
+from .units import Counts, read_table
 
 MAX_SOURCES = 1 << 15  # an index into them is an int16
 
@@ -47,6 +47,7 @@ class Assembly:
     by_source: list[Tally] = field(default_factory=list)
     num_documents: int = 0
     no_targets: int = 0  # tokens that labels say are none
+    weights: dict[str, int] = field(default_factory=dict)  # tokens whose weight is zero or negative; empty: no weights
 
 
 def allot(
@@ -79,16 +80,19 @@ def assemble(
     parts: Sequence[Part], rows: Sequence[int], out: Path, length: int, shard_rows: int, seed: int
 ) -> tuple[ShardWriter, Assembly]:
     """Write the shards and ``documents.parquet``; ``rows[s]`` is how many rows source s gives, chosen by the seed."""
-    labels = any(p.counts.labels for p in parts)
-    state, writer = Assembly(), ShardWriter(out, length, shard_rows, labels=labels)
+    optional = [name for name in ("labels", "weight") if any(getattr(p.counts, name) for p in parts)]
+    state, writer = Assembly(), ShardWriter(out, length, shard_rows, optional)
     schema = pa.schema(list(DOCUMENT_COLUMNS.items()))
     with atomic_file(out / "documents.parquet") as f, pq.ParquetWriter(f, schema) as documents:
         for part, chosen in _choose(parts, rows, seed):
             if len(chosen):
                 table, docs = _take(part, chosen, state)
-                if labels:
+                if "labels" in optional:
                     table = with_labels(table)
                     state.no_targets += _no_targets(table)
+                if "weight" in optional:
+                    table = with_weight(table)
+                    _count_weights(table, state)
                 writer.write(table)
                 documents.write_table(docs.cast(schema))
     writer.close()
@@ -137,6 +141,13 @@ def _no_targets(table: pa.Table) -> int:
     return int((labels == NO_TARGET).sum()) - padding
 
 
+def _count_weights(table: pa.Table, state: Assembly) -> None:
+    weight = table["weight"].combine_chunks().flatten().to_numpy()
+    padding = len(weight) - int(table["num_tokens"].to_numpy().sum())  # whose weight is 0
+    for name, count in (("zero", int((weight == 0).sum()) - padding), ("negative", int((weight < 0).sum()))):
+        state.weights[name] = state.weights.get(name, 0) + count
+
+
 def _number(name: str, state: Assembly) -> int:
     if name not in state.numbers:
         if len(state.numbers) == MAX_SOURCES:
@@ -182,6 +193,7 @@ def figures(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> d
         "tokens": tokens,
         "padding": 1 - tokens / (rows * length),
         **({"no_targets": state.no_targets} if state.no_targets else {}),
+        **({"weights": state.weights} if state.weights else {}),
         "documents": state.num_documents,
         "bytes": size,
         "bytes_per_token": size / tokens,

@@ -11,11 +11,11 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
+from ...runs.errors import UserError
 from ..read.documents import Block
 from ..read.readers import Placed, placements
 from ..read.source import Source
 from .units import Counts, Setup, Unit, read_counts, run_unit
-from ...runs.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -6,6 +6,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
+class Turn(NamedTuple):
+    """Characters of a text that a role says."""
+
+    role: str
+    start: int
+    end: int
+
+
 class Document(NamedTuple):
     """One document. Either ``text``, or ``tokens`` where it came tokenised; ``where`` names file and line in messages."""
 
@@ -16,6 +24,12 @@ class Document(NamedTuple):
     solution: int = 0  # characters before the solution; 0 where all of the text counts
     tokens: list[int] | None = None
     labels: list[int] | None = None  # of the tokens: -100 no target, else the token; None: all are targets
+    token_weights: list[float] | None = None
+    turns: tuple[Turn, ...] = ()
+    templated: bool = (
+        False  # a chat as its template writes it: control tokens are such, and only what weights name is a target
+    )
+    weights: tuple[tuple[int, int, float], ...] = ()  # of characters of the text: from, up to, their weight; else 1
 
     @property
     def size(self) -> int:
@@ -49,3 +63,8 @@ class Block:
     start: int = 1  # number of its first line or row in the file
     cost: int = 0  # bytes of input, for progress
     size: int = 0  # bytes it brings into memory: short blocks of several files make a unit together
+
+
+def kind(value: Any) -> str:
+    names = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -10,9 +10,10 @@ from typing import Any
 from ...runs.errors import UserError
 from ...runs.files import read_json
 from .compressed import opened
-from .documents import BadRow, Block, Document, Item, Skipped
+from .documents import BadRow, Block, Document, Item, Skipped, Turn, kind
 from .source import Source
-from .token_rows import READ, kind, tokens_document
+from .token_rows import READ, tokens_document
+from .weight_values import WEIGHT, BadWeight, text_weights
 
 _BATCH_ROWS = 256
 
@@ -52,10 +53,14 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
             return BadRow(where, f"column {column!r} must be a string, this is {kind(value)}")
         if not value.strip():
             return Skipped("empty")
-    if len(values) == 1:
-        return Document(key, label, where, values[0])
-    before = f"Problem: {values[0]}\nSolution: "
-    return Document(key, label, where, before + values[1], solution=len(before))
+    before = "" if len(values) == 1 else f"Problem: {values[0]}\nSolution: "
+    text = before + values[-1]
+    try:
+        weights = text_weights(row.get(WEIGHT) if WEIGHT not in source.config.ignore_columns else None, len(text))
+    except BadWeight as e:
+        return BadRow(where, str(e))
+    turns = (Turn("problem", 9, len(before) - 11), Turn("solution", len(before), len(text))) if before else ()
+    return Document(key, label, where, text, solution=len(before), turns=turns, weights=weights)
 
 
 # ---- jsonl ----
@@ -99,7 +104,8 @@ def _require(source: Source, path: str, schema: Any) -> list[str]:
     for column in needed:
         if column not in names:
             raise UserError(f"{path} has no column {column!r}; it has {', '.join(names)}")
-    more = {"id", "source", *(_lists(schema) if tokenised(source) else ())} - {*needed, *source.config.ignore_columns}
+    more = {"id", "source", WEIGHT, *(_lists(schema) if tokenised(source) else ())}
+    more -= {*needed, *source.config.ignore_columns}
     return needed + [c for c in names if c in more]
 
 
@@ -255,7 +261,7 @@ def hub_blocks(source: Source, size: int) -> Iterator[Block]:
     rows: list[dict[str, Any]] = []
     start, filled = 1, 0
     for row in stream:
-        wanted = [*columns(source), "id", "source", *READ]
+        wanted = [*columns(source), "id", "source", WEIGHT, *READ]
         rows.append({k: v for k, v in row.items() if k in wanted or (tokenised(source) and isinstance(v, list))})
         filled += sum(len(v) for v in rows[-1].values() if isinstance(v, (str, list)))
         if filled >= size:

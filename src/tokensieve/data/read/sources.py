@@ -28,6 +28,7 @@ from .files import InputFile, find, once, walk
 from .row_files import first_columns, hub_revision
 from .source import Source, SourceConfig
 from .token_rows import READ
+from .weight_values import WEIGHT
 
 _JSON_LINES = (".jsonl", *(form + packed for packed in COMPRESSED for form in (".jsonl", ".json")))
 # Which files of a folder a format reads. An empty tuple: the format does not read single files.
@@ -163,8 +164,10 @@ def identity(source: Source, unit_bytes: int = 0) -> str:
     if source.format == "hub":
         return hash_json(["hub", source.config.path, hub_revision(source)])
     since = ["packed across files"] if packs_across(source, unit_bytes) else []
-    if "tokens" in (source.format, source.config.format):
-        since += [c for c in READ if c in first_columns(source) and c not in source.config.ignore_columns]
+    tokens = "tokens" in (source.format, source.config.format)
+    if tokens or source.format not in ONE_DOCUMENT_A_FILE:
+        read = (*(READ if tokens else ()), WEIGHT)
+        since += [c for c in read if c in first_columns(source) and c not in source.config.ignore_columns]
     if source.config.path.startswith("package:"):
         return hash_json(["package", _version(source.name), [(f.name, f.size) for f in source.files], *since])
     whole = source.size <= _HASH_WHOLE_BYTES

@@ -23,6 +23,7 @@ from chromium import browser, open_page
 from made_run import make_run
 
 from tokensieve.pipeline import report
+from tokensieve.pipeline.configs.report import ReportConfig
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
         texts = {name: documents(args.tokens // 2, seed) for seed, name in enumerate(("one", "two"))}
         make_run(run, texts, length=256, vocab_size=16000, frames=args.frames, logged_rows=8)
     began = time.monotonic()
-    page = Path(report.run(report.ReportConfig([str(run)], tokens=args.tokens + 100_000)))
+    page = Path(report.run(ReportConfig([str(run)], tokens=args.tokens + 100_000)))
     result: dict[str, Any] = {"build_seconds": round(time.monotonic() - began, 1)}
     result["megabytes"] = round(page.stat().st_size / 1e6, 2)
     data = json.loads(page.read_text("utf-8").split('id="explorer-data">')[1].split("</script>")[0])

@@ -23,8 +23,8 @@ step, over all micro-batches and ranks.
 | `nonzero` | tokens with a weight other than 0 |
 | `abs` | the sum of absolute weights |
 
-A column `weight` of the data set multiplies what any objective gives; tokens of weight 0 are neither ranked nor counted in k, the
-denominator `valid` counts them, and `weight` becomes `abs`: [weights.md](weights.md).
+A column `weight` of the data set multiplies what any objective gives; tokens of weight 0 are neither ranked nor counted in k,
+the denominator `valid` counts them, and `weight` becomes `abs`: [weights.md](weights.md).
 """
 
 COMPOSED = """```yaml

@@ -14,7 +14,7 @@ import pytest
 
 from tokensieve.data import verify
 from tokensieve.data.verify import check_input, remembered_hash
-from tokensieve.modeling.load import model_hash
+from tokensieve.modeling.folder import model_hash
 from tokensieve.runs import files, manifest
 from tokensieve.runs.errors import UserError
 from tokensieve.runs.manifest import check_files, read_manifest, write_manifest

@@ -10,15 +10,8 @@ import pytest
 import tiny
 import torch
 
-from tokensieve.modeling.load import (
-    check_length,
-    check_vocabulary,
-    load_causal_lm,
-    model_config,
-    model_folder,
-    model_hash,
-    new_causal_lm,
-)
+from tokensieve.modeling.folder import model_folder, model_hash
+from tokensieve.modeling.load import check_length, check_vocabulary, load_causal_lm, model_config, new_causal_lm
 from tokensieve.runs.errors import UserError
 
 CONFIG = {

@@ -172,13 +172,13 @@ def test_a_row_is_what_its_module_has(name: str) -> None:
     assert callable(verb.runner())
     assert verb.config_class().__doc__
     if verb.stage and verb.takes("out"):
-        module = verb.module()
-        assert isinstance(module.KIND, str)
+        module, of_config = verb.module(), verb.config_module()
+        assert isinstance(of_config.KIND, str)
         assert callable(module.work)
         assert callable(module.estimate)
         fields = set(verb.config_class().__dataclass_fields__)
-        assert {n.split(".")[0] for n in module.NOT_WORK} <= fields
-        assert "out" in module.NOT_WORK
+        assert {n.split(".")[0] for n in of_config.NOT_WORK} <= fields
+        assert "out" in of_config.NOT_WORK
 
 
 def test_verbs_that_may_be_a_stage() -> None:

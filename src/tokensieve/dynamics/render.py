@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..analysis.table import table
+
 
 def render(described: dict[str, Any]) -> str:
     """The classes beside the paper's, the mean nll of each over the checkpoints, and the classes of each source."""
-    from ..analysis.table import table
-
     last = described["checkpoints"][-1]
     head = (
         f"{described['tokens']:,} tokens, {len(described['checkpoints'])} checkpoints, mean nll "

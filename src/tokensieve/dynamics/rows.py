@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from datasets import Dataset
+
+from ..data.corpus import Corpus
+from ..data.half import within
+from ..data.list_columns import column_block, list_values
+from ..data.pieces import per_token, piece_positions
+from ..data.scored import open_scores
 from ..runs.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..data.corpus import Corpus
 
 # Positions of a block: about 40 MB for 20 checkpoints in float64, and long enough for numpy to be fast.
 BLOCK_TOKENS = 1 << 17
@@ -38,10 +40,6 @@ class Reader:
     """A corpus and the nll files of its checkpoints, mapped into memory, read in blocks of rows."""
 
     def __init__(self, corpus: Corpus, paths: Sequence[Path], scores: str | None = None) -> None:
-        from datasets import Dataset
-
-        from ..data.scored import open_scores
-
         self.corpus, self.length, self.folder = corpus, corpus.length, paths[0].parent
         self.files = [Dataset.from_file(str(path)) for path in paths]
         self.scores = open_scores(scores, corpus, verify=None) if scores else None
@@ -56,17 +54,10 @@ class Reader:
 
     def nll(self, index: int, start: int, stop: int) -> np.ndarray:
         """float16 [B, T] of one checkpoint, without inf."""
-        from ..data.half import within
-        from ..data.list_columns import column_block
-
         return within(column_block(self.files[index], "nll", start, stop), f"nll in {self.folder}")
 
     def block(self, start: int, stop: int) -> Block:
         """All that is known of the targets of some rows."""
-        import numpy as np
-
-        from ..data.list_columns import column_block
-
         target_BT = ~np.isnan(self.nll(-1, start, stop))
         source_BT, position_BT = self._context(start, stop)
         return Block(
@@ -81,11 +72,6 @@ class Reader:
 
     def _context(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Source of each token, and tokens before it in its context. int64 [B, T]"""
-        import numpy as np
-
-        from ..data.list_columns import list_values
-        from ..data.pieces import per_token, piece_positions
-
         size, shape = (stop - start) * self.length, (stop - start, self.length)
         starts, pieces = list_values(self.corpus.rows, "doc_starts", start, stop)
         starts = starts.astype(np.int64) + np.repeat(np.arange(stop - start) * self.length, pieces)
@@ -95,11 +81,6 @@ class Reader:
 
     def excess(self, block: Block, nll_CN: np.ndarray) -> np.ndarray:
         """nll - ref_nll of a block's targets, float32 [C, N]."""
-        import numpy as np
-
-        from ..data.half import within
-        from ..data.list_columns import column_block
-
         ref_BT = column_block(self.scores, "ref_nll", block.start, block.start + len(block.target_BT))
         if ref_BT.dtype == np.float16:
             ref_BT = within(ref_BT, "column 'ref_nll'")

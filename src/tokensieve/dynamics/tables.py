@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+
+from ..core import random_uniform, top_fraction
+from ..data.corpus import Corpus, open_corpus
+from ..data.half import stored
+from ..data.list_columns import column_block, list_values, write_columns
+from ..data.pieces import per_token
+from ..data.text import token_pieces
+from ..modeling.checkpoints import Checkpoint
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, write_json
 from ..runs.layout import nll_files, token_files
+from . import classes as d
+from .classes import CLASSES
 from .render import render
 from .rows import BLOCK_TOKENS, Block, Reader
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..data.corpus import Corpus
-    from ..modeling.checkpoints import Checkpoint
 
 BEFORE = 16  # tokens of context shown with a sample
 TABLES = ("classes", "curves", "breakdowns", "samples", "selection")
@@ -85,8 +94,6 @@ def write_tables(
 
 def _checkpoint_means(reader: Reader) -> list[float]:
     """Mean nll of every checkpoint over the targets, the same at all of them."""
-    import numpy as np
-
     sums, counts = np.zeros(len(reader.files)), np.zeros(len(reader.files))
     for start, stop in reader.spans():
         first_BT = None
@@ -110,12 +117,6 @@ def _tables(
     options: TableOptions, reader: Reader, means: list[float], out: Path, clipped: dict[str, int]
 ) -> dict[str, list[dict[str, Any]]]:
     """The tables, and ``tokens.arrow`` on the way; values that are too large for it are counted in ``clipped``."""
-    import numpy as np
-
-    from ..data.half import stored
-    from ..data.list_columns import write_columns
-    from . import classes as d
-
     sums, samples = d.ClassSums(len(means)), d.Samples(options.samples)
     groups, group_V = d.frequency_groups(*_token_counts(options, reader))
     by_source = d.Breakdown("source", [d.Group(name) for name in reader.corpus.sources])
@@ -161,10 +162,6 @@ class _Kept:
     """Which tokens are kept at which checkpoint: the top share of all targets of the corpus by excess."""
 
     def __init__(self, options: TableOptions, reader: Reader) -> None:
-        import numpy as np
-
-        from . import classes as d
-
         self.selector = (
             Reader(reader.corpus, nll_files(Path(options.selector)), options.scores) if options.selector else reader
         )
@@ -180,11 +177,6 @@ class _Kept:
 
     def _keep(self, index: int, ratio: float) -> tuple[np.ndarray, float]:
         """(whether each target of the corpus is kept at a checkpoint, in order, bool [all N]; the lowest excess kept)."""
-        import numpy as np
-        import torch
-
-        from ..core import top_fraction
-
         reader, parts = self.selector, []
         for start, stop in reader.spans():
             nll_BT = reader.nll(index, start, stop)
@@ -198,8 +190,6 @@ class _Kept:
         return keep.numpy(), float(score[keep].min())
 
     def add(self, block: Block, class_N: np.ndarray) -> None:
-        import numpy as np
-
         stop = self.first + len(class_N)
         byte, offset = self.first // 8, self.first % 8
         bits_SN = [np.unpackbits(b[byte : -(-stop // 8)])[offset : offset + len(class_N)] for b in self.bits_S]
@@ -211,11 +201,6 @@ class _Kept:
 
 def _token_counts(options: TableOptions, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
     """(count of each id in the counted corpus, targets of each id in this one), int64 [V]."""
-    import numpy as np
-
-    from ..data.corpus import open_corpus
-    from ..data.list_columns import column_block, list_values
-
     counted = open_corpus(options.counts) if options.counts else reader.corpus
     vocab = max(counted.vocab_size, reader.corpus.vocab_size)
     count_V, targets_V = np.zeros(vocab, np.int64), np.zeros(vocab, np.int64)
@@ -237,18 +222,12 @@ def _token_counts(options: TableOptions, reader: Reader) -> tuple[np.ndarray, np
 
 def _random(seed: int, place_N: np.ndarray, length: int) -> np.ndarray:
     """A uniform number for each token, keyed by (seed, row, position)."""
-    import torch
-
-    from ..core import random_uniform
-
     place = torch.from_numpy(place_N)
     order: np.ndarray = random_uniform(seed, 0, place // length, place % length).numpy()
     return order
 
 
 def _spread(block: Block, values_N: np.ndarray, dtype: Any, fill: float) -> np.ndarray:
-    import numpy as np
-
     values_BT = np.full(block.target_BT.shape, fill, dtype)
     values_BT[block.target_BT] = values_N
     return values_BT
@@ -256,11 +235,6 @@ def _spread(block: Block, values_N: np.ndarray, dtype: Any, fill: float) -> np.n
 
 def _with_text(corpus: Corpus, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Samples with where they stand and what they say."""
-    import numpy as np
-
-    from ..data.pieces import per_token
-    from ..data.text import token_pieces
-
     tokenizer, made = corpus.tokenizer(), []
     for sample in samples:
         row, position = divmod(sample.pop("place"), corpus.length)
@@ -278,12 +252,6 @@ def _with_text(corpus: Corpus, samples: list[dict[str, Any]]) -> list[dict[str, 
 
 def _logged(run: str | None, out: Path) -> list[tuple[int | None, float | None]]:
     """(logged tokens, share of them kept) of each class and of all, from a run's token log; None without one."""
-    import numpy as np
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-
-    from .classes import CLASSES
-
     if run is None:
         return [(None, None)] * (len(CLASSES) + 1)
     classes = Dataset.from_file(str(out / "tokens.arrow")).with_format("numpy")
@@ -302,9 +270,6 @@ def _logged(run: str | None, out: Path) -> list[tuple[int | None, float | None]]
 
 
 def _write_parquet(out: Path, name: str, records: list[dict[str, Any]]) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pa.Table.from_pylist(records)
     if name == "samples":
         table = table.set_column(table.schema.get_field_index("nll"), "nll", table["nll"].cast(pa.list_(pa.float32())))

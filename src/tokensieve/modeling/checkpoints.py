@@ -10,7 +10,7 @@ from typing import Any
 
 from ..runs.files import MANIFEST
 from ..runs.layout import checkpoints, token_lines
-from .load import model_folder
+from .folder import model_folder
 
 
 @dataclass(frozen=True)

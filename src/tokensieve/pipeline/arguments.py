@@ -3,9 +3,14 @@ fails an hour later, that does nothing here, or that would run code."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import Trainer, get_scheduler
 
 from ..runs.errors import UserError
 from ..training.arguments import AUTO_BATCH, LIGER, check_fields, check_some_steps
@@ -58,10 +63,6 @@ def check_arguments(args: Any) -> None:
 
 
 def _check_checkpointing(kwargs: Mapping[str, Any]) -> None:
-    import inspect
-
-    from torch.utils.checkpoint import checkpoint
-
     known = {*inspect.signature(checkpoint).parameters} - {"function", "args", "kwargs"}
     if wrong := sorted(set(kwargs) - known):
         raise UserError(f"training.gradient_checkpointing_kwargs: {wrong[0]!r} is none of {', '.join(sorted(known))}")
@@ -69,9 +70,6 @@ def _check_checkpointing(kwargs: Mapping[str, Any]) -> None:
 
 def _make_optimizer(args: Any) -> None:
     """The optimizer and schedule for a parameter of one number: they check their settings when they are made."""
-    import torch
-    from transformers import Trainer, get_scheduler
-
     cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     if not cls.__module__.startswith("torch.optim"):
         return  # some of the others need the model

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..analysis.overlap import RUN, alike, run_hashes, shared
+from ..data import corpus, scored
+from ..data.corpus import open_corpus
+from ..data.scored import load_scored
 from ..runs.errors import UserError
 from ..runs.files import MANIFEST
 from ..runs.manifest import check_files, read_manifest
+from .configs import run as run_config
+from .configs import train as train_config
+from .configs.check import CheckConfig
 
 OVERLAP_TOKENS = 50_000_000  # 8 bytes a token are held at once
 MAX_IDS_READ = 1000  # documents of equal ids whose texts are compared, spread over all that there are
 # Share of common runs of RUN_BYTES (about 8 tokens) from which documents of one id, of LONG tokens, are one document.
 ALIKE, LONG, RUN_BYTES = 0.5, 64, 32
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Verify folders: every file against its hash, scores against their corpus, corpora against each other."""
-
-    folders: list[str]
-    """Corpus, scores, model, evaluation or run folders."""
-    corpus: str | None = None
-    """The corpus that score folders must fit."""
-    disjoint: bool = False
-    """No document may stand in two of the corpora named: the same text, or nearly so under the same id."""
 
 
 def run(config: CheckConfig) -> list[str]:
@@ -56,14 +55,10 @@ def check_folder(folder: Path, corpus: str | None) -> list[str]:
     if manifest["kind"] == "run":
         return [line, *_check_stages(folder, manifest)]
     if manifest["kind"] == "corpus":
-        from ..data.corpus import open_corpus
-
         opened = open_corpus(folder, verify=None)
         line += f", {opened.num_rows} rows of {opened.length}, {manifest['stats']['tokens']} tokens"
         return [line, *_repeats(folder)]
     if manifest["kind"] == "scores" and corpus is not None:
-        from ..data.scored import load_scored
-
         load_scored(corpus, folder)
         line += f", fit {corpus}"
     return [line]
@@ -71,11 +66,7 @@ def check_folder(folder: Path, corpus: str | None) -> list[str]:
 
 def _keys(kind: str) -> Collection[str]:
     """What the manifest of a folder must say so that others can read it."""
-    from ..data import corpus, scored
-    from . import train
-    from .recipe import run as recipe
-
-    read: dict[str, Collection[str]] = {m.KIND: m.MANIFEST_KEYS for m in (corpus, scored, train, recipe)}
+    read: dict[str, Collection[str]] = {m.KIND: m.MANIFEST_KEYS for m in (corpus, scored, train_config, run_config)}
     return read.get(kind, ())
 
 
@@ -98,8 +89,6 @@ def check_disjoint(corpora: Sequence[str]) -> list[str]:
     half of their runs of 32 bytes are the same, whatever their tokenizers. Returns a line on ids that stand over different
     texts, if there are any.
     """
-    import numpy as np
-
     shared = read = 0
     for a, b in combinations(corpora, 2):
         first, second = _documents(a), _documents(b)
@@ -122,12 +111,6 @@ def _shared(a: str, b: str, number: int, what: str, example: str) -> str:
 
 def _same_ids(a: str, first: Any, b: str, second: Any) -> tuple[list[str], int, int]:
     """(ids of documents that are nearly the same in both, how many ids they share, how many were read: MAX_IDS_READ)."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from ..data.corpus import open_corpus
-
     ids = [_said_once(table["id"]) for table in (first, second)]
     shared = ids[0].filter(pc.is_in(ids[0], ids[1]))
     if not len(shared):
@@ -145,10 +128,6 @@ def _same_ids(a: str, first: Any, b: str, second: Any) -> tuple[list[str], int, 
 
 def _nearly(text: str, tokens: int, other: str, others: int) -> bool:
     """True if two texts, without white space and case, are the same or, where both are long, for the most part."""
-    import numpy as np
-
-    from ..analysis.overlap import alike
-
     if text == other or min(tokens, others) < LONG:
         return text == other
     one, two = (np.frombuffer(t.encode(), np.uint8) for t in (text, other))
@@ -157,16 +136,12 @@ def _nearly(text: str, tokens: int, other: str, others: int) -> bool:
 
 def _said_once(ids: Any) -> Any:
     """The ids that one document has: those that several have do not name one."""
-    import pyarrow.compute as pc
-
     counts = pc.value_counts(ids)
     return counts.field("values").filter(pc.equal(counts.field("counts"), 1))
 
 
 def _repeats(folder: Path) -> Iterator[str]:
     """A line if documents of a corpus have the same text."""
-    import numpy as np
-
     table = _documents(str(folder))
     _, first, number = np.unique(table["text_hash"].to_numpy(), return_index=True, return_counts=True)
     if (again := int((number - 1).sum())) > 0:
@@ -179,9 +154,6 @@ def overlaps(corpora: Sequence[str], worth_saying: float = 0.001) -> list[str]:
 
     Disjoint documents can share paragraphs: licence headers, docstrings copied between files, problems set twice.
     """
-    from ..analysis.overlap import RUN, run_hashes, shared
-    from ..data.corpus import open_corpus
-
     opened = [open_corpus(folder, verify=None) for folder in corpora]
     opened = [c for c in opened if c.tokenizer_hash == opened[0].tokenizer_hash]
     if sum(c.num_rows * c.length for c in opened) > OVERLAP_TOKENS:
@@ -195,6 +167,4 @@ def overlaps(corpora: Sequence[str], worth_saying: float = 0.001) -> list[str]:
 
 
 def _documents(folder: str) -> Any:
-    import pyarrow.parquet as pq
-
     return pq.read_table(Path(folder) / "documents.parquet", columns=["id", "text_hash"])

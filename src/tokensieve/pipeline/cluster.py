@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import score
+from .configs.score import ScoreConfig
 from .launch import Ranks
-from .score import ScoreConfig
 
 
 @dataclass(frozen=True)

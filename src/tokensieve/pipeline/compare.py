@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..analysis.comparison import (
+    RISE,
+    curve,
+    end,
+    kept_by_source,
+    reached,
+    reached_cell,
+    rise,
+    rises,
+    tokens_to_reach,
+    verdicts,
+)
+from ..analysis.table import table
+from ..modeling.folder import model_hash
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, read_json, write_json
 from ..runs.manifest import check_files, read_manifest
 from ..runs.stage import stage
 from ..runs.work import Work
+from .configs.compare import KIND, NOT_WORK, CompareConfig
 from .recipe.cost import Cost, Known
 
-KIND = "comparison"
-NOT_WORK = ("out", "evaluation", "runs")
 FILES = ("comparison.json", "table.txt", "table.md")
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Compare training runs on one evaluation set."""
-
-    out: str
-    """Folder to write: comparison.json, table.txt, table.md."""
-    evaluation: str
-    """A folder that `evaluate` wrote, with checkpoints."""
-    runs: dict[str, str]
-    """arm -> a folder that `train` wrote; the names are those used in the evaluation."""
-    target: str
-    """The evaluation set that the comparison is about."""
-    others: list[str] = dataclasses.field(default_factory=list)
-    """Further sets to show, forgetting for example."""
-    solution: bool = False
-    """On solutions only, for sets that have them."""
-    baseline: str = "clm"
-    """The arm whose end the others are measured against."""
 
 
 def run(config: CompareConfig) -> Path:
@@ -74,8 +65,6 @@ def work(config: CompareConfig) -> Work:
 
 def _was_there_before_its_end(config: CompareConfig) -> bool:
     """Whether the baseline had its end's nll before its last checkpoint."""
-    from ..analysis.comparison import curve, tokens_to_reach
-
     results = read_json(Path(config.evaluation) / "evaluation.json")
     points = sorted(curve(results, config.baseline, config.target, _on(config)))
     return bool(points) and tokens_to_reach(points, points[-1][1]) != points[-1][0]
@@ -96,8 +85,6 @@ def validate(config: CompareConfig) -> None:
 
 def _check_weights(config: CompareConfig, evaluated: Mapping[str, Any]) -> None:
     """The evaluation must be of the very weights that the runs hold: a run done again since would lend it its figures."""
-    from ..modeling.load import model_hash
-
     for arm, folder in config.runs.items():
         hashes = [found for name, _, found in evaluated["inputs"]["models"] if name == arm]
         if hashes and model_hash(folder) not in hashes:
@@ -113,8 +100,6 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
 
     Models that were evaluated but are no arm (base, reference, n-grams) come first, without a run's figures.
     """
-    from ..analysis.comparison import RISE, curve, end, reached, rise
-
     on = _on(config)
     baseline = curve(results, config.baseline, config.target, on)
     try:
@@ -141,9 +126,6 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
 
 def render(config: CompareConfig, rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
     """For people: the table of arms, what share of each source the selective ones kept, and last the verdict in words."""
-    from ..analysis.comparison import kept_by_source, rises, verdicts
-    from ..analysis.table import table
-
     cells = [_cells(config, row) for row in rows]
     text = table(cells, list(cells[0]), markdown=markdown)
     if shares := kept_by_source(rows):
@@ -158,8 +140,6 @@ def _on(config: CompareConfig) -> str:
 
 
 def _cells(config: CompareConfig, row: dict[str, Any]) -> dict[str, str | None]:
-    from ..analysis.comparison import reached_cell
-
     def number(value: float | None, form: str, scale: float = 1.0) -> str | None:
         return None if value is None else format(value / scale, form)
 

@@ -8,66 +8,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+from tqdm.auto import tqdm
+
+from ..data.bos import disagreement
+from ..data.corpus import Corpus, open_corpus
+from ..data.half import stored, tell_clipped
+from ..data.list_columns import write_columns
+from ..data.rows import Rows
+from ..data.scored import join_scores, open_scores
+from ..data.verify import check_input
+from ..dynamics.tables import TableOptions, write_tables
+from ..modeling.checkpoints import Checkpoint, checkpoints_of
+from ..modeling.flops import known_or_none, token_flops
+from ..modeling.folder import model_hash, read_config
+from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
 from ..runs.layout import nll_file
 from ..runs.manifest import note_part, part_is_whole, read_manifest, told_of_part
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
+from ..scoring.engine import Scorer
 from . import launch
+from .configs.dynamics import KIND, NOT_WORK, DynamicsConfig
 from .recipe.cost import Cost, Known
-
-if TYPE_CHECKING:
-    from ..data.corpus import Corpus
-    from ..modeling.checkpoints import Checkpoint
-
-KIND = "dynamics"
-NOT_WORK = ("out", "models", "corpus", "scores", "counts", "selector", "log", "device", "verify")
-
-
-@dataclass(frozen=True)
-class DynamicsConfig:
-    """Follow every token's nll over the checkpoints of a run, and sort tokens into the paper's four classes."""
-
-    out: str
-    """Folder to write."""
-    models: list[str]
-    """In order of training: model folders, or a run for its checkpoints and last weights (RUN/model for these alone)."""
-    corpus: str
-    """A validation corpus: a folder that `prepare` wrote."""
-    scores: str | None = None
-    """Scores of that corpus (ref_nll): adds which tokens are kept by excess, and what became of kept and dropped ones."""
-    ratio: float = 0.6
-    """Share of the corpus's tokens that is kept at a checkpoint, those of highest excess. Only with scores."""
-    selector: str | None = None
-    """Another dynamics folder of this corpus, whose nll choose what is kept: what rho1 keeps, seen under clm."""
-    counts: str | None = None
-    """Corpus in which a token's frequency is counted, as the one trained on; this one if not given."""
-    log: str | None = None
-    """A run that was trained on this very corpus: its token log is counted by class."""
-    threshold: float = 0.2
-    """Change in nats along a token's line from which on it rises or falls."""
-    samples: int = 20
-    """Tokens of each class whose trajectories are written out."""
-    seed: int = 0
-    """Which tokens these are."""
-    model_dtype: str = "float32"
-    """What the models compute in: float32, bfloat16 or float16."""
-    batch_rows: int = 0
-    """Rows of one forward; 0 for about 8192 tokens."""
-    device: str | None = None
-    """cpu, cuda or cuda:0; the GPU where there is one."""
-    verify: Literal["full", "size"] = "full"
-    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
 
 
 def validate(config: DynamicsConfig) -> None:
     """Raise UserError for numbers out of range and for options that need scores."""
-    from ..modeling.load import check_dtype
-
     if not config.models:
         raise UserError("models: name a run, or at least two model folders")
     if not 0 < config.ratio <= 1:
@@ -83,10 +54,6 @@ def validate(config: DynamicsConfig) -> None:
 
 def run(config: DynamicsConfig) -> Path:
     """Write the dynamics folder of docs/formats.md; nll files that an interrupted run finished are kept."""
-    from ..data.bos import disagreement
-    from ..data.corpus import open_corpus
-    from ..modeling.load import check_length, check_tokenizer, read_config
-
     validate(config)
     launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
@@ -111,8 +78,6 @@ def run(config: DynamicsConfig) -> Path:
 
 def work(config: DynamicsConfig) -> Work:
     """What says which dynamics they are: the rows, the weights of every checkpoint, what else is read, and the settings."""
-    from ..data.corpus import open_corpus
-
     return _work(config, open_corpus(config.corpus), *_checkpoints(config.models))
 
 
@@ -128,9 +93,6 @@ def estimate(config: DynamicsConfig, known: Known) -> Cost:
 
 def _checkpoints(models: list[str]) -> tuple[list[Checkpoint], list[str]]:
     """All checkpoints in order, and their hashes. The same weights twice in a row (a run's start, its last) count once."""
-    from ..modeling.checkpoints import checkpoints_of
-    from ..modeling.load import model_hash
-
     kept: list[Checkpoint] = []
     hashes: list[str] = []
     for target in (t for folder in models for t in checkpoints_of(_name(folder), folder, True)):
@@ -156,10 +118,6 @@ def _name(folder: str) -> str:
 
 def _work(config: DynamicsConfig, corpus: Corpus, checkpoints: list[Checkpoint], hashes: list[str]) -> Work:
     """:func:`work`; every input that is named is opened and fits, or is refused here."""
-    from ..data.corpus import open_corpus
-    from ..data.scored import open_scores
-    from ..data.verify import check_input
-
     inputs: dict[str, Any] = dict(corpus.identity)
     inputs["models"] = [[t.name, t.step, h] for t, h in zip(checkpoints, hashes, strict=True)]
     if config.scores:
@@ -185,15 +143,6 @@ def _write_nll(
     config: DynamicsConfig, corpus: Corpus, checkpoints: list[Checkpoint], s: Stage, ranks: launch.Ranks
 ) -> float | None:
     """Score this rank's checkpoints that have no whole file yet; the FLOPs that all of them take, None where not known."""
-    from tqdm.auto import tqdm
-
-    from ..data.list_columns import write_columns
-    from ..data.rows import Rows
-    from ..data.scored import join_scores
-    from ..modeling.flops import known_or_none, token_flops
-    from ..modeling.load import check_vocabulary, load_causal_lm, quiet_loading
-    from ..scoring.engine import Scorer
-
     quiet_loading()
     rows, flops = Rows(join_scores(corpus, verify=None)), 0.0
     tokens = corpus.num_rows * corpus.length
@@ -223,8 +172,6 @@ def _write_nll(
 
 def _nll_blocks(scorer: Any, rows: Any, bar: Any, clipped: list[int]) -> Iterator[dict[str, Any]]:
     """Blocks as they are stored; of each, how many values were too large for that goes into ``clipped``."""
-    from ..data.half import stored
-
     for batch in scorer.run(rows):
         nll, count = stored(batch.nll, "float16")
         clipped.append(count)
@@ -240,9 +187,6 @@ def _finish(
     flops: float | None,
     notes: list[str],
 ) -> None:
-    from ..data.half import tell_clipped
-    from ..dynamics.tables import TableOptions, write_tables
-
     paths = [nll_file(s.folder, i) for i in range(len(checkpoints))]
     s.need([p.name for p in paths])
     options = TableOptions(**{f.name: getattr(config, f.name) for f in fields(TableOptions)})

@@ -4,45 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+from tqdm.auto import tqdm
+
+from ..analysis.table import table
+from ..data.bos import disagreement, expected, told
+from ..data.corpus import Corpus, open_corpus
+from ..data.rows import Rows
+from ..data.scored import join_scores
+from ..evaluation import ngram
+from ..evaluation.baselines import NGRAMS, baseline_figures
+from ..evaluation.sums import Sums
+from ..modeling.checkpoints import Checkpoint, checkpoints_of
+from ..modeling.folder import model_hash, read_config
+from ..modeling.load import check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, write_json
 from ..runs.stage import stage
 from ..runs.work import Work
+from ..scoring.engine import Scorer
 from . import launch
+from .configs.evaluate import KIND, NOT_WORK, EvaluateConfig
 from .recipe.cost import Cost, Known
-
-if TYPE_CHECKING:
-    from ..data.corpus import Corpus
-    from ..modeling.checkpoints import Checkpoint
-
-KIND = "evaluation"
-NOT_WORK = ("out", "baselines", "batch_rows", "device", "verify")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Measure models on evaluation sets: nats per token and bits per byte, on whole texts and on solutions only."""
-
-    out: str
-    """Folder to write: evaluation.json, table.txt."""
-    models: dict[str, str]
-    """name -> Hugging Face folder or a folder that `train` wrote."""
-    sets: dict[str, str]
-    """name -> a folder that `prepare` wrote."""
-    checkpoints: bool = False
-    """Also every checkpoint of the runs among the models."""
-    baselines: list[str] = field(default_factory=list)
-    """Corpora to count a unigram and a trigram model on: an undertrained model must not look like a result."""
-    batch_rows: int = 0
-    """Rows of one forward; 0 for about 8192 tokens."""
-    device: str | None = None
-    """cpu, cuda or cuda:0; the GPU where there is one."""
-    verify: Literal["full", "size"] = "full"
-    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
 
 
 def run(config: EvaluateConfig) -> Path:
@@ -51,11 +36,6 @@ def run(config: EvaluateConfig) -> Path:
     ``nll`` is the mean over target tokens in nats; ``on`` is ``all`` or, for sets with marked solutions, also ``solution``;
     ``step`` and ``tokens_seen`` are null for models that no run of ours trained.
     """
-    from ..data.corpus import open_corpus
-    from ..evaluation.baselines import baseline_figures
-    from ..modeling.checkpoints import Checkpoint, checkpoints_of
-    from ..modeling.load import check_length, check_tokenizer, read_config
-
     validate(config)
     launch.check_device(config.device)
     out = Path(config.out)
@@ -84,8 +64,6 @@ def run(config: EvaluateConfig) -> Path:
 
 def _check_bos(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[str]:
     """A sentence a model from elsewhere and set that begin texts in two ways. UserError for a model that `train` wrote."""
-    from ..data.bos import disagreement, expected, told
-
     for folder in config.models.values():
         for name, corpus in sets.items():
             wants = expected(folder)
@@ -100,18 +78,11 @@ def _check_bos(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[str]
 
 def work(config: EvaluateConfig) -> Work:
     """What says which evaluation it is: the models' names and weights, the rows of the sets, and what baselines count."""
-    from ..data.corpus import open_corpus
-    from ..modeling.checkpoints import checkpoints_of
-
     targets = [t for name, folder in config.models.items() for t in checkpoints_of(name, folder, config.checkpoints)]
     return _work(config, {name: open_corpus(folder) for name, folder in config.sets.items()}, targets)
 
 
 def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Checkpoint]) -> Work:
-    from ..data.corpus import open_corpus
-    from ..evaluation.ngram import MOST_TOKENS
-    from ..modeling.load import model_hash
-
     baselines = [open_corpus(folder, verify="size") for folder in config.baselines]
     inputs = {
         "models": [(t.name, t.step, model_hash(t.folder)) for t in targets],
@@ -119,7 +90,7 @@ def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Checkpo
         "isolated_sets": {name: corpus.isolate_documents for name, corpus in sets.items()},
         "baselines": [b.content_hash for b in baselines],
         # Of so much text earlier versions counted all.
-        "baseline_sample": MOST_TOKENS if sum(b.stats["tokens"] for b in baselines) > MOST_TOKENS else None,
+        "baseline_sample": ngram.MOST_TOKENS if sum(b.stats["tokens"] for b in baselines) > ngram.MOST_TOKENS else None,
     }
     return Work.of(KIND, config, NOT_WORK, inputs, models=sorted(config.models), sets=sorted(config.sets))
 
@@ -137,8 +108,6 @@ def estimate(config: EvaluateConfig, known: Known) -> Cost:
 
 def validate(config: EvaluateConfig) -> None:
     """Raise UserError where there is nothing to evaluate, or a model's name would be taken for an n-gram baseline's."""
-    from ..evaluation.baselines import NGRAMS
-
     if not config.models and not config.baselines:
         raise UserError("models: name at least one model to evaluate")
     if not config.sets:
@@ -151,8 +120,6 @@ def validate(config: EvaluateConfig) -> None:
 
 def render(results: list[dict[str, Any]]) -> str:
     """A line a model and set, of the model's last weights."""
-    from ..analysis.table import table
-
     last = {(r["model"], r["set"], r["on"]): r for r in results}  # checkpoints come in order of steps
     lines = [
         {
@@ -174,14 +141,6 @@ def render(results: list[dict[str, Any]]) -> str:
 
 
 def _results(config: EvaluateConfig, target: Checkpoint, sets: dict[str, Corpus]) -> Iterator[dict[str, Any]]:
-    from tqdm.auto import tqdm
-
-    from ..data.rows import Rows
-    from ..data.scored import join_scores
-    from ..evaluation.sums import Sums
-    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
-    from ..scoring.engine import Scorer
-
     quiet_loading()
     model = load_causal_lm(target.folder)
     scorer = Scorer(model, device=config.device, batch_rows=config.batch_rows)

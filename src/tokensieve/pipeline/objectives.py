@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core import Objective
+from ..core.objective import with_denominator
+from ..core.objectives import COMBINED, OBJECTIVES, objective
 from ..runs.errors import UserError
 from .config.fields import from_fields
-
-if TYPE_CHECKING:
-    from ..core import Objective
 
 
 def objective_of(fields: Mapping[str, Any], allow_code: bool) -> Objective:
@@ -35,9 +35,6 @@ def check_code(fields: Any, allow_code: bool) -> None:
 
 
 def _made(fields: Any, *place: str) -> Objective:
-    from ..core.objective import with_denominator
-    from ..core.objectives import COMBINED, OBJECTIVES, objective
-
     if not isinstance(fields, Mapping):
         raise UserError(f"{'.'.join(place)}: a mapping, as {{name: rho1}}, is needed, not {fields}")
     options = dict(fields)

@@ -13,36 +13,34 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from ..data.read.source import Source, SourceConfig
+from tqdm.auto import tqdm
+
+from ..data import tokenizer as tok
+from ..data.bos import Bos, bos_of, set_template
+from ..data.build import assemble
+from ..data.build.assemble import Part, allot
+from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, Unit
+from ..data.build.weigh import check_rules, silent
+from ..data.build.workers import results, sampled
+from ..data.corpus import write_dataset_files
+from ..data.read.readers import groups, input_bytes, sample, training_texts
+from ..data.read.source import Source
 from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resolve, text_bytes
-from ..data.weight_rules import WeightRule, check_rules, silent
+from ..data.tokenizer import tokenizer_folder, tokenizer_hash, tokenizer_identity, train_tokenizer, vocab_size
+from ..data.tokenizer_state import file_state, other_rule
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, read_json, write_json
 from ..runs.manifest import is_done, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from .config.help import check_seed
+from .configs.prepare import KIND, LATER, NOT_WORK, PrepareConfig
 from .recipe.cost import Cost, Known
 
-if TYPE_CHECKING:
-    from ..data.bos import Bos
-    from ..data.build.assemble import Part
-    from ..data.build.units import Setup, Unit
-
-KIND = "corpus"
-# Text and tokenizer count by what is in them: moved elsewhere, they are the same.
-# So does BOS, by its id; and how many unknown tokens are too many says when to stop.
-NOT_WORK = ("out", "workers", "tokenizer", "bos", "max_unknown", "sources.path")
-_LATER = (
-    "bos",
-    "parse_special_tokens",
-    "max_unknown",
-    "weights",
-)  # fields that came after fingerprints ceased to cover all of them
 PARTS = "parts.tmp"
 MAX_WORKERS = 8
 MAX_LENGTH = 1 << 24
@@ -50,44 +48,6 @@ MAX_VOCAB_SIZE = 1 << 24
 _TOKENIZER_SAMPLE_BYTES = 20 << 20
 _ONE_PROCESS_BYTES = 32 << 20  # below this, starting processes costs more than they bring
 _BYTES_PER_TOKEN = 3.5  # of text, before a tokenizer has been seen: between small and large vocabularies
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Text -> corpus."""
-
-    out: str
-    """Folder to write."""
-    sources: list[SourceConfig] = field(default_factory=list)
-    """Where the text comes from."""
-    tokenizer: str | None = None
-    """Folder of a tokenizer, or of a corpus whose tokenizer to use; none: train a byte-level BPE on a sample of the text."""
-    vocab_size: int = 32000
-    """Size of the vocabulary of a tokenizer trained here."""
-    bos: Literal["auto", "always", "never"] = "auto"
-    """BOS before each document (never a target): auto does as the tokenizer's template does; always needs a bos_token."""
-    parse_special_tokens: bool = False
-    """Take control tokens written out in text (<|im_end|>) as control tokens; else they are encoded as the text they are."""
-    max_unknown: float = 0.01
-    """Refuse a corpus of which more than this share of tokens is unknown to the tokenizer: that text is lost."""
-    length: int = 1024
-    """Tokens in a row."""
-    isolate_documents: bool = False
-    """Make each document a context of its own: positions restart and attention stops at its end."""
-    weights: list[WeightRule] = field(default_factory=list)
-    """Weights of tokens by what they say: {role, regex, tag or source: ..., weight: ...}, later ones win; docs/weights.md."""
-    max_rows: int | None = None
-    """Keep at most this many rows, chosen by the seed; with source weights exactly this many."""
-    seed: int = 0
-    """Seed of every sample."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with a malformed row: stop and name it, or count it and list it in bad_rows.jsonl."""
-    workers: int = 0
-    """Processes; 0: one for small inputs, else as many as there are cores, at most 8."""
-    unit_bytes: int = 16 << 20
-    """Input bytes of a unit of work: what a process holds at a time, and what a kill can lose."""
-    shard_tokens: int = 8 << 20
-    """Most tokens in one file of rows."""
 
 
 def run(config: PrepareConfig, progress: bool = True) -> Path:
@@ -116,8 +76,6 @@ def work(config: PrepareConfig) -> Work:
 def _work(config: PrepareConfig, sources: list[Source]) -> Work:
     inputs: dict[str, Any] = {f"source {i}": identity(s, config.unit_bytes) for i, s in enumerate(sources)}
     if config.tokenizer is not None:
-        from ..data.tokenizer import tokenizer_identity
-
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
         if (bos := _bos(config)) is not None:
             inputs["bos"] = bos.id
@@ -131,7 +89,6 @@ def _bos(config: PrepareConfig) -> Bos | None:
     """What each document begins with. A tokenizer trained here has no BOS."""
     if config.tokenizer is None or config.bos == "never":
         return None
-    from ..data.bos import bos_of
 
     return bos_of(config.tokenizer, config.bos)
 
@@ -145,8 +102,6 @@ def _was_overridden(config: PrepareConfig) -> bool:
     made = Path(config.out) / "tokenizer"
     if config.tokenizer is None or not (made / "tokenizer.json").is_file():
         return False
-    from ..data.tokenizer import tokenizer_folder
-    from ..data.tokenizer_state import file_state, other_rule
 
     return other_rule(file_state(tokenizer_folder(config.tokenizer)), file_state(made)) is not None
 
@@ -213,7 +168,7 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     """Keep the parts of an earlier run only if they are parts of this very work. Refuse a folder that holds something else."""
     out, parts = s.folder, s.folder / PARTS
     plan = parts / "plan.json"
-    everything = {k: v for k, v in asdict(config).items() if k not in ("workers", *_LATER)}
+    everything = {k: v for k, v in asdict(config).items() if k not in ("workers", *LATER)}
     everything["sources"] = [{k: v for k, v in c.items() if k != "ignore_columns" or v} for c in everything["sources"]]
     earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
     ours = plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier))
@@ -230,10 +185,6 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
 
 
 def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool) -> None:
-    from ..data.build import assemble
-    from ..data.corpus import write_dataset_files
-    from ..data.tokenizer import tokenizer_hash, vocab_size
-
     out = s.folder
     sources = [_sample(config, out / PARTS / f"sample-{i:04d}.json", s, progress) for i, s in enumerate(sources)]
     tokenizer, setup = _setup(config, out, sources)
@@ -269,10 +220,6 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
 
 def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any, Setup]:
     """The tokenizer, saved as ``out/tokenizer``, and what units need of it."""
-    from ..data import tokenizer as tok
-    from ..data.bos import set_template
-    from ..data.build.units import Setup
-
     folder, bos = out / "tokenizer", _bos(config)
     if bos is not None:
         print(f"tokensieve: {out}: bos: {bos.token} (id {bos.id}) before each document, {bos.why}", file=sys.stderr)
@@ -298,9 +245,6 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any
 
 
 def _train(config: PrepareConfig, sources: list[Source]) -> Any:
-    from ..data.read.readers import training_texts
-    from ..data.tokenizer import train_tokenizer
-
     if any(s.config.format == "tokens" for s in sources):
         raise UserError("a source of format 'tokens' needs the tokenizer its ids come from: set tokenizer")
     share = _TOKENIZER_SAMPLE_BYTES // len(sources)
@@ -313,11 +257,6 @@ def _train(config: PrepareConfig, sources: list[Source]) -> Any:
 
 def _sample(config: PrepareConfig, kept: Path, source: Source, progress: bool) -> Source:
     """The source cut down to its ``max_bytes``. Rows are read for it, by all processes; a resumed run need not do so again."""
-    from tqdm.auto import tqdm
-
-    from ..data.build.workers import sampled
-    from ..data.read.readers import groups, input_bytes, sample
-
     if source.config.max_bytes is None or source.format in ONE_DOCUMENT_A_FILE:
         return sample(source, config.unit_bytes)
     if kept.is_file():
@@ -340,9 +279,6 @@ def _sample(config: PrepareConfig, kept: Path, source: Source, progress: bool) -
 
 
 def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[Unit]:
-    from ..data.build.units import Unit
-    from ..data.read.readers import groups
-
     for s, source in enumerate(sources):
         light = replace(source, texts={}, files=source.files[:1])  # all that reading a block needs
         for i, group in enumerate(groups(source, config.unit_bytes)):
@@ -351,12 +287,6 @@ def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[Unit]:
 
 def _run_units(config: PrepareConfig, sources: list[Source], setup: Setup, progress: bool) -> list[Part]:
     """Do every unit that is not done yet; parts in unit order."""
-    from tqdm.auto import tqdm
-
-    from ..data.build.assemble import Part
-    from ..data.build.workers import results
-    from ..data.read.readers import input_bytes
-
     size = sum(min(input_bytes(s), s.config.max_bytes or input_bytes(s)) for s in sources)
     total = None if any(s.format == "hub" for s in sources) else sum(_bytes_to_read(s) for s in sources)
     found: dict[tuple[int, int], Part] = {}
@@ -406,8 +336,6 @@ def _tell_silent(config: PrepareConfig, parts: list[Part]) -> None:
 
 
 def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> list[int]:
-    from ..data.build.assemble import allot
-
     available = [sum(p.counts.rows for p in parts if p.source_index == s) for s in range(len(sources))]
     if not sum(available):
         left_out = sum(sum(p.counts.skipped.values()) + p.counts.num_bad_rows for p in parts)
@@ -419,8 +347,6 @@ def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> l
 
 
 def _write_bad_rows(out: Path, parts: list[Part]) -> list[str]:
-    from ..data.build.units import MAX_BAD_ROWS_LISTED
-
     bad = [row for part in parts for row in part.counts.bad_rows][:MAX_BAD_ROWS_LISTED]
     if not bad:
         return []

@@ -8,14 +8,18 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from ..core import token_nll
+from ..data.rows import collate, shift_targets
+from ..modeling.load import load_causal_lm, model_shapes
+from ..modeling.seam import HeadSeam, base_model
 from ..runs.errors import UserError
 from .arguments import lora_config
 from .config.help import one_line
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Mean absolute difference of nll a token, in parts of the mean nll. Merging an adapter rounds its sum with the weights once
 # more: 1e-6 in float32, .01 in bfloat16; an adapter merged into weights that it was not trained for comes to .1 and more.
@@ -40,8 +44,6 @@ def with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
 def with_shapes(config: Any, adapter: Any) -> Any:
     """The model of a transformers config with an adapter of a LoraConfig, without weights (on torch's meta device)."""
     from peft import get_peft_model
-
-    from ..modeling.load import model_shapes
 
     adapter = copy.deepcopy(adapter)
     adapter.init_lora_weights, adapter.inference_mode = (
@@ -129,10 +131,6 @@ def untie(model: Any) -> bool:
 
     The head was trained against without the adapter's part: merged into shared weights, that would become the head's too.
     """
-    from torch import nn
-
-    from ..modeling.seam import base_model
-
     base = base_model(model)
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     wrapped = type(embedding).__module__.partition(".")[0] == "peft"
@@ -149,8 +147,6 @@ def untie(model: Any) -> bool:
 
 def is_untied(config: Any, lora: Mapping[str, Any]) -> bool:
     """Whether an adapter of these fields changes an input embedding that a model of this config ties to its head."""
-    from ..modeling.load import model_shapes
-
     if not config.get_text_config().tie_word_embeddings:
         return False
     try:
@@ -161,8 +157,6 @@ def is_untied(config: Any, lora: Mapping[str, Any]) -> bool:
 
 def _first_rows(trainer: Any) -> dict[str, Tensor]:
     """The first micro-batch of the corpus."""
-    from ..data.rows import collate
-
     rows = trainer.train_dataset
     count = min(len(rows), trainer.args.per_device_train_batch_size)
     return trainer._prepare_inputs(dict(collate(rows.__getitems__(list(range(count))))))  # type: ignore[no-any-return]
@@ -170,11 +164,6 @@ def _first_rows(trainer: Any) -> dict[str, Tensor]:
 
 def _nll(trainer: Any, seam: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """nll of every token of the batch by the model in ``seam``, in the precision that was trained in. float32 [B, T]"""
-    import torch
-
-    from ..core import token_nll
-    from ..data.rows import shift_targets
-
     found: list[Tensor] = []
     targets = shift_targets(batch["input_ids"])
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
@@ -189,11 +178,6 @@ def _nll(trainer: Any, seam: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 def _check_saved(trainer: Any, folder: Path, dtype: str, batch: Mapping[str, Tensor], trained_BT: Tensor) -> None:
     """Refuse, and set aside, a saved model that is not the trained one."""
-    import torch
-
-    from ..modeling.load import load_causal_lm
-    from ..modeling.seam import HeadSeam
-
     try:
         saved = load_causal_lm(folder, dtype=dtype).to(trainer.args.device)
         saved_BT = _nll(trainer, HeadSeam(saved), batch)

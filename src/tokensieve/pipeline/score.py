@@ -5,53 +5,38 @@ rank r of W writes shards r, r + W, ...   a shard that is there is done; the las
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..core.stats import STATISTICS
+from ..data.bos import disagreement
+from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
+from ..data.corpus import COLUMNS as OF_CORPUS
+from ..data.corpus import LATER_COLUMNS, Corpus, open_corpus
+from ..data.half import stored, tell_clipped
+from ..data.rows import Rows, check_targets
+from ..data.scored import DTYPES, join_scores, write_score_shard
+from ..modeling.flops import known_or_none, token_flops
+from ..modeling.folder import model_hash
+from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
 from ..runs.manifest import is_done, note_part, part_is_whole, read_manifest, told_of_part
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
+from ..scoring.engine import Scorer
 from . import launch
+from .configs.score import KIND, NOT_WORK, ScoreConfig
 from .recipe.cost import Cost, Known
 
-if TYPE_CHECKING:
-    from ..data.corpus import Corpus
-    from ..scoring.engine import Scorer
-
-KIND = "scores"
-NOT_WORK = ("out", "model", "corpus", "device", "verify")
 # Columns that need no word of what they hold, and what a column may hold.
 COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy"}
 HOLDS = ("nll", "entropy")
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """Score every token of a corpus with a reference model."""
-
-    out: str
-    """Folder to write."""
-    model: str
-    """The reference model: a Hugging Face folder, or a folder that `train` wrote."""
-    corpus: str
-    """A folder that `prepare` wrote."""
-    columns: list[str] | dict[str, str] = dataclasses.field(default_factory=lambda: ["ref_nll"])
-    """ref_nll and, if wanted, ref_entropy; or names of your choice and what they hold, as {base_nll: nll, base_h: entropy}."""
-    dtype: str = "float16"
-    """How scores are stored: float16 (error at most 0.008 nats up to 32, clipped at 65,504) or float32."""
-    model_dtype: str = "float32"
-    """What the model computes in: float32, bfloat16 or float16."""
-    batch_rows: int = 0
-    """Rows of one forward; 0 for about 8192 tokens."""
-    device: str | None = None
-    """cpu, cuda or cuda:0; the GPU where there is one."""
-    verify: Literal["full", "size"] = "full"
-    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
 
 
 def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
@@ -59,10 +44,6 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
 
     ``part``: only the shards of this one of many processes that need not run at the same time, see cluster.py.
     """
-    from ..data.bos import disagreement
-    from ..data.corpus import open_corpus
-    from ..modeling.load import check_tokenizer
-
     validate(config)
     launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
@@ -88,14 +69,10 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
 
 def work(config: ScoreConfig) -> Work:
     """What says which scores they are: the rows, their tokenizer, the model's weights, and how scores are made and stored."""
-    from ..data.corpus import open_corpus
-
     return _work(config, open_corpus(config.corpus))
 
 
 def _work(config: ScoreConfig, corpus: Corpus) -> Work:
-    from ..modeling.load import model_hash
-
     made_from = {**corpus.identity, "model": model_hash(config.model)}
     plain = all(COLUMNS.get(name) == holds for name, holds in columns_of(config).items())
     return Work.of(KIND, config, NOT_WORK, made_from, columns=list(columns_of(config)) if plain else config.columns)
@@ -112,9 +89,6 @@ def estimate(config: ScoreConfig, known: Known) -> Cost:
 
 def validate(config: ScoreConfig) -> None:
     """Raise UserError for columns or dtypes that do not exist."""
-    from ..data.scored import DTYPES
-    from ..modeling.load import check_dtype
-
     _check_columns(config.columns)
     if config.dtype not in DTYPES:
         raise UserError(f"dtype: scores are stored as {' or '.join(DTYPES)}, not {config.dtype!r}")
@@ -124,11 +98,6 @@ def validate(config: ScoreConfig) -> None:
 
 
 def _check_columns(columns: list[str] | dict[str, str]) -> None:
-    from ..core.stats import STATISTICS
-    from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
-    from ..data.corpus import COLUMNS as OF_CORPUS
-    from ..data.corpus import LATER_COLUMNS
-
     if not columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
     if isinstance(columns, list):
@@ -160,11 +129,6 @@ def columns_of(config: ScoreConfig) -> dict[str, str]:
 
 def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
     """The model, checked against the corpus."""
-    from ..data.rows import check_targets
-    from ..data.scored import join_scores
-    from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
-    from ..scoring.engine import Scorer
-
     check_targets(join_scores(corpus, verify=None), config.corpus)
     quiet_loading()
     model = load_causal_lm(config.model, dtype=config.model_dtype)
@@ -177,14 +141,6 @@ def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
 def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float | None:
     """Score this rank's missing shards, each written while the next is scored; the FLOPs that the whole corpus takes, None
     where they are not known."""
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-    from tqdm.auto import tqdm
-
-    from ..data.rows import Rows
-    from ..data.scored import join_scores
-    from ..modeling.flops import known_or_none, token_flops
-
     rows = Rows(join_scores(corpus, verify=None))
     mine = corpus.manifest["shards"][ranks.rank :: ranks.size]
     todo = {shard["file"] for shard in mine if not part_is_whole(out / shard["file"])}
@@ -216,8 +172,6 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
 
 
 def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -> None:
-    from ..data.scored import write_score_shard
-
     write_score_shard(path, columns)
     note_part(path, clipped=clipped)
 
@@ -226,11 +180,6 @@ def _score_shard(
     config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: int, bar: Any
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """(column -> [rows, length] as it is stored, column -> values that were too large for that)."""
-    import numpy as np
-
-    from ..data.half import stored
-    from ..data.scored import DTYPES
-
     columns = columns_of(config)
     parts: dict[str, list[Any]] = {name: [] for name in columns}
     clipped = dict.fromkeys(columns, 0)
@@ -244,8 +193,6 @@ def _score_shard(
 
 
 def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, note: str | None) -> None:
-    from ..data.half import tell_clipped
-
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
     s.need([shard["file"] for shard in shards])
     told = [told_of_part(s.folder / shard["file"], "clipped", {}) for shard in shards]

@@ -10,64 +10,29 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from ..analysis.table import table
+from ..data.corpus import Corpus, open_corpus
+from ..data.half import within
+from ..data.list_columns import column_block
+from ..data.scored import open_scores
+from ..data.text import token_pieces, visible
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.layout import nll_file, token_files
 from ..runs.manifest import read_manifest
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..data.corpus import Corpus
-
-By = Literal["kept", "excess", "nll", "ref_nll", "class"]
-ORDER: tuple[By, ...] = (
-    "kept",
-    "excess",
-    "class",
-    "nll",
-    "ref_nll",
-)  # what to colour by, if not said: the first there is
-
-
-@dataclass(frozen=True)
-class ShowConfig:
-    """Show rows of a corpus: which tokens a run kept, their nll, scores and classes."""
-
-    corpus: str
-    """The corpus that all else named here belongs to."""
-    run: str | None = None
-    """A folder that `train` wrote with token_log_every: shows the rows that it logged token by token."""
-    scores: str | None = None
-    """Scores of that corpus: adds ref_nll, and excess where a nll is known."""
-    dynamics: str | None = None
-    """A dynamics folder of that corpus: adds class, and nll at a checkpoint."""
-    by: By | None = None
-    """What to colour by: kept, excess, class, nll or ref_nll; if not given, the first of these that is known."""
-    row: int | None = None
-    """The corpus row; all logged rows, or the first one, if not given."""
-    step: int | None = None
-    """The logged step to look at; the last one if not given."""
-    checkpoint: int | None = None
-    """The checkpoint of the dynamics whose nll to take, counted from 0; the last one if not given."""
-    numbers: bool = False
-    """A line a token with its numbers, and its nll over the checkpoints as a curve, instead of running text."""
-    lines: int = 30
-    """Lines of text at most."""
-    width: int = 0
-    """Columns; 0 for the terminal's."""
-    color: bool | None = None
-    """Colours or brackets; colours if this is a terminal and NO_COLOR is not set. --no-color for brackets."""
+from .configs.show import ORDER, By, ShowConfig
 
 
 def run(config: ShowConfig) -> str:
     """The text to print."""
-    from ..data.corpus import open_corpus
-
     if config.lines < 3 or config.width < 0:
         raise UserError("lines must be at least 3, and width at least 0")
     if not (config.run or config.scores or config.dynamics):
@@ -87,7 +52,6 @@ def run(config: ShowConfig) -> str:
 
 def _row_text(config: ShowConfig, known: Known, row: int, width: int, lines: int, color: bool) -> str:
     """A legend, and the row's text or its numbers below it."""
-    from ..data.text import token_pieces, visible
     from ..report import shades
     from ..report.terminal import DROPPED, KEPT, PLAIN, kept_legend, paint_tokens
 
@@ -131,9 +95,6 @@ def _colour_by(config: ShowConfig, columns: Mapping[str, Any]) -> By:
 
 def _numbers(columns: Mapping[str, Any], pieces: list[str], width: int, lines: int) -> str:
     """A line a token; columns that do not fit into the width are left out, from the right."""
-    import numpy as np
-
-    from ..analysis.table import table
     from ..report.shades import CLASSES, fitting_columns, sparkline
 
     curves = columns.get("curve", np.empty((0, len(pieces))))
@@ -159,8 +120,6 @@ class Known:
     """What the folders named say of a row's tokens."""
 
     def __init__(self, config: ShowConfig, corpus: Corpus) -> None:
-        from ..data.scored import open_scores
-
         self.corpus, self.moment = corpus, ""
         self.logged: dict[str, Any] | None = None
         self.scores = open_scores(config.scores, corpus, verify="size") if config.scores else None
@@ -185,11 +144,6 @@ class Known:
 
     def columns(self, row: int) -> dict[str, np.ndarray]:
         """name -> a value a token: kept, nll, ref_nll, excess, class, curve [C, T]; NaN, or -1 for kept and class: none."""
-        import numpy as np
-
-        from ..data.half import within
-        from ..data.list_columns import column_block
-
         made: dict[str, np.ndarray] = {}
         if self.dynamics is not None:
             made |= self.dynamics.columns(row)
@@ -214,8 +168,6 @@ class _Dynamics:
     """A dynamics folder, opened at one checkpoint."""
 
     def __init__(self, config: ShowConfig, corpus: Corpus) -> None:
-        from datasets import Dataset
-
         folder = Path(config.dynamics or "")
         manifest = read_manifest(folder, "dynamics", ("corpus_hash",))
         if manifest["corpus_hash"] != corpus.content_hash:
@@ -236,11 +188,6 @@ class _Dynamics:
         self.nll = [Dataset.from_file(str(nll_file(folder, i))) for i in range(len(checkpoints))]
 
     def columns(self, row: int) -> dict[str, np.ndarray]:
-        import numpy as np
-
-        from ..data.half import within
-        from ..data.list_columns import column_block
-
         curve = np.stack([within(column_block(d, "nll", row, row + 1)[0], "nll") for d in self.nll]).astype(np.float32)
         classes = column_block(self.tokens, "class", row, row + 1)[0]
         return {"nll": curve[self.at].copy(), "class": classes, "curve": curve}
@@ -248,10 +195,6 @@ class _Dynamics:
 
 def _logged(config: ShowConfig, corpus: Corpus) -> tuple[dict[str, Any], int]:
     """(column -> array, step) of the rows logged at the step wanted."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     run = Path(config.run or "")
     if read_manifest(run, "model", ("corpus_hash",))["corpus_hash"] != corpus.content_hash:
         raise UserError(f"{run} was trained on another corpus than {config.corpus}")

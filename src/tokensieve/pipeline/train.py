@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import torch
+from transformers import TrainingArguments, set_seed
+
+from ..core import Objective
+from ..core.stats import score_columns
+from ..data.bos import disagreement, told
+from ..data.corpus import Corpus, open_corpus
+from ..data.rows import check_targets
+from ..data.scored import join_scores
+from ..data.tokenizer import auto_override
+from ..modeling.flops import token_flops
+from ..modeling.folder import model_hash, read_config
+from ..modeling.load import (
+    check_dtype,
+    check_length,
+    check_tokenizer,
+    check_vocabulary,
+    load_causal_lm,
+    model_config,
+    new_causal_lm,
+    quiet_loading,
+)
 from ..runs import layout
 from ..runs.errors import UserError
-from ..runs.files import WORK, write_json
+from ..runs.files import WORK, atomic_file, write_json
 from ..runs.manifest import read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
+from ..training.checkpoints import numbered
+from ..training.guards import GuardConfig, StopSignals
+from ..training.token_log import FlopsSpent, TokenLogConfig
+from ..training.trainer import HeadOptions, SelectiveTrainer
 from . import launch
 from .arguments import check_arguments, lora_config, refuse_fields
 from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
+from .configs.train import KIND, NOT_WORK, SPLIT, TrainConfig
 from .objectives import objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
 
-if TYPE_CHECKING:
-    from ..core import Objective
-    from ..data.corpus import Corpus
-
-KIND = "model"
-DEAR = True
-# What others read in the manifest of a run.
-MANIFEST_KEYS = ("corpus_hash", "tokenizer_hash", "summary")
 _ADAM_BYTES = 12  # float32 weights and two moments, of a checkpoint that can be resumed from
 
 # What we recommend over TrainingArguments' own defaults. A NaN loss must be seen, not filtered out of the log.
@@ -48,80 +67,12 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 }
 
 
-# Fields that only split a step: what decides is how many rows they come to, which the checkpoint knows.
-SPLIT = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
-
-
-# Fields that do not say what work it is: folders count by what is in them, and the rest says how to react to a fault.
-NOT_WORK = (
-    "out",
-    "corpus",
-    "scores",
-    "eval_sets",
-    "allow_code",
-    "resume",
-    "allow_changed",
-    "on_nonfinite",
-    "max_skipped_steps",
-    "dry_step",
-    "verify",
-)
-
-
 class ChangedWork(UserError):
     """Checkpoints of other work: too dear to be thrown away, or gone on from, unasked."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Train a causal language model on a corpus with an objective."""
-
-    out: str
-    """Folder to write: checkpoints, model/, tokens.jsonl, summary.json."""
-    corpus: str
-    """A folder that `prepare` wrote."""
-    model: str | dict[str, Any]
-    """A Hugging Face folder or a folder that `train` wrote (continue from it), or a config (from scratch): model_type, ..."""
-    objective: dict[str, Any] = field(default_factory=lambda: {"name": "clm"})
-    """name, one of those below, intersect, union or schedule of them, or package.module:factory, and its options."""
-    scores: list[str] = field(default_factory=list)
-    """Folders that `score` wrote for this corpus, where the objective needs them."""
-    eval_sets: dict[str, str] = field(default_factory=dict)
-    """name -> a folder that `prepare` wrote: its nll is logged while training (every fifth, see training.eval_steps)."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Any field of transformers.TrainingArguments."""
-    lora: dict[str, Any] | None = None
-    """Train a LoRA adapter instead of all weights: fields of peft.LoraConfig (r, target_modules ...)."""
-    seed: int = 0
-    """Seed of new weights, row order and dropout."""
-    dtype: str = "float32"
-    """What weights are kept in. For mixed precision leave it and set training.bf16."""
-    head: dict[str, Any] = field(default_factory=dict)
-    """How the vocabulary head's gradient is computed: keep_logits (auto, true, false), backend (tokensieve, torch, liger)."""
-    token_log_every: int = 0
-    """Log some rows token by token every so many steps (and at the first); 0 for never."""
-    token_log_rows: int = 8
-    """How many rows."""
-    allow_code: bool = False
-    """Let the objective be code of your own (package.module:factory). On the command line only, never in a file."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the last good checkpoint in `out`, if there is one; never: refuse a folder with checkpoints."""
-    allow_changed: bool = False
-    """Go on from a checkpoint although config, data or the split of a step over ranks changed since."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """NaN or infinity in a step: stop before the update, or leave this update out. Either way its rows are written down."""
-    max_skipped_steps: int = 10
-    """skip: how many steps of the run at most."""
-    dry_step: Literal["auto", "always", "never"] = "auto"
-    """A first step for its memory only, thrown away: auto on a GPU."""
-    verify: Literal["full", "size"] = "full"
-    """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
-
-
 def run(config: TrainConfig) -> Path:
     """Train and write the model folder; an interrupted run of the same config goes on from its last checkpoint."""
-    from ..data.corpus import open_corpus
-
     validate(config)
     objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
@@ -146,15 +97,11 @@ def run(config: TrainConfig) -> Path:
 
 def work(config: TrainConfig) -> Work:
     """What says which run it is: corpora by their rows, scores by their fingerprints, a model by its weights, the settings."""
-    from ..data.corpus import open_corpus
-
     sets = {name: open_corpus(folder) for name, folder in config.eval_sets.items()}
     return _work(config, open_corpus(config.corpus), sets)
 
 
 def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Work:
-    from ..modeling.load import model_hash
-
     inputs: dict[str, Any] = dict(corpus.identity)
     inputs["scores"] = [read_manifest(s, "scores")["fingerprint"] for s in config.scores]
     if sets:
@@ -171,8 +118,6 @@ def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Wo
 
 def estimate(config: TrainConfig, known: Known) -> Cost:
     """Steps times their tokens, forward and backward; the last model and the checkpoints on the disk."""
-    from ..modeling.flops import token_flops
-
     args, length = training_arguments(config), known.length(config.corpus)
     (corpus_tokens, exact), done = known.tokens(config.corpus), known.manifest(config.out, KIND) is not None
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size) * length
@@ -200,8 +145,6 @@ def _num_checkpoints(args: Any, steps: float) -> float:
 
 
 def _train(trainer: Any, going_on: bool) -> None:
-    from ..training.guards import StopSignals
-
     with StopSignals() as stop:
         trainer.stop_signal = lambda: stop.received
         trainer.train(resume_from_checkpoint=going_on)
@@ -209,9 +152,6 @@ def _train(trainer: Any, going_on: bool) -> None:
 
 def validate(config: TrainConfig) -> None:
     """Raise UserError for an objective, training arguments, model config, dtype or LoRA fields that do not exist."""
-    from ..core.stats import score_columns
-    from ..modeling.load import check_dtype, model_config
-
     check_seed(config.seed)
     if config.token_log_every < 0 or config.token_log_rows < 0:
         raise UserError("token_log_every and token_log_rows must be at least 0")
@@ -241,8 +181,6 @@ def _objective(config: TrainConfig) -> Objective:
 
 
 def _head(options: Mapping[str, Any]) -> Any:
-    from ..training.trainer import HeadOptions
-
     return from_fields(HeadOptions, options, "head")
 
 
@@ -251,8 +189,6 @@ def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
 
     Which of them is good is for the trainer to find, and whether the step is split in the same way.
     """
-    from ..training.checkpoints import numbered
-
     out = s.folder
     found = numbered(out)
     if found and not (out / WORK).exists():
@@ -274,13 +210,6 @@ def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
 
 def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
-    from ..data.bos import disagreement, told
-    from ..data.rows import check_targets
-    from ..data.scored import join_scores
-    from ..modeling.load import check_length, check_tokenizer, check_vocabulary, quiet_loading
-    from ..training.token_log import FlopsSpent, TokenLogConfig
-    from ..training.trainer import SelectiveTrainer
-
     quiet_loading()
     head = _head(config.head)
     args = training_arguments(config)
@@ -327,8 +256,6 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
 
 
 def _guards(config: TrainConfig, corpus: Corpus, device: str) -> Any:
-    from ..training.guards import GuardConfig
-
     return GuardConfig(
         config.on_nonfinite,
         config.max_skipped_steps,
@@ -340,8 +267,6 @@ def _guards(config: TrainConfig, corpus: Corpus, device: str) -> Any:
 
 def _tell_override(folder: Path) -> None:
     """Say once where transformers' AutoTokenizer reads a saved tokenizer otherwise than it is written; ours does not."""
-    from ..data.tokenizer import auto_override
-
     if part := auto_override(folder):
         print(
             f"tokensieve: {folder}: AutoTokenizer puts another {part} over its tokenizer.json, which gives other ids than "
@@ -356,9 +281,6 @@ def training_arguments(config: TrainConfig) -> Any:
 
     YAML 1.1 reads ``3e-4`` as a string and ``no`` as false; both come out as they were meant.
     """
-    import torch
-    from transformers import TrainingArguments
-
     fixed = {"output_dir": config.out, "seed": config.seed, "data_seed": config.seed, "run_name": Path(config.out).name}
     if clash := sorted(set(fixed) & set(config.training)):
         ours = "seed" if clash[0].endswith("seed") else "out"
@@ -375,10 +297,6 @@ def training_arguments(config: TrainConfig) -> Any:
 
 
 def _model(config: TrainConfig, corpus: Corpus) -> Any:
-    from transformers import set_seed
-
-    from ..modeling.load import load_causal_lm, new_causal_lm
-
     if config.lora is not None:
         check_merges(_model_config(config, corpus), config.lora)
     if isinstance(config.model, str):
@@ -396,8 +314,6 @@ def _of_corpus(corpus: Corpus) -> dict[str, Any]:
 
 
 def _model_config(config: TrainConfig, corpus: Corpus) -> Any:
-    from ..modeling.load import model_config, read_config
-
     return (
         read_config(config.model) if isinstance(config.model, str) else model_config(config.model, **_of_corpus(corpus))
     )
@@ -426,10 +342,6 @@ def _write_config(config: TrainConfig, args: Any, out: Path) -> None:
 
 
 def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
-    import json
-
-    from ..runs.files import atomic_file
-
     # Clocks, a mean that starts again at each resume, and a sum of floats whose last digits depend on where the run was
     # saved (ours is in tokens.jsonl); sorted, because a resumed history is.
     left_out = ("total_flos", "_runtime", "_samples_per_second", "_steps_per_second", "train_loss")

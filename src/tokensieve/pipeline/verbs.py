@@ -19,13 +19,14 @@ GROUPS = ("data", "models", "tokens", "judgement", "hand-over", "the whole")
 class Verb:
     """A verb: where its config and its ``run`` are, and what the command line says of it.
 
-    Its module has the config class and ``run(config)``; ``validate(config)`` for what is wrong with a config by itself. One
-    that writes a folder has ``KIND``, ``work(config)`` and ``run`` as a stage of it (see ``runs.stage``), and
-    ``estimate(config, known)`` for the plan; ``DEAR = True``: a recipe does a finished one again only if it is told to.
+    Two modules, or one if it needs nothing heavy. That of its config is imported for help and parsing; beside the class stand,
+    for one that writes a folder, ``KIND``, ``NOT_WORK`` and perhaps ``DEAR = True``: a recipe does a finished one again only if
+    it is told to. That of its work has ``run(config)``; ``validate(config)`` for what is wrong with a config by itself; and for
+    one that writes a folder ``work(config)``, ``run`` as a stage of it (see ``runs.stage``), and ``estimate(config, known)``.
     """
 
     config: str
-    """module:class, below tokensieve.pipeline."""
+    """module:class of its config, below tokensieve.pipeline; light, since help imports it."""
     summary: str
     """One line for ``tokensieve --help``."""
     example: str
@@ -38,12 +39,18 @@ class Verb:
     """The field that words without a ``--field`` before them belong to."""
     stage: bool = False
     """It may be a stage of a recipe."""
+    work: str | None = None
+    """The module of its work, below tokensieve.pipeline, where it is another than the config's."""
 
     def module(self) -> Any:
+        """That of its work: torch and transformers come with it."""
+        return importlib.import_module(f"tokensieve.pipeline.{self.work or self.config.split(':')[0]}")
+
+    def config_module(self) -> Any:
         return importlib.import_module(f"tokensieve.pipeline.{self.config.split(':')[0]}")
 
     def config_class(self) -> Any:
-        return getattr(self.module(), self.config.split(":")[1])
+        return getattr(self.config_module(), self.config.split(":")[1])
 
     def takes(self, field: str) -> bool:
         """Whether its config has this field; one with ``out`` writes a folder."""
@@ -55,89 +62,100 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "prepare": Verb(
-        "prepare:PrepareConfig",
+        "configs.prepare:PrepareConfig",
         "text -> packed token rows",
         "tokensieve prepare --out runs/x/corpus --sources '[{path: data/*.jsonl.gz}]' --vocab_size 4096 --length 256",
         group="data",
         stage=True,
+        work="prepare",
     ),
     "train": Verb(
-        "train:TrainConfig",
+        "configs.train:TrainConfig",
         "train a model: plain, random control, or selective",
         "tokensieve train --out runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --model runs/x/base "
         "--objective.name rho1 --objective.ratio 0.6 --training.max_steps 200 --training.learning_rate 1e-3",
         group="models",
         ranks="all",
         stage=True,
+        work="train",
     ),
     "score": Verb(
-        "score:ScoreConfig",
+        "configs.score:ScoreConfig",
         "score every token of a corpus with a reference model",
         "tokensieve score --out runs/x/scores --model runs/x/reference --corpus runs/x/corpus",
         group="tokens",
         ranks="all",
         stage=True,
+        work="score",
     ),
     "evaluate": Verb(
-        "evaluate:EvaluateConfig",
+        "configs.evaluate:EvaluateConfig",
         "nll and bits per byte of models on evaluation sets",
         "tokensieve evaluate --out runs/x/eval --models.clm runs/x/clm --models.rho1 runs/x/rho1 "
         "--sets.target runs/x/target --checkpoints",
         group="judgement",
         stage=True,
+        work="evaluate",
     ),
     "compare": Verb(
-        "compare:CompareConfig",
+        "configs.compare:CompareConfig",
         "the arms of an experiment in one table",
         "tokensieve compare --out runs/x/table --evaluation runs/x/eval --runs.clm runs/x/clm --runs.rho1 runs/x/rho1 "
         "--target target",
         group="judgement",
         stage=True,
+        work="compare",
     ),
     "dynamics": Verb(
-        "dynamics:DynamicsConfig",
+        "configs.dynamics:DynamicsConfig",
         "every token's nll over the checkpoints, and the paper's four classes",
         "tokensieve dynamics --out runs/x/dynamics --models runs/x/base/model runs/x/clm --corpus runs/x/validation",
         group="tokens",
         ranks="all",
         stage=True,
+        work="dynamics",
     ),
     "show": Verb(
-        "show:ShowConfig",
+        "configs.show:ShowConfig",
         "rows as text, tokens coloured: kept, excess, nll, class",
         "tokensieve show runs/x/rho1 --corpus runs/x/corpus --scores runs/x/scores --by excess",
         group="tokens",
         positional="run",
+        work="show",
     ),
     "report": Verb(
-        "report:ReportConfig",
+        "configs.report:ReportConfig",
         "a run as one HTML page: verdict, curves, and its tokens in colour",
         "tokensieve report runs/x",
         group="judgement",
         positional="runs",
+        work="report",
     ),
     "check": Verb(
-        "check:CheckConfig",
+        "configs.check:CheckConfig",
         "verify folders: hashes, scores against corpus, corpora against each other",
         "tokensieve check runs/x/corpus runs/x/scores --corpus runs/x/corpus",
         group="hand-over",
         positional="folders",
         stage=True,
+        work="check",
     ),
     "run": Verb(
-        "recipe.run:RecipeConfig",
+        "configs.run:RecipeConfig",
         "run a recipe: a list of stages; what is done is skipped",
         "tokensieve run demo --dry-run",
         group="the whole",
         ranks="one",
         positional="recipe",
+        work="recipe.run",
     ),
     "demo": Verb(
-        "recipe.demo:DemoConfig",
+        "configs.demo:DemoConfig",
         "the whole method on text that is on this machine already",
         "tokensieve demo --out runs/demo",
         group="the whole",
         ranks="one",
+        work="recipe.demo",
     ),
 }
 

@@ -7,19 +7,36 @@ weights   [{role: assistant, weight: 1}, {tag: think, weight: 0.5}, {regex: "\\d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
 from ...runs.errors import UserError
 from ..read.documents import Document
-from ..weight_rules import WeightRule, only_source
+from ..weight_rules import SELECTORS, WeightRule, only_source
 
 Span = tuple[int, int]
 # What a regular expression may take on one document. Linear ones were measured at .03 to .45 s for a million characters.
 MATCH_SECONDS = 5.0
 SECONDS_A_MILLION = 2.0
+
+
+def check_rules(rules: Sequence[WeightRule]) -> None:
+    """Raise UserError for a rule that speaks of nothing, a weight that is no number, or an expression that is none."""
+    for i, rule in enumerate(rules):
+        if not rule.told:
+            raise UserError(f"weights.{i}: a rule needs one of {', '.join(SELECTORS)}")
+        if not math.isfinite(rule.weight):
+            raise UserError(f"weights.{i}: weight must be a finite number, not {rule.weight}")
+        if any(getattr(rule, name) == "" for name in SELECTORS):
+            raise UserError(f"weights.{i}: an empty text selects nothing ({rule.told})")
+        try:
+            regex.compile(rule.regex or "")
+        except regex.error as e:
+            raise UserError(f"weights.{i}: {rule.regex!r} is no regular expression: {e}") from None
 
 
 def weigh_characters(
@@ -87,8 +104,6 @@ def _tagged(text: str, tag: str) -> Iterator[Span]:
 
 
 def _matched(document: Document, index: int, pattern: str, seconds: float) -> Iterator[Span]:
-    import regex
-
     try:
         for match in regex.compile(pattern).finditer(document.text, timeout=seconds):
             if match.end() > match.start():
@@ -98,3 +113,12 @@ def _matched(document: Document, index: int, pattern: str, seconds: float) -> It
             f"{document.where}: weights.{index}: the regular expression {pattern!r} ran for more than {seconds:g} s on this "
             "document, as nested repetitions do: write it without them, or keep the document out"
         ) from None
+
+
+def silent(rules: Sequence[WeightRule], documents: Sequence[int]) -> list[str]:
+    """A sentence on each rule that spoke of no document; ``documents``: of how many each did."""
+    return [
+        f"weights.{i} ({rule.told}) matched nothing in any document"
+        for i, (rule, n) in enumerate(zip(rules, documents, strict=True))
+        if not n
+    ]

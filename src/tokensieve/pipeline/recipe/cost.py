@@ -75,7 +75,8 @@ class Known:
     def model(self, model: str | Mapping[str, Any], corpus: str = "") -> Any:
         """A model's shapes, without weights: of a folder, of a config for a corpus, or of what a stage will begin with.
         None if it is not here yet."""
-        from ...modeling.load import model_config, model_shapes, read_config
+        from ...modeling.folder import read_config
+        from ...modeling.load import model_config, model_shapes
 
         if not isinstance(model, str):
             size = self.vocab_size(corpus)

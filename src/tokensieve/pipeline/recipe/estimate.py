@@ -11,9 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from ...analysis.table import table
 from ...runs.errors import UserError
 from ...runs.manifest import is_done, read_manifest
+from ..verbs import VERBS
 from .cost import Cost, Known
+from .jobs import visible_gpus
 from .load import Recipe, Stage
 
 DONE, TO_DO, AGAIN, UNKNOWN = "done", "to do", "to be redone", "?"
@@ -21,8 +26,6 @@ DONE, TO_DO, AGAIN, UNKNOWN = "done", "to do", "to be redone", "?"
 
 def describe(recipe: Recipe) -> str:
     """The plan as a table: a line a stage, and the sum of what is still to do."""
-    from ...analysis.table import table
-
     states = states_of(recipe)
     costs = costs_of(recipe, states)
     rows = [_line(stage.name, stage.verb, states[stage.name], costs[stage.name]) for stage in recipe.stages]
@@ -51,10 +54,6 @@ def _reads(stage: Stage, before: Sequence[Stage]) -> set[str]:
 
 def check_jobs(recipe: Recipe, stages: Sequence[Stage], jobs: int) -> None:
     """Refuse (UserError) more processes than there are GPUs, where there are any, or than memory has room for models."""
-    import psutil
-
-    from .jobs import visible_gpus
-
     if jobs < 1:
         raise UserError(f"jobs must be at least 1, not {jobs}")
     if jobs == 1:
@@ -113,12 +112,9 @@ def _paths(value: Any) -> Iterator[Path]:
 
 def is_dear(stage: Stage) -> bool:
     """Whether in its folder stands work of a kind that a recipe does again only if it is told to."""
-    from ..verbs import VERBS
-
     kind = read_manifest(stage.folder)["kind"]
-    return any(
-        getattr(verb.module(), "DEAR", False) and kind == verb.module().KIND for verb in VERBS.values() if verb.stage
-    )
+    modules = [verb.config_module() for verb in VERBS.values() if verb.stage]
+    return any(getattr(module, "DEAR", False) and kind == module.KIND for module in modules)
 
 
 def costs_of(recipe: Recipe, states: Mapping[str, str]) -> dict[str, Cost]:

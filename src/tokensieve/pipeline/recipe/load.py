@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +12,11 @@ from ...runs.errors import UserError
 from ...runs.files import MANIFEST
 from ..config.fields import unknown
 from ..config.yaml_text import read_yaml
+from ..configs.run import RecipeConfig
 from ..verbs import VERBS, make_config, validate
 
 KEYS = ("name", "out", "settings", "threads", "requires", "templates", "stages", "report")
 RESOLVED = "recipe.yaml"
-
-
-@dataclass(frozen=True)
-class RecipeConfig:
-    """Run the stages of a recipe that are not done yet."""
-
-    recipe: str
-    """YAML file, or the name of one that is shipped (demo, math-tiny)."""
-    out: str | None = None
-    """Folder of the run; the recipe's own `out` if not given."""
-    set: dict[str, Any] = field(default_factory=dict)
-    """Values for the recipe's settings."""
-    only: list[str] = field(default_factory=list)
-    """Only these stages; their inputs must be there."""
-    allow_changed: bool = False
-    """Of unfinished `train` stages: go on from their checkpoints although the recipe or its data changed since."""
-    redo: list[str] = field(default_factory=list)
-    """These finished `train` stages, or all, may be removed and done again where the recipe or its data changed since."""
-    jobs: int = 1
-    """So many stages at once that do not need each other: processes, with a GPU each where there are any."""
-    allow_code: bool = False
-    """Let objectives be code (package.module:factory). A recipe cannot say this for itself."""
-    dry_run: bool = False
-    """Print the plan with tokens, FLOPs and disk, and do nothing."""
 
 
 @dataclass(frozen=True)

@@ -23,24 +23,25 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ...runs.errors import StaleFolder, UserError
 from ...runs.files import MANIFEST, atomic_file, describe_files
 from ...runs.manifest import is_done, read_manifest, write_manifest
+from .. import report
 from ..config.yaml_text import read_yaml
+from ..configs.report import ReportConfig
+from ..configs.run import KIND, RecipeConfig
 from ..verbs import VERBS
-from .estimate import check_jobs, is_dear, needs_of
-from .load import RESOLVED, Recipe, RecipeConfig, Stage, load
-
-KIND = "run"
-MANIFEST_KEYS = ("stages",)
+from .estimate import check_jobs, describe, is_dear, needs_of
+from .jobs import num_threads, side_by_side
+from .load import RESOLVED, Recipe, Stage, load
 
 
 def run(config: RecipeConfig) -> Path | str:
     """Do what is to do; the run folder. With ``dry_run`` the plan, as text."""
     recipe = load(config)
     if config.dry_run:
-        from .estimate import describe
-
         return describe(recipe)
     chosen = [s for s in recipe.stages if not config.only or s.name in config.only]
     check_jobs(recipe, chosen, config.jobs)
@@ -54,8 +55,6 @@ def run(config: RecipeConfig) -> Path | str:
 
 def _run_stages(recipe: Recipe, chosen: Sequence[Stage], config: RecipeConfig) -> None:
     """In order, or side by side where they do not need each other."""
-    from .jobs import num_threads, side_by_side
-
     place = {
         stage.name: f"[{number}/{len(chosen)}] {stage.name} ({stage.verb})" for number, stage in enumerate(chosen, 1)
     }
@@ -86,9 +85,7 @@ def _report(recipe: Recipe) -> None:
     if importlib.util.find_spec("tokensieve.report") is None:
         _say(["no report: this installation is without tokensieve.report"])
         return
-    from .. import report
-
-    print(f"report: {report.run(report.ReportConfig([str(recipe.out)]))}", flush=True)
+    print(f"report: {report.run(ReportConfig([str(recipe.out)]))}", flush=True)
 
 
 def _start(recipe: Recipe) -> None:
@@ -105,8 +102,6 @@ def _start(recipe: Recipe) -> None:
     elif there := [s.folder for s in recipe.stages if s.folder.exists()]:
         raise UserError(f"{there[0]} is there already, but no run of a recipe wrote it: choose another out")
     with atomic_file(path, "w") as f:
-        import yaml
-
         yaml.safe_dump(_source(recipe), f, sort_keys=False, allow_unicode=True)
     _unfinish(recipe)
 

@@ -1,0 +1,55 @@
+"""What ``tokensieve prepare`` is told: text -> a corpus of packed token rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...data.read.source import SourceConfig
+from ...data.weight_rules import WeightRule
+
+KIND = "corpus"
+# Text and tokenizer count by what is in them: moved elsewhere, they are the same.
+# So does BOS, by its id; and how many unknown tokens are too many says when to stop.
+NOT_WORK = ("out", "workers", "tokenizer", "bos", "max_unknown", "sources.path")
+
+# Fields that came after fingerprints ceased to cover all of them.
+LATER = ("bos", "parse_special_tokens", "max_unknown", "weights")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Text -> corpus."""
+
+    out: str
+    """Folder to write."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Where the text comes from."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer, or of a corpus whose tokenizer to use; none: train a byte-level BPE on a sample of the text."""
+    vocab_size: int = 32000
+    """Size of the vocabulary of a tokenizer trained here."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """BOS before each document (never a target): auto does as the tokenizer's template does; always needs a bos_token."""
+    parse_special_tokens: bool = False
+    """Take control tokens written out in text (<|im_end|>) as control tokens; else they are encoded as the text they are."""
+    max_unknown: float = 0.01
+    """Refuse a corpus of which more than this share of tokens is unknown to the tokenizer: that text is lost."""
+    length: int = 1024
+    """Tokens in a row."""
+    isolate_documents: bool = False
+    """Make each document a context of its own: positions restart and attention stops at its end."""
+    weights: list[WeightRule] = field(default_factory=list)
+    """Weights of tokens by what they say: {role, regex, tag or source: ..., weight: ...}, later ones win; docs/weights.md."""
+    max_rows: int | None = None
+    """Keep at most this many rows, chosen by the seed; with source weights exactly this many."""
+    seed: int = 0
+    """Seed of every sample."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a malformed row: stop and name it, or count it and list it in bad_rows.jsonl."""
+    workers: int = 0
+    """Processes; 0: one for small inputs, else as many as there are cores, at most 8."""
+    unit_bytes: int = 16 << 20
+    """Input bytes of a unit of work: what a process holds at a time, and what a kill can lose."""
+    shard_tokens: int = 8 << 20
+    """Most tokens in one file of rows."""

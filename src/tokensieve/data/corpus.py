@@ -369,6 +369,9 @@ def _lines(manifest: dict[str, Any]) -> Iterator[str]:
     if stats.get("no_targets"):
         share = stats["no_targets"] / stats["tokens"]
         yield f"  {stats['no_targets']:,} tokens ({share:.1%}) are no targets, by the labels of their rows"
+    if stats.get("cut_chats"):
+        share = f"{stats['cut_chats']:,} of {stats['chats']:,} ({stats['cut_chats'] / stats['chats']:.1%})"
+        yield f"  conversations that a row's end cuts in two: {share}; what follows is read without its beginning"
     if weights := stats.get("weights"):
         shares = [f"{weights[what] / stats['tokens']:.1%} {what}" for what in ("zero", "negative") if weights[what]]
         yield f"  tokens have weights{': ' if shares else ''}{', '.join(shares)}"

@@ -292,10 +292,13 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
-    def num_bytes(self, ids: npt.NDArray[np.int32], *, control: bool = False) -> int:
-        """Bytes that the table gives a document's tokens; its BOS and EOS count 0, and control tokens if not asked for."""
-        table = self._spelled if control else self.bytes_table
-        return int(table[ids[int(self.bos_id is not None) :]].sum())
+    def num_bytes(self, ids: npt.NDArray[np.int32]) -> int:
+        """Bytes that the table gives a document's tokens; its BOS and EOS count 0."""
+        return int(self.bytes_table[ids[int(self.bos_id is not None) :]].sum())
+
+    def num_spelled(self, ids: npt.NDArray[np.int32]) -> int:
+        """Bytes that tokens stand for in a text that has its control tokens written out."""
+        return int(self._spelled[ids].sum())
 
 
 def _can_drop(state: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from ..data import tokenizer as tok
 from ..data.bos import Bos, bos_of, set_template
 from ..data.build import assemble
 from ..data.build.assemble import Part, allot
+from ..data.build.chat import Template
 from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, Unit
 from ..data.build.weigh import check_rules, silent
 from ..data.build.workers import results, sampled
@@ -33,7 +34,7 @@ from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resol
 from ..data.tokenizer import tokenizer_folder, tokenizer_hash, tokenizer_identity, train_tokenizer, vocab_size
 from ..data.tokenizer_state import file_state, other_rule
 from ..runs.errors import UserError
-from ..runs.files import atomic_file, read_json, write_json
+from ..runs.files import atomic_file, file_hash, read_json, write_json
 from ..runs.manifest import is_done, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
@@ -42,6 +43,9 @@ from .configs.prepare import KIND, LATER, NOT_WORK, PrepareConfig
 from .recipe.cost import Cost, Known
 
 PARTS = "parts.tmp"
+CHAT_TEMPLATE = (
+    "chat_template.jinja"  # beside tokenizer.json; or it is in tokenizer_config.json, which is hashed anyway
+)
 MAX_WORKERS = 8
 MAX_LENGTH = 1 << 24
 MAX_VOCAB_SIZE = 1 << 24
@@ -79,6 +83,9 @@ def _work(config: PrepareConfig, sources: list[Source]) -> Work:
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
         if (bos := _bos(config)) is not None:
             inputs["bos"] = bos.id
+        template = tokenizer_folder(config.tokenizer) / CHAT_TEMPLATE
+        if any(s.format == "chat" for s in config.sources) and template.is_file():
+            inputs["chat_template"] = file_hash(template)
         made = read_manifest(config.out)["inputs"] if is_done(config.out) else {}
         if made.get("tokenizer") == inputs["tokenizer"] and _was_overridden(config):
             inputs["tokenizer_rules"] = "tokenizer.json"
@@ -240,8 +247,24 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any
         parse_special_tokens=config.parse_special_tokens,
     )
     return tokenizer, Setup(
-        out / PARTS, encoder, config.length, tok.pad_id(tokenizer), config.on_bad_row == "skip", tuple(config.weights)
+        out / PARTS,
+        encoder,
+        config.length,
+        tok.pad_id(tokenizer),
+        config.on_bad_row == "skip",
+        tuple(config.weights),
+        _template(tokenizer),
     )
+
+
+def _template(tokenizer: Any) -> Template | None:
+    """How the tokenizer writes conversations; None where it does not say."""
+    found = tokenizer.chat_template
+    text = found.get("default") if isinstance(found, dict) else found
+    if not text:
+        return None
+    control = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    return Template(text, dict(tokenizer.special_tokens_map), control)
 
 
 def _train(config: PrepareConfig, sources: list[Source]) -> Any:

@@ -47,7 +47,7 @@ class Assembly:
     by_source: list[Tally] = field(default_factory=list)
     num_documents: int = 0
     no_targets: int = 0  # tokens that labels say are none
-    weights: dict[str, int] = field(default_factory=dict)  # tokens whose weight is zero or negative; empty: no weights
+    weights: dict[str, int] = field(default_factory=dict)  # targets whose weight is zero or negative; empty: no weights
 
 
 def allot(
@@ -142,9 +142,10 @@ def _no_targets(table: pa.Table) -> int:
 
 
 def _count_weights(table: pa.Table, state: Assembly) -> None:
-    weight = table["weight"].combine_chunks().flatten().to_numpy()
-    padding = len(weight) - int(table["num_tokens"].to_numpy().sum())  # whose weight is 0
-    for name, count in (("zero", int((weight == 0).sum()) - padding), ("negative", int((weight < 0).sum()))):
+    """Targets of weight 0 and below; padding, and what labels leave out, are none."""
+    labels = with_labels(table)["labels"].combine_chunks().flatten().to_numpy()
+    weight = table["weight"].combine_chunks().flatten().to_numpy()[labels != NO_TARGET]
+    for name, count in (("zero", int((weight == 0).sum())), ("negative", int((weight < 0).sum()))):
         state.weights[name] = state.weights.get(name, 0) + count
 
 
@@ -184,6 +185,7 @@ def figures(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> d
     tokens = sum(t.tokens for t in state.by_source)
     size = sum(t.bytes for t in state.by_source)
     unknown = sum(p.counts.unknown for p in parts)  # of all that was read, be it kept or not
+    chats = sum(p.counts.chats for p in parts)  # likewise
     skipped: dict[str, int] = {}
     for part in parts:
         for reason, n in part.counts.skipped.items():
@@ -193,6 +195,7 @@ def figures(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> d
         "tokens": tokens,
         "padding": 1 - tokens / (rows * length),
         **({"no_targets": state.no_targets} if state.no_targets else {}),
+        **({"chats": chats, "cut_chats": sum(p.counts.cut_chats for p in parts)} if chats else {}),
         **({"weights": state.weights} if state.weights else {}),
         "documents": state.num_documents,
         "bytes": size,

@@ -35,6 +35,7 @@ class Encoded:
     weights: Float32 | None = None  # likewise; None: all are 1
     spoke: Sequence[int] = ()  # the rules for weights that spoke of it
     unknown: int = 0  # tokens that stand for text which the vocabulary cannot say, and characters that became none
+    chat: bool = False
     exact: bool = True  # whether the table of bytes adds up to its text
 
 
@@ -68,7 +69,7 @@ def _encode_batch(batch: list[Document], encoder: Encoder, rules: Sequence[Weigh
     marked = iter(encoder.encode_from([d.text for d in solved], [d.solution for d in solved]))
     places: dict[int, tuple[Int32, Int64]] = {}
     for parses in (False, True):
-        some = [w for w in placed if (w.document.templated or encoder.parses) == parses]
+        some = [w for w in placed if (w.document.control or encoder.parses) == parses]
         found = encoder.encode_placed([w.document.text for w in some], parses)
         places |= {id(w): each for w, each in zip(some, found, strict=True)}
     known = iter(texts)
@@ -81,17 +82,21 @@ def _encode_batch(batch: list[Document], encoder: Encoder, rules: Sequence[Weigh
         labels, weights = (None, None) if w.weights_C is None else _of_tokens(*places[id(w)], w.weights_C)
         text = d.text.encode()
         made = Encoded(d.id, d.source, ids, len(text), xxhash.xxh3_64_intdigest(text), target, labels, weights, w.spoke)
-        made.unknown = encoder.num_unknown(ids) + encoder.num_lost(d.text)
-        made.exact = encoder.num_bytes(ids, control=d.templated) == len(text)
+        made.chat, made.unknown = d.masked, encoder.num_unknown(ids) + encoder.num_lost(d.text)
+        if d.control:
+            made.exact = encoder.num_spelled(ids[places[id(w)][1] >= 0]) == len(text)
+            made.num_bytes = encoder.num_bytes(ids)
+        else:
+            made.exact = encoder.num_bytes(ids) == len(text)
         yield made
 
 
 def _weigh(document: Document, rules: Sequence[WeightRule]) -> _Weighed:
-    if not (document.weights or rules or document.templated):
+    if not (document.weights or rules or document.masked):
         return _Weighed(document, None)
-    weights_C = np.full(len(document.text) + 1, np.nan if document.templated else 1.0, np.float32)
+    weights_C = np.full(len(document.text) + 1, np.nan if document.masked else 1.0, np.float32)
     spoke = weigh_characters(document, rules, weights_C)
-    there = spoke or document.weights or document.templated
+    there = spoke or document.weights or document.masked
     return _Weighed(document, weights_C if there else None, spoke)
 
 

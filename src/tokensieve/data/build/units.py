@@ -23,6 +23,7 @@ from ..read.readers import documents
 from ..read.source import Source
 from ..tokenizer import Encoder
 from ..weight_rules import WeightRule
+from .chat import Template, as_text
 from .encode import Encoded, encode
 from .pack import pack
 
@@ -58,6 +59,7 @@ class Setup:
     pad_id: int
     skip_bad_rows: bool
     rules: tuple[WeightRule, ...] = ()
+    template: Template | None = None
 
 
 @dataclass
@@ -69,6 +71,8 @@ class Counts:
     sources: list[str] = field(default_factory=list)  # names, in the order of their first document
     labels: bool = False  # whether its rows have a column of labels
     weight: bool = False  # likewise
+    chats: int = 0  # documents that are conversations; how many of them a row's end cuts
+    cut_chats: int = 0
     rule_documents: list[int] = field(default_factory=list)  # of each rule for weights, the documents it spoke of
     token_bytes_exact: bool = True
     unknown: int = 0  # tokens that stand for text which the vocabulary cannot say, and characters that became none
@@ -109,6 +113,13 @@ def _good(items: Iterable[Any], counts: Counts, setup: Setup) -> Iterator[Docume
             if outside:
                 what = f"token id {outside[0]} is outside the vocabulary of {setup.encoder.vocab_size}"
                 item = BadRow(item.where, what)
+        if isinstance(item, Document) and item.chat is not None:
+            if setup.template is None:
+                raise UserError(
+                    f"{item.where}: a conversation needs a chat template, and the tokenizer has none: put a "
+                    "chat_template.jinja beside its tokenizer.json"
+                )
+            item = as_text(item, setup.template, parses=setup.encoder.parses)
         if isinstance(item, Document):
             yield item
         elif isinstance(item, Skipped):
@@ -142,6 +153,9 @@ def _write_part(found: list[Encoded], counts: Counts, setup: Setup, name: str) -
         "num_tokens": [len(d.ids) for d in found],
         "text_hash": [d.text_hash for d in found],
     }
+    pieces = np.bincount(packed.doc_ids, minlength=len(found))
+    chats = np.array([d.chat for d in found], bool)
+    counts.chats, counts.cut_chats = int(chats.sum()), int((pieces[chats] > 1).sum())
     arrays = {k: pa.array(v, DOCUMENT_COLUMNS[k]) for k, v in columns.items()}
     _write_table(setup.parts / f"{name}.docs.arrow", pa.table(arrays))
     _write_table(setup.parts / f"{name}.rows.arrow", rows_table(packed, doc_sources))

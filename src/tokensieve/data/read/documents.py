@@ -14,6 +14,14 @@ class Turn(NamedTuple):
     end: int
 
 
+class Chat(NamedTuple):
+    """A conversation: messages as templates take them, the weight of each, and the tools that may be called."""
+
+    messages: list[dict[str, Any]]
+    weights: list[float]
+    tools: list[Any] | None = None
+
+
 class Document(NamedTuple):
     """One document. Either ``text``, or ``tokens`` where it came tokenised; ``where`` names file and line in messages."""
 
@@ -26,14 +34,16 @@ class Document(NamedTuple):
     labels: list[int] | None = None  # of the tokens: -100 no target, else the token; None: all are targets
     token_weights: list[float] | None = None
     turns: tuple[Turn, ...] = ()
-    templated: bool = (
-        False  # a chat as its template writes it: control tokens are such, and only what weights name is a target
-    )
     weights: tuple[tuple[int, int, float], ...] = ()  # of characters of the text: from, up to, their weight; else 1
+    masked: bool = False  # only characters that ``weights`` name are targets
+    control: bool = False  # control tokens written out are such: a template wrote them
+    chat: Chat | None = None  # a conversation that a template is yet to write out as text
 
     @property
     def size(self) -> int:
         """Bytes of text (4 a token where there is no text)."""
+        if self.chat is not None:
+            return sum(len(m["content"].encode("utf-8", "replace")) for m in self.chat.messages)
         return 4 * len(self.tokens) if self.tokens is not None else len(self.text.encode())
 
 

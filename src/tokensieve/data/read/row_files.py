@@ -9,6 +9,8 @@ from typing import Any
 
 from ...runs.errors import UserError
 from ...runs.files import read_json
+from .chat_rows import READ as CHAT
+from .chat_rows import chat_document, chat_layout
 from .compressed import opened
 from .documents import BadRow, Block, Document, Item, Skipped, Turn, kind
 from .source import Source
@@ -22,7 +24,9 @@ _BATCH_ROWS = 256
 
 
 def columns(source: Source) -> list[str]:
-    """The columns a row must have."""
+    """The columns a row must have; a conversation may lie in different ones."""
+    if chatty(source):
+        return []
     if tokenised(source):
         return ["input_ids"]
     if source.config.problem is not None and source.config.solution is not None:
@@ -32,6 +36,10 @@ def columns(source: Source) -> list[str]:
 
 def tokenised(source: Source) -> bool:
     return source.format == "tokens" or source.config.format == "tokens"
+
+
+def chatty(source: Source) -> bool:
+    return source.format == "chat" or source.config.format == "chat"
 
 
 def row_document(source: Source, row: Any, name: str, where: str, number: int) -> Item:
@@ -46,6 +54,8 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
         if column not in row:
             return BadRow(where, f"no column {column!r} (there are: {', '.join(map(str, row)) or 'none'})")
         values.append(row[column])
+    if chatty(source):
+        return chat_document(row, key, label, where, source.config.text, source.config.ignore_columns)
     if tokenised(source):
         return tokens_document(row, key, label, where, source.config.ignore_columns)
     for column, value in zip(columns(source), values, strict=True):
@@ -104,7 +114,12 @@ def _require(source: Source, path: str, schema: Any) -> list[str]:
     for column in needed:
         if column not in names:
             raise UserError(f"{path} has no column {column!r}; it has {', '.join(names)}")
+    if chatty(source) and not chat_layout(names, source.config.text):
+        raise UserError(
+            f"{path} has no columns of a conversation (messages, conversations ...); it has {', '.join(names)}"
+        )
     more = {"id", "source", WEIGHT, *(_lists(schema) if tokenised(source) else ())}
+    more |= {*CHAT, source.config.text} if chatty(source) else set()
     more -= {*needed, *source.config.ignore_columns}
     return needed + [c for c in names if c in more]
 
@@ -261,7 +276,14 @@ def hub_blocks(source: Source, size: int) -> Iterator[Block]:
     rows: list[dict[str, Any]] = []
     start, filled = 1, 0
     for row in stream:
-        wanted = [*columns(source), "id", "source", WEIGHT, *READ]
+        wanted = [
+            *columns(source),
+            "id",
+            "source",
+            WEIGHT,
+            *READ,
+            *((*CHAT, source.config.text) if chatty(source) else ()),
+        ]
         rows.append({k: v for k, v in row.items() if k in wanted or (tokenised(source) and isinstance(v, list))})
         filled += sum(len(v) for v in rows[-1].values() if isinstance(v, (str, list)))
         if filled >= size:

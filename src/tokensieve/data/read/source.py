@@ -19,7 +19,7 @@ class SourceConfig:
     name: str | None = None
     """Name in per-source figures; default: each row's ``source`` field, else the file's or folder's name."""
     format: str = "auto"
-    """``auto`` (by suffix), jsonl, parquet, text, python, docstrings, datasets, or tokens (rows with ``input_ids``)."""
+    """``auto`` (by suffix), jsonl, parquet, text, python, docstrings, datasets, tokens (``input_ids``), chat (messages ...)."""
     text: str = "text"
     """Column that holds the text."""
     problem: str | None = None

@@ -39,6 +39,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "python": (".py",),
     "docstrings": (".py",),
     "tokens": (*_JSON_LINES, ".parquet"),
+    "chat": (*_JSON_LINES, ".parquet"),
     "datasets": (),
     "hub": (),
 }
@@ -59,7 +60,7 @@ def resolve(config: SourceConfig, seed: int = 0) -> Source:
         return Source(config, "hub", hub.split("/")[-1], (), seed)
     root, name, paths = find(config.path)
     if len(paths) == 1 and _is_dataset(paths[0]):
-        if config.format not in ("auto", "datasets", "tokens"):
+        if config.format not in ("auto", "datasets", "tokens", "chat"):
             raise UserError(f"{config.path} is a datasets folder, it cannot be read as format {config.format!r}")
         return Source(config, "datasets", name, tuple(once(root, walk(root, [paths[0]], ()))), seed)
     if config.format == "datasets":
@@ -94,14 +95,16 @@ def _matching(config: SourceConfig, root: Path, paths: list[Path]) -> tuple[list
     named = {str(p) for p in paths if p.is_file()}
     format = config.format if config.format != "auto" else _guess(config.path, found)
     fitting = [
-        f for f in found if f.name.lower().endswith(SUFFIXES[format]) or (f.path in named and format != "tokens")
+        f
+        for f in found
+        if f.name.lower().endswith(SUFFIXES[format]) or (f.path in named and format not in ("tokens", "chat"))
     ]
     if not fitting:
         raise UserError(
             f"source {config.path}: no file for format {format!r} ({', '.join(SUFFIXES[format])}); "
             f"it holds {_suffixes(found) or 'no files'}"
         )
-    if format == "tokens" and len({f.name.lower().endswith(".parquet") for f in fitting}) > 1:
+    if format in ("tokens", "chat") and len({f.name.lower().endswith(".parquet") for f in fitting}) > 1:
         raise UserError(f"source {config.path}: JSON lines and Parquet in one source: name each by a source of its own")
     return once(root, fitting), format
 
@@ -147,7 +150,7 @@ def packs_across(source: Source, unit_bytes: int) -> bool:
     Files that are as large as a unit lose less than a row each by being packed for themselves, and that is how earlier
     versions packed: corpora of such files stay what they are.
     """
-    rows = source.format in ("jsonl", "parquet", "tokens")
+    rows = source.format in ("jsonl", "parquet", "tokens", "chat")
     return rows and len(source.files) > 1 and any(f.size < unit_bytes for f in source.files)
 
 

@@ -1,4 +1,4 @@
-"""Conversations: whatever columns they lie in and whatever their template writes, what the assistant says is what is trained on."""
+"""Conversations: in whatever columns they lie, whatever their template writes, what the assistant says is trained on."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def parts(corpus: Corpus, wanted: Any) -> list[str]:
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "folder"])
 def test_labels_and_weights_of_conversations(tmp_path: Path, base: Path, form: str) -> None:
-    """Without a rule what the assistant says, at weight 1; a message's weight and rules change that, and can add other roles."""
+    """Without a rule what the assistant says, at weight 1; weights of messages and rules change that, and add other roles."""
     rows = [{"messages": TALK}, {"messages": [TALK[1], {**TALK[2], "weight": 0.5}]}, {"messages": CALLS}]
     if form == "folder":
         path = tmp_path / "rows"

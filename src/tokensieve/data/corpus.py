@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -285,6 +285,18 @@ class Corpus:
             if self.bos_id is not None:
                 outcome_T[bos_places(row)] = False
             yield from np.split(outcome_T, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [outcome_T]
+
+    def target_weights(self, rows: Sequence[int]) -> np.ndarray:
+        """The column ``weight`` of these rows, NaN where there is no target. float32 [rows, length]"""
+        labelled = "labels" in self.rows.column_names
+        read = ["weight", "num_tokens", *(["labels"] if labelled else [])]
+        made = np.full((len(rows), self.length), np.nan, np.float32)
+        for weight_T, row in zip(made, self.rows.select_columns(read).select(rows).with_format("numpy"), strict=True):
+            count = int(row["num_tokens"])
+            weight_T[:count] = row["weight"][:count]
+            if labelled:
+                weight_T[np.asarray(row["labels"]) == NO_TARGET] = np.nan
+        return made
 
     def documents_at(self, row: int, position: int | None = None) -> list[str]:
         """Names of the documents in a row, or of the one at a position of it."""

@@ -93,7 +93,8 @@ def assemble(
                 if "weight" in optional:
                     table = with_weight(table)
                     _count_weights(table, state)
-                writer.write(table)
+                # A part may have had one of the two itself: the other was put behind it.
+                writer.write(table.select([*(n for n in table.column_names if n not in optional), *optional]))
                 documents.write_table(docs.cast(schema))
     writer.close()
     return writer, state

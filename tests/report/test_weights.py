@@ -49,7 +49,7 @@ def test_show_colours_by_weight(corpora: tuple[Corpus, Corpus]) -> None:
     assert "(to 1)" in legend
     assert "-1.00" in show.run(show.ShowConfig(str(corpora[0].folder), numbers=True, lines=40, width=200))
     chat = show.run(show.ShowConfig(str(corpora[0].folder), row=1, color=False, width=200))
-    assert chat.split("\n")[1].startswith("q [a")  # what is no target is plain
+    assert "".join(chat.split("\n")[1:]).startswith("q[a<")  # what is no target is plain, and wraps here
 
 
 def test_a_corpus_without_weights_has_none_to_show(corpora: tuple[Corpus, Corpus]) -> None:

@@ -27,10 +27,16 @@ A column `weight` of the data set multiplies what any objective gives; tokens of
 the denominator `valid` counts them, and `weight` becomes `abs`: [weights.md](weights.md).
 """
 
+SECOND = {
+    "columns": "the columns `topk_ids` and `topk_logp`, or a `teacher`",
+    "similar": "the input embeddings of the model as training begins, or of `embeddings`",
+}
+
 COMPOSED = """```yaml
 objective: {name: intersect, of: [{name: rho1, ratio: 0.6}, {name: goldfish}]}
 objective: {name: intersect, of: [{name: dft}, {name: rho1, ratio: 0.6}]}   # soft weights of what is kept
 objective: {name: schedule, of: {name: rho1}, option: ratio, points: [[0, 1.0], [1000, 0.6]]}
+objective: {name: distill, teacher: runs/large, share: 0.5, of: {name: rho1}}   # half nll, half KL, on the tokens kept
 ```
 """
 
@@ -49,6 +55,8 @@ def section(name: str) -> str:
     needs = ", ".join(f"`{n}`" for n in sorted(made.needs)) or "nothing"
     counted = "known before the forward" if made.counts_ahead else "known after the forward, gradients are divided then"
     facts = [f"options: {told}", f"needs: {needs}", f"denominator: `{made.denominator}`, {counted}"]
+    if made.second is not None:
+        facts.insert(2, f"second target: {SECOND[made.second.origin]}")
     return f"## {name}\n\n{inspect.getdoc(factory)}\n\n" + "\n".join(f"- {f}" for f in facts) + "\n"
 
 

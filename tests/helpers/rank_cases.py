@@ -124,6 +124,8 @@ RULE_OPTIONS: dict[str, dict[str, Any]] = {
     "goldfish": {"k": 3, "h": 2},
     "cal": {"low": 0.2},
     "profit": {"tau": 0.002},
+    "distill": {"of": {"name": "rho1", "ratio": 0.4}, "share": 0.7},
+    "smooth": {"of": {"name": "dft"}, "share": 0.7},
 }
 
 
@@ -132,6 +134,8 @@ def with_columns_of(made: Objective) -> Dataset:
     g = torch.Generator().manual_seed(5)
     names = {*score_columns(made.needs)} - {"ref_nll"}
     columns = {name: (6 * torch.rand(8, tiny.LENGTH, generator=g) - 1).tolist() for name in sorted(names)}
+    if made.second is not None and made.second.origin == "columns":
+        columns |= tiny.topk_columns()
     return tiny.rows(8, **columns, doc_starts=[[0, 5]] * 8, doc_offsets=[[3, 0]] * 8)
 
 
@@ -175,6 +179,16 @@ CASES: dict[str, dict[str, Any]] = {
 CASES |= {f"rule-{name}": rule(name) for name in OBJECTIVES if name not in ("clm", "rho1")}
 BY_HALVES = objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [2, 0.2]])
 CASES["schedule"] = case(BY_HALVES, max_steps=2, learning_rate=0.1)
+CASES["over-tokens"] = case(
+    objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [60, 0.2]], over="tokens"),
+    max_steps=2,
+    learning_rate=0.1,
+)
+CASES["documents"] = case(objective("rho1", ratio=0.4, unit="document"), lambda: tiny.rows(8, doc_starts=[[0, 5]] * 8))
+CASES["by-source"] = case(
+    objective("by_source", of={"name": "rho1", "ratio": 0.6}, instead={"b": {"ratio": 0.2}}),
+    lambda: tiny.rows(8, doc_starts=[[0, 5]] * 8, doc_sources=[[0, 1], [1, 0]] * 4),
+)
 CASES["intersect"] = case(objective("intersect", of=[{"name": "dft"}, {"name": "rho1", "ratio": 0.5}]))
 
 
@@ -185,7 +199,7 @@ def run_case(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     before = tiny.weights(model)
     args = tiny.arguments(folder / name, GLOBAL_BATCH // num_ranks, 2, **fields)
     log = TokenLogConfig(every=1, rows=100)
-    trainer = tiny.train(model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log)
+    trainer = tiny.train(model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log, sources=("a", "b"))
     after = tiny.weights(model)
     return {"gradients": {n: before[n] - after[n] for n in before}, "logged": trainer.state.log_history}
 

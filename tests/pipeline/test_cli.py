@@ -99,7 +99,7 @@ def test_verbs_are_listed_and_a_typo_finds_its_verb(tokensieve: Any) -> None:
     ],
 )
 def test_short_forms(verb: str, typed: str, meant: str) -> None:
-    assert " ".join(cli.spelled_out(VERBS[verb], typed.split())) == meant
+    assert " ".join(cli.parser_words(VERBS[verb], typed.split())) == meant
 
 
 def test_dotted_overrides_reach_into_mappings() -> None:

@@ -145,13 +145,13 @@ def test_the_reader_sees_what_is_forbidden(module: str, source: str) -> None:
     [
         (
             "tokensieve.core.nll",
-            "import math\nimport torch.nn.functional as F\nfrom tokensieve.core.tally import Tally",
+            "import math\nimport torch.nn.functional as F\nfrom tokensieve.core.stats import TokenStats",
         ),
         ("tokensieve.report.terminal", "from tokensieve.runs.errors import UserError"),
         ("tokensieve.report.verdict", "from ..analysis.comparison import verdicts"),
         ("tokensieve.runs.layout", "from .errors import UserError"),
         ("tokensieve.training.token_log", "from ..runs.layout import TOKEN_LOG"),
-        ("tokensieve.pipeline.show", "from tokensieve.report.terminal import colour_tokens\nimport transformers"),
+        ("tokensieve.pipeline.show", "from tokensieve.report.terminal import paint_tokens\nimport transformers"),
         ("tokensieve.cli", "from tokensieve.pipeline.train import run\nfrom tokensieve import __version__"),
         ("tokensieve", "from tokensieve.training import trainer"),
     ],

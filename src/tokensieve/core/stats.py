@@ -37,6 +37,7 @@ STATISTICS: dict[str, Statistic] = {
     "source_id": Statistic("rows", "the source its document is from: an index into the corpus's sources, int64"),
     "step": Statistic("run", "optimizer steps done before this one, an int"),
     "tokens_seen": Statistic("run", "tokens with a target in all steps before this one, over all ranks, int64 scalar"),
+    "sources": Statistic("run", "the names of the corpus's sources, in the order of source_id, a tuple"),
     "ref_nll": Statistic("column", "the reference model's nll, nats"),
     "ref_entropy": Statistic("column", "the entropy of the reference model's prediction, nats"),
     "nll": Statistic("head", "the student's nll, nats, float32"),
@@ -96,6 +97,7 @@ class TokenStats:
     context_ids: Tensor | None = None
     source_id: Tensor | None = None
     tokens_seen: Tensor | int = 0
+    sources: tuple[str, ...] = ()
     sum_p2: Tensor | None = None
     target_rank: Tensor | None = None
     top_entropy: Tensor | None = None

@@ -127,7 +127,7 @@ def _template_state(bos: Bos) -> dict[str, Any]:
     return {"type": "TemplateProcessing", "single": begun("A", 0), "pair": pair, "special_tokens": tokens}
 
 
-def told(bos_id: int | None) -> str:
+def bos_words(bos_id: int | None) -> str:
     """How documents begin, in a sentence after "with"."""
     return "no BOS" if bos_id is None else f"BOS (id {bos_id})"
 
@@ -160,4 +160,4 @@ def disagreement(model: Path | str, bos_id: int | None, corpus: Path | str) -> s
     if wants is None or wants.id == bos_id:
         return None
     so = "its numbers may mean nothing there" if bos_id is None else "it was not made for that"
-    return f"{model} begins texts with {told(wants.id)}, the documents of {corpus} begin with {told(bos_id)}: {so}"
+    return f"{model} begins texts with {bos_words(wants.id)}, the documents of {corpus} begin with {bos_words(bos_id)}: {so}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..analysis.overlap import RUN, alike, run_hashes, shared
+from ..analysis.overlap import RUN, alike, run_hashes, shared_share
 from ..data import corpus, scored
 from ..data.corpus import open_corpus
 from ..data.scored import load_scored
@@ -161,7 +161,7 @@ def overlaps(corpora: Sequence[str], worth_saying: float = 0.001) -> list[str]:
     names = [c.folder.name for c in opened]
     names = names if len(set(names)) == len(names) else [str(c.folder) for c in opened]
     runs = {n: run_hashes(c.contexts()) for n, c in zip(names, opened, strict=True)}
-    shares = {(a, b): shared(runs[a], runs[b]) for a in runs for b in runs if a != b}
+    shares = {(a, b): shared_share(runs[a], runs[b]) for a in runs for b in runs if a != b}
     said = [f"{a} in {b} {share:.1%}" for (a, b), share in shares.items() if share >= worth_saying]
     return [f"overlap: runs of {RUN} tokens that stand in another corpus too: {', '.join(said) or 'none'}"]
 

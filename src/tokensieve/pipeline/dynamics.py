@@ -28,7 +28,7 @@ from ..modeling.folder import model_hash, read_config
 from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
 from ..runs.layout import nll_file
-from ..runs.manifest import note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.manifest import note_part, part_field, part_is_whole, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..scoring.engine import Scorer
@@ -191,7 +191,7 @@ def _finish(
     s.need([p.name for p in paths])
     options = TableOptions(**{f.name: getattr(config, f.name) for f in fields(TableOptions)})
     names, tokens, clipped = write_tables(options, corpus, checkpoints, paths, s.folder)
-    clipped = {"nll": sum(told_of_part(p, "clipped", 0) for p in paths), **clipped}
+    clipped = {"nll": sum(part_field(p, "clipped", 0) for p in paths), **clipped}
     tell_clipped(s.folder, clipped)
     s.finish(
         [*(p.name for p in paths), *names],

@@ -16,8 +16,9 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from ..core import Objective
+from ..core.objective import SecondTarget
 from ..core.stats import score_columns
-from ..data.bos import disagreement, told
+from ..data.bos import bos_words, disagreement
 from ..data.corpus import Corpus, open_corpus
 from ..data.rows import check_targets
 from ..data.scored import join_scores
@@ -44,7 +45,7 @@ from ..training.checkpoints import numbered
 from ..training.guards import GuardConfig, StopSignals
 from ..training.token_log import FlopsSpent, TokenLogConfig
 from ..training.trainer import HeadOptions, SelectiveTrainer
-from . import launch
+from . import launch, second
 from .arguments import check_arguments, lora_config, refuse_fields
 from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
@@ -52,6 +53,7 @@ from .configs.train import KIND, NOT_WORK, SPLIT, TrainConfig
 from .objectives import objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
+from .score import training_flops
 
 _ADAM_BYTES = 12  # float32 weights and two moments, of a checkpoint that can be resumed from
 
@@ -109,11 +111,16 @@ def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Wo
         inputs["isolated_sets"] = {name: found.isolate_documents for name, found in sets.items()}
     if config.training.get("use_cache") and any(c.isolate_documents for c in [corpus, *sets.values()]):
         inputs["use_cache"] = False  # runs that were made with one saw across documents
+    objective: Any = config.objective
+    if models := second.folders(objective):  # by what is in them, not by their names
+        inputs["second"] = [model_hash(folder) for folder in models]
+        objective = second.without_folders(objective)
     if config.lora is not None and is_untied(_model_config(config, corpus), config.lora):
         inputs["merged"] = "untied"  # early versions merged such an adapter into the head as well
     if not isinstance(config.model, str):
-        return Work.of(KIND, config, NOT_WORK, inputs)
-    return Work.of(KIND, config, NOT_WORK, {**inputs, "model": model_hash(config.model)}, model=None)
+        return Work.of(KIND, config, NOT_WORK, inputs, objective=objective)
+    inputs["model"] = model_hash(config.model)
+    return Work.of(KIND, config, NOT_WORK, inputs, model=None, objective=objective)
 
 
 def estimate(config: TrainConfig, known: Known) -> Cost:
@@ -164,6 +171,7 @@ def validate(config: TrainConfig) -> None:
     needs = [name for name in score_columns(objective.needs) if name != "weight"]  # which the corpus itself may have
     if needs and not config.scores:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
+    second.check(objective, config)
     check_arguments(args)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
@@ -227,8 +235,8 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
     for name, found in sets.items():
         if found.bos_id != corpus.bos_id:
             raise UserError(
-                f"eval_sets: the documents of {name} begin with {told(found.bos_id)}, those of {config.corpus} with "
-                f"{told(corpus.bos_id)}: prepare both in the same way"
+                f"eval_sets: the documents of {name} begin with {bos_words(found.bos_id)}, those of {config.corpus} with "
+                f"{bos_words(corpus.bos_id)}: prepare both in the same way"
             )
         if found.tokenizer_hash != corpus.tokenizer_hash:
             raise UserError(f"eval_sets: {name} has another tokenizer than {config.corpus}")
@@ -241,8 +249,9 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             eval_dataset={name: join_scores(found, verify=None) for name, found in sets.items()} or None,
             objective=objective,
             head=head,
+            **second.models(objective, config, corpus),
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
-            flops_spent=FlopsSpent(*_flops_spent(config)),
+            flops_spent=FlopsSpent(*_flops_spent(config, objective.second)),
             sources=corpus.sources,
             guards=_guards(config, corpus, args.device.type),
             processing_class=corpus.tokenizer(),
@@ -319,8 +328,9 @@ def _model_config(config: TrainConfig, corpus: Corpus) -> Any:
     )
 
 
-def _flops_spent(config: TrainConfig) -> tuple[float, float]:
-    """(scoring, reference training) of the scores used: every scoring counts, a model's training once. NaN: not known."""
+def _flops_spent(config: TrainConfig, target: SecondTarget | None = None) -> tuple[float, float]:
+    """(scoring, reference training) of the scores and the teacher used: every scoring counts, a model's training once. NaN:
+    not known."""
 
     def known(flops: float | None) -> float:
         return math.nan if flops is None else flops
@@ -330,6 +340,8 @@ def _flops_spent(config: TrainConfig) -> tuple[float, float]:
     for m in manifests:  # scored from a copy of its folder, nobody knows any more what training it took
         spent, before = known(m["reference_flops"]), trained.get(m["model_hash"], 0.0)
         trained[m["model_hash"]] = before if before > spent else spent  # one that is not known stays so
+    if target is not None and target.origin == "teacher" and target.model is not None:
+        trained[model_hash(target.model)] = known(training_flops(target.model))
     return sum(known(m["flops"]) for m in manifests), sum(trained.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..runs.errors import UserError
@@ -41,6 +41,8 @@ class Verb:
     """It may be a stage of a recipe."""
     work: str | None = None
     """The module of its work, below tokensieve.pipeline, where it is another than the config's."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of fields on the command line: `from` is a word of Python's."""
 
     def module(self) -> Any:
         """That of its work: torch and transformers come with it."""
@@ -87,6 +89,7 @@ VERBS: dict[str, Verb] = {
         ranks="all",
         stage=True,
         work="score",
+        aliases={"from": "from_file"},
     ),
     "evaluate": Verb(
         "configs.evaluate:EvaluateConfig",

@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..analysis.token_classes import CLASSES
 from ..data.text import visible, width_of
 from .terminal import DROPPED, KEPT, PLAIN
 
-Part = tuple[str, str]  # (text, style)
+StyledText = tuple[str, str]  # (text, style)
 
 NLL_EDGES = (1.0, 2.0, 4.0, 6.0)
 NLL_STYLES = ("low", "lower", "middle", "higher", "high")
 EXCESS_EDGES = (-1.0, -0.25, 0.25, 1.0)
 EXCESS_STYLES = ("far below", "below", "near", "above", "far above")
-CLASSES = ("H->H", "L->H", "H->L", "L->L")
 WEIGHTS = {"below 0": "far below", "0": DROPPED, "to 1": "below", "1": KEPT, "above 1": "far above"}
 VALUES = {
     "nll": (NLL_EDGES, NLL_STYLES),
@@ -51,7 +51,7 @@ def _kind_of(weight: float) -> str:
     return "to 1" if weight < 1 else "1" if weight == 1 else "above 1"
 
 
-def legend_of(by: str, styles: Sequence[str]) -> list[Part]:
+def legend_of(by: str, styles: Sequence[str]) -> list[StyledText]:
     """What each style means and, for classes and weights, the share of tokens that have it."""
     if by == "weight":
         found = [styles.count(style) for style in WEIGHTS.values()]
@@ -69,7 +69,7 @@ def legend_of(by: str, styles: Sequence[str]) -> list[Part]:
     return [(f"{by} ", PLAIN), *_joined(list(zip(texts, names, strict=True))), (" nats", PLAIN)]
 
 
-def _joined(parts: list[Part], after: Sequence[str] = ()) -> list[Part]:
+def _joined(parts: list[StyledText], after: Sequence[str] = ()) -> list[StyledText]:
     ends = [f"{a}, " for a in after] if after else [" | "] * len(parts)
     made = [p for part, end in zip(parts, ends, strict=True) for p in (part, (end, PLAIN))]
     return [*made[:-1], (made[-1][0].rstrip(", |"), PLAIN)]

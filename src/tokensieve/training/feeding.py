@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.objective import Objective
 from ..core.objectives.given import WEIGHT, times
 from ..core.stats import score_columns
-from ..data.columns import visible
+from ..data.columns import visible_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows
 from ..data.scan import look_through
 from ..runs.errors import UserError
@@ -24,9 +24,12 @@ class Fed(Guarded):
     The sampler fills the last global batch with ignored rows instead of repeating samples.
     """
 
-    def init_rows(self, model: Any, needs: Collection[str], ignore_columns: Sequence[str]) -> None:
+    def init_rows(
+        self, model: Any, needs: Collection[str], ignore_columns: Sequence[str], second: tuple[str, str] | None = None
+    ) -> None:
         """What :meth:`rows_of` goes by. Before ``Trainer.__init__``, which is given the rows."""
         self._needs, self._ignored, self._vocab_size = needs, tuple(ignore_columns), _vocab_size(model)
+        self._second_columns = second
 
     def rows_of(self, dataset: Any, *, to_train: bool = False) -> Rows:
         """The data set as model inputs; ``to_train``: with what the objective needs. UserError for what is no data set."""
@@ -46,7 +49,8 @@ class Fed(Guarded):
         needs = self._needs if to_train else ()
         statistics = [n for n in ON_REQUEST if n in needs]
         ignored, vocab_size = self._ignored, self._vocab_size
-        return Rows(dataset, score_columns(needs), statistics, ignore_columns=ignored, vocab_size=vocab_size)
+        told: dict[str, Any] = {"second": self._second_columns if to_train else None, "vocab_size": vocab_size}
+        return Rows(dataset, score_columns(needs), statistics, ignore_columns=ignored, **told)
 
     def check_steps(self) -> None:
         """Raise UserError where no step can be done, no row has a token to predict, or a row cannot be read. Writes nothing."""
@@ -102,7 +106,7 @@ class Fed(Guarded):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        needed = (*ON_REQUEST, *score_columns(self._needs))
+        needed = (*ON_REQUEST, *score_columns(self._needs), *(self._second_columns or ()))
         self._signature_columns += ["row_id", "position_ids", *needed]
 
     def _gather_rows(self, values: Tensor) -> Tensor:
@@ -117,7 +121,7 @@ def weighted(objective: Objective, dataset: Any, ignored: Sequence[str]) -> Obje
     """The objective, times the data set's column of weights where it has one."""
     if isinstance(dataset, Mapping) or not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
         return objective  # no data set: refused in a moment
-    return times(objective) if WEIGHT not in ignored and WEIGHT in visible(dataset) else objective
+    return times(objective) if WEIGHT not in ignored and WEIGHT in visible_columns(dataset) else objective
 
 
 def _vocab_size(model: Any) -> int | None:

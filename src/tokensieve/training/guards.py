@@ -131,7 +131,7 @@ def _finite(tensor: Tensor) -> Tensor:
     return largest.isfinite()
 
 
-def describe(
+def describe_nonfinite(
     step: int,
     cause: str,
     rows: Sequence[Mapping[str, Any]],

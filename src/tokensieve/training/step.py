@@ -30,12 +30,17 @@ Gather = Callable[[Tensor], Tensor]
 
 
 def known_stats(
-    needs: Collection[str], batch: Mapping[str, Tensor], *, step: int = 0, tokens_seen: Tensor | int = 0
+    needs: Collection[str],
+    batch: Mapping[str, Tensor],
+    *,
+    step: int = 0,
+    tokens_seen: Tensor | int = 0,
+    sources: Sequence[str] = (),
 ) -> TokenStats:
     """What is known of a batch's tokens before the forward, as far as it is needed; entry t speaks of the target at t + 1."""
     valid = batch["targets"] != IGNORE_INDEX
     there = [name for name in sorted(needs) if name in ROW_STATISTICS or name in score_columns(needs)]
-    stats = TokenStats(valid, step=step, tokens_seen=tokens_seen)
+    stats = TokenStats(valid, step=step, tokens_seen=tokens_seen, sources=tuple(sources))
     return stats.with_values({name: _of_rows(name, batch, valid) for name in there})
 
 
@@ -73,7 +78,7 @@ def _alone(values: Tensor) -> Tensor:
 
 
 @dataclass
-class Scope:
+class RankScope:
     """The scope of an objective over the ranks of a run. ``gather`` concatenates [B, T] over ranks, in rank order."""
 
     objective: Objective
@@ -175,14 +180,22 @@ Totals = dict[str, Tensor]
 
 
 def selection_totals(
-    objective: Objective, weight: Tensor, valid: Tensor, nll: Tensor, source: Tensor | None = None, num_sources: int = 0
+    objective: Objective,
+    weight: Tensor,
+    valid: Tensor,
+    nll: Tensor,
+    source: Tensor | None = None,
+    num_sources: int = 0,
+    *,
+    minimised: Tensor | None = None,
 ) -> Totals:
     """Sums over the tokens of a batch by name, float64 scalars that add over parts:
 
-    ``valid``, ``kept`` (weight other than 0), ``kept_nll``, ``dropped_nll``, ``weighted_nll`` (sum of weight * nll),
-    ``denominator`` (what the objective divides by). Where weights are not just 0 or 1 also ``abs``, ``square`` (sums of
-    |weight| and weight^2) and ``negative`` (tokens with such a weight). With ``source`` [B, T], the source of each token's
-    target, ``valid_by_source`` and ``kept_by_source`` [num_sources]. A token that is in no sum adds 0 to it, whatever its nll.
+    ``valid``, ``kept`` (weight other than 0), ``kept_nll``, ``dropped_nll``, ``weighted_nll`` (sum of weight * nll, or of
+    weight * ``minimised``: what stands in its place beside second targets), ``denominator`` (what the objective divides by).
+    Where weights are not just 0 or 1 also ``abs``, ``square`` (sums of |weight| and weight^2) and ``negative`` (tokens with
+    such a weight). With ``source`` [B, T], the source of each token's target, ``valid_by_source`` and ``kept_by_source``
+    [num_sources]. A token that is in no sum adds 0 to it, whatever its nll.
     """
     keep = (weight != 0) & valid
     wide = sum_dtype(weight)
@@ -195,6 +208,8 @@ def selection_totals(
         "weighted_nll": torch.where(keep, nll * weight, 0).sum(dtype=wide),
         "denominator": objective.denominator_of(weight, valid),
     }
+    if minimised is not None:
+        totals["weighted_nll"] = torch.where(keep, minimised * weight, 0).sum(dtype=wide)
     if not objective.selects:
         weight_T = torch.where(valid, weight, 0).to(wide)
         totals |= {

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ...runs.errors import UserError
 from ...runs.files import atomic_file
 from ..corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels, with_weight
-from .pack import NO_TARGET
+from ..read.documents import NO_TARGET
 from .units import Counts, read_table
 
 MAX_SOURCES = 1 << 15  # an index into them is an int16
@@ -181,7 +181,7 @@ def _count(docs: pa.Table, tokens: npt.NDArray[np.int64], state: Assembly) -> No
         tally.bytes += int(size[mine].sum())
 
 
-def figures(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> dict[str, Any]:
+def corpus_stats(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> dict[str, Any]:
     """``stats`` of a corpus's manifest."""
     tokens = sum(t.tokens for t in state.by_source)
     size = sum(t.bytes for t in state.by_source)

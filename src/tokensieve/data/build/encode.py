@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..read.documents import Document
+from ..read.documents import NO_TARGET, Document
 from ..tokenizer import Encoder
 from ..weight_rules import WeightRule, only_source
-from .pack import NO_TARGET
 from .weigh import weigh_characters
 
 _BATCH_CHARS = 1 << 20

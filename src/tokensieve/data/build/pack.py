@@ -1,4 +1,4 @@
-"""Documents -> rows of a fixed length: concatenate, then cut; only the last row of a unit is padded.
+"""Packing: documents -> rows of a fixed length. Concatenate, then cut; only the last row of a unit is padded.
 
 documents   AAAA. BBBBBBBBB. CC.        (. is EOS)
 rows        AAAA.BBB | BBBBBB.C | C.____        pieces  [A,B] [B,C] [C]
@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runs.errors import UserError
+from ..read.documents import NO_TARGET
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
-NO_TARGET = -100
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """R packed rows of length L and their P pieces; row r has the pieces ``offsets[r]:offsets[r + 1]``."""
 
     input_ids: Int32  # [R, L]
@@ -42,7 +42,7 @@ def pack(
     pad_id: int,
     labels: Sequence[Int32] | None = None,
     weights: Sequence[Float32] | None = None,
-) -> Rows:
+) -> PackedRows:
     """Concatenate ``documents`` (each with its EOS) and cut into rows of ``length``.
 
     ``targets[d]`` is where in document d the solution starts, 0 for plain text. ``labels[d]`` and ``weights[d]``: as long as
@@ -66,7 +66,7 @@ def pack(
     origin = piece_starts // length * length
     solution = starts + np.asarray(targets, np.int64)  # [D]
     target = np.clip(solution[doc_ids], piece_starts, piece_ends) if total else piece_starts
-    return Rows(
+    return PackedRows(
         input_ids=_laid(documents, shape, pad_id, np.int32),
         num_tokens=np.minimum(length, total - row_starts).astype(np.int32),
         offsets=np.searchsorted(piece_starts, np.append(row_starts, num_rows * length)).astype(np.int32),

@@ -31,7 +31,7 @@ PART_FORMAT = 3  # parts of another one (1 had no doc_offsets, 2 ended with each
 MAX_BAD_ROWS_LISTED = 100
 
 
-class Unit(NamedTuple):
+class WorkUnit(NamedTuple):
     """Unit ``number`` of source ``source_index``."""
 
     source_index: int
@@ -81,7 +81,7 @@ class Counts:
     bad_rows: list[dict[str, str]] = field(default_factory=list)  # the first of them
 
 
-def run_unit(unit: Unit, setup: Setup) -> Counts:
+def run_unit(unit: WorkUnit, setup: Setup) -> Counts:
     """Do one unit and write its part. :class:`UserError` for a bad row, unless these are to be skipped."""
     counts = Counts()
     items = (item for block in unit.blocks for item in documents(unit.source, block))

@@ -15,14 +15,14 @@ from ...runs.errors import UserError
 from ..read.documents import Block
 from ..read.readers import Placed, placements
 from ..read.source import Source
-from .units import Counts, Setup, Unit, read_counts, run_unit
+from .units import Counts, Setup, WorkUnit, read_counts, run_unit
 
 T = TypeVar("T")
 R = TypeVar("R")
-Group = tuple[Block, ...]
+BlockGroup = tuple[Block, ...]
 
 
-def results(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple[Unit, Counts]]:
+def results(units: Iterator[WorkUnit], setup: Setup, workers: int) -> Iterator[tuple[WorkUnit, Counts]]:
     """(unit, counts) of each unit, as they finish; done ones come from their files. At most 2 a worker are in flight."""
     known = partial(_known, setup)
     if workers == 1:
@@ -32,7 +32,7 @@ def results(units: Iterator[Unit], setup: Setup, workers: int) -> Iterator[tuple
     yield from _pooled(units, _work, workers, setup, known)
 
 
-def sampled(source: Source, groups: Iterator[Group], workers: int) -> Iterator[tuple[Group, list[Placed]]]:
+def sampled(source: Source, groups: Iterator[BlockGroup], workers: int) -> Iterator[tuple[BlockGroup, list[Placed]]]:
     """(group, :func:`placements` of its documents), as they finish. At most 2 a worker are in flight."""
     if workers == 1:
         yield from ((group, placements(source, group)) for group in groups)
@@ -40,7 +40,7 @@ def sampled(source: Source, groups: Iterator[Group], workers: int) -> Iterator[t
         yield from _pooled(groups, partial(placements, source), workers)
 
 
-def _known(setup: Setup, unit: Unit) -> Counts | None:
+def _known(setup: Setup, unit: WorkUnit) -> Counts | None:
     return read_counts(setup.parts, unit.name)
 
 
@@ -97,6 +97,6 @@ def leave_with_parent() -> None:
     threading.Thread(target=leave, daemon=True).start()
 
 
-def _work(unit: Unit) -> Counts:
+def _work(unit: WorkUnit) -> Counts:
     assert _worker_setup is not None
     return run_unit(unit, _worker_setup)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+NO_TARGET = -100
+"""``IGNORE_INDEX`` of core, which cannot be imported here: processes that read text do not wait for torch."""
+
 
 class Turn(NamedTuple):
     """Characters of a text that a role says."""

@@ -14,7 +14,7 @@ from .chat_rows import chat_document, chat_layout
 from .compressed import opened
 from .documents import BadRow, Block, Document, Item, Skipped, Turn, kind
 from .source import Source
-from .token_rows import READ, tokens_document
+from .token_rows import BESIDE_IDS, tokens_document
 from .weight_values import WEIGHT, BadWeight, text_weights
 
 _BATCH_ROWS = 256
@@ -131,7 +131,7 @@ def _lists(schema: Any) -> list[str]:
     def is_list(kind: Any) -> bool:
         return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
-    return [f.name for f in schema if is_list(f.type) or f.name in READ]
+    return [f.name for f in schema if is_list(f.type) or f.name in BESIDE_IDS]
 
 
 def first_columns(source: Source) -> list[str]:
@@ -281,7 +281,7 @@ def hub_blocks(source: Source, size: int) -> Iterator[Block]:
             "id",
             "source",
             WEIGHT,
-            *READ,
+            *BESIDE_IDS,
             *((*CHAT, source.config.text) if chatty(source) else ()),
         ]
         rows.append({k: v for k, v in row.items() if k in wanted or (tokenised(source) and isinstance(v, list))})

@@ -22,12 +22,11 @@ import xxhash
 
 from ...runs.errors import UserError
 from ...runs.files import hash_json
-from .compressed import RATIO
-from .compressed import SUFFIXES as COMPRESSED
-from .files import InputFile, find, once, walk
+from .compressed import COMPRESSED, RATIO
+from .files import InputFile, find_files, once, walk
 from .row_files import first_columns, hub_revision
 from .source import Source, SourceConfig
-from .token_rows import READ
+from .token_rows import BESIDE_IDS
 from .weight_values import WEIGHT
 
 _JSON_LINES = (".jsonl", *(form + packed for packed in COMPRESSED for form in (".jsonl", ".json")))
@@ -58,7 +57,7 @@ def resolve(config: SourceConfig, seed: int = 0) -> Source:
         if not hub:
             raise UserError(f"source {config.path}: the name is missing, as in hub:owner/name")
         return Source(config, "hub", hub.split("/")[-1], (), seed)
-    root, name, paths = find(config.path)
+    root, name, paths = find_files(config.path)
     if len(paths) == 1 and _is_dataset(paths[0]):
         if config.format not in ("auto", "datasets", "tokens", "chat"):
             raise UserError(f"{config.path} is a datasets folder, it cannot be read as format {config.format!r}")
@@ -169,7 +168,7 @@ def identity(source: Source, unit_bytes: int = 0) -> str:
     since = ["packed across files"] if packs_across(source, unit_bytes) else []
     tokens = "tokens" in (source.format, source.config.format)
     if tokens or source.format not in ONE_DOCUMENT_A_FILE:
-        read = (*(READ if tokens else ()), WEIGHT)
+        read = (*(BESIDE_IDS if tokens else ()), WEIGHT)
         since += [c for c in read if c in first_columns(source) and c not in source.config.ignore_columns]
     if source.config.path.startswith("package:"):
         return hash_json(["package", _version(source.name), [(f.name, f.size) for f in source.files], *since])

@@ -38,7 +38,7 @@ class PrepareConfig:
     length: int = 1024
     """Tokens in a row."""
     isolate_documents: bool = False
-    """Make each document a context of its own: positions restart and attention stops at its end."""
+    """Make each document a context of its own (document masking): positions restart and attention stops at its end."""
     weights: list[WeightRule] = field(default_factory=list)
     """Weights of tokens by what they say: {role, regex, tag or source: ..., weight: ...}, later ones win; docs/weights.md."""
     max_rows: int | None = None

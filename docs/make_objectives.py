@@ -23,6 +23,9 @@ documents are kept, by the mean score of their tokens in a row, until the ratio 
 | `valid` | tokens with a target |
 | `nonzero` | tokens with a weight other than 0 |
 | `abs` | the sum of absolute weights |
+
+A column `weight` of the data set multiplies what any objective gives; tokens of weight 0 are neither ranked nor counted in k,
+the denominator `valid` counts them, and `weight` becomes `abs`: [weights.md](weights.md).
 """
 
 SECOND = {

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokensieve.core import OBJECTIVES, TokenStats, objective
 from tokensieve.core.objectives import NOT_SERVED
+from tokensieve.core.objectives.given import times
 
 RANKED = ("rho1", "rho1_low_ref", "rho1_low_entropy", "rho1_intersection", "rho1_union", "token_cleaning", "high_loss")
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -44,6 +45,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("wit", {"prompt": 0.1, "response": 0.9}),
     ("influence", {}),
     ("learning_time", {"low": 0.2, "high": 1.4}),
+    ("column", {"weight": "influence"}),
     ("smooth", {"of": {"name": "dft", "power": 2.0}}),
     ("distill", {"of": {"name": "rho1", "ratio": 0.3, "scope": "sequence"}, "share": 0.5}),
 ]  # fmt: skip
@@ -75,6 +77,19 @@ def test_rows_laid_end_to_end_are_the_same_rows(name: str, options: dict[str, An
     """[T] with its row ids gives the weights of [B, T]: nothing reaches over the end of a row."""
     stats, made = stats_of(batch()), objective(name, **options)
     torch.testing.assert_close(made.weigh(stats.map(torch.flatten)), made.weigh(stats).flatten())
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "")
+def test_times_any_rule(name: str, options: dict[str, Any]) -> None:
+    """Whatever the rule: what it says where only tokens with a weight are targets, times the weight."""
+    made = batch(3)
+    g = torch.Generator().manual_seed(0)
+    weight = (torch.randint(-3, 4, made["valid"].shape, generator=g) / 2).double()
+    stats = stats_of(made)
+    stats = stats.with_values({"weight": weight.float()})
+    found = times(objective(name, **options)).weigh(stats)
+    rule = wanted(name, options, {**made, "valid": made["valid"] & (weight != 0)})
+    torch.testing.assert_close(found.double(), rule * weight, rtol=2e-5, atol=4e-6)
 
 
 def test_every_rule_has_its_definition() -> None:
@@ -135,6 +150,8 @@ def test_what_is_not_served_says_why(name: str) -> None:
         ("learning_time", {"low": 0.5, "high": 0.1}, "high is 0.1"),
         ("huber", {"scope": "corpus"}, "scope 'corpus' is one threshold over the whole data set"),
         ("influence", {"denominator": "weight"}, "may be negative"),
+        ("column", {"denominator": "weight"}, "may be negative"),
+        ("column", {"weight": "nll"}, "a statistic of the student's"),
     ],
 )
 def test_options_that_make_no_sense(name: str, options: dict[str, Any], says: str) -> None:

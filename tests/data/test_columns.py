@@ -130,8 +130,8 @@ def test_a_column_of_a_users_own_beside_a_corpus_is_refused_too() -> None:
     made = of(**corpus)
     assert Rows(made.add_column("my_nll", nll.data["x"].combine_chunks().to_pylist(), feature=List(Value("float16"))))
     for values in (ONES, [[0.5] * len(r) for r in IDS]):
-        with pytest.raises(UserError, match="column 'weight' has an entry for each token"):
-            Rows(made.add_column("weight", values))
+        with pytest.raises(UserError, match="column 'user_weight' has an entry for each token"):
+            Rows(made.add_column("user_weight", values))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,10 @@ def test_a_position_depends_on_the_key_alone_and_the_sample_on_the_seed() -> Non
         ({"path": "package:../etc"}, "no installed package"),
         ({"path": "{tmp}/mixed"}, r"several formats \(\.jsonl, \.md\)"),
         ({"path": "{tmp}/mixed", "format": "parquet"}, r"\.parquet.*holds \.jsonl, \.md"),
-        ({"path": "{tmp}/mixed", "format": "csv"}, "unknown format 'csv'; there are auto, datasets, docstrings, jsonl"),
+        (
+            {"path": "{tmp}/mixed", "format": "csv"},
+            "unknown format 'csv'; there are auto, chat, datasets, docstrings, jsonl",
+        ),
         ({"path": "{tmp}/mixed", "format": "datasets"}, "save_to_disk"),
         ({"path": "{tmp}/odd"}, r"no file of a known suffix \(\.xyz\)"),
         ({"path": "{tmp}/mixed/a.md", "split": (0.5, 0.5)}, "split must be"),

@@ -253,6 +253,7 @@ ORACLES: dict[str, Callable[..., Grid]] = {
     ),
     "wit": lambda batch, prompt, response: weights(batch, lambda b, t: response if batch["response"][b][t] else prompt),
     "influence": lambda batch: weights(batch, lambda b, t: batch["influence"][b][t]),
+    "column": lambda batch, weight: weights(batch, lambda b, t: batch[weight][b][t]),
     "learning_time": lambda batch, low, high: weights(batch, lambda b, t: low <= batch["learning_time"][b][t] <= high),
     "smooth": lambda batch, of, **_: of_rule(batch, **of),
     "distill": lambda batch, of, **_: of_rule(batch, **of),

@@ -148,12 +148,12 @@ def test_what_is_no_data_set(tmp_path: Path, data: Any, says: str) -> None:
 
 def test_columns_are_ignored_where_that_is_said(tmp_path: Path) -> None:
     """In the data sets of evaluations too."""
-    data = Dataset.from_dict({"input_ids": IDS, "weight": [[0.5] * T] * 4})
+    data = Dataset.from_dict({"input_ids": IDS, "user_weight": [[0.5] * T] * 4})
     for given in ({"train_dataset": data}, {"eval_dataset": data}, {"eval_dataset": {"x": data}}):
-        with pytest.raises(UserError, match="column 'weight' has an entry for each token"):
+        with pytest.raises(UserError, match="column 'user_weight' has an entry for each token"):
             SelectiveTrainer(tiny.llama(), tiny.arguments(tmp_path), **given)
     made = SelectiveTrainer(
-        tiny.llama(), tiny.arguments(tmp_path), train_dataset=data, eval_dataset=data, ignore_columns=["weight"]
+        tiny.llama(), tiny.arguments(tmp_path), train_dataset=data, eval_dataset=data, ignore_columns=["user_weight"]
     )
     assert made.evaluate()["eval_nll"] > 0
     made.train()

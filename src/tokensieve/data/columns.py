@@ -70,7 +70,16 @@ def check_columns(dataset: Any, names: Sequence[str], read: Collection[str], ign
             "ignore_columns"
         )
     corpus = "doc_starts" in names
-    known = {"input_ids", *read, *ignored, *METADATA, *LOSS_MASKS, *STATISTICS, *(OF_CORPUS if corpus else ())}
+    known = {
+        "input_ids",
+        "weight",
+        *read,
+        *ignored,
+        *METADATA,
+        *LOSS_MASKS,
+        *STATISTICS,
+        *(OF_CORPUS if corpus else ()),
+    }
     unknown = [
         name
         for name in names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ LATER_COLUMNS: dict[str, pa.DataType] = {"doc_offsets": pa.list_(pa.int32())}
 # Only in a corpus some document of which says by labels that not all of its tokens are targets; there it is part of the
 # identity, since it decides what is trained on.
 LABELS: dict[str, pa.DataType] = {"labels": pa.list_(pa.int32())}
+# Only in a corpus some document of which has weights; likewise part of the identity there.
+WEIGHTS: dict[str, pa.DataType] = {"weight": pa.list_(pa.float32())}
+OPTIONAL_COLUMNS: dict[str, pa.DataType] = {**LABELS, **WEIGHTS}
 DOCUMENT_COLUMNS: dict[str, pa.DataType] = {
     "doc_id": pa.int64(),
     "id": pa.string(),
@@ -68,7 +71,9 @@ def rows_table(rows: PackedRows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
         "doc_offsets": lists(rows.doc_offsets),
     }
     table = pa.table(columns, schema=pa.schema([*ROW_COLUMNS.items(), *LATER_COLUMNS.items()]))
-    return table if rows.labels is None else _append_labels(table, rows.labels.reshape(-1))
+    for name, values in (("labels", rows.labels), ("weight", rows.weight)):
+        table = table if values is None else _append(table, name, values.reshape(-1))
+    return table
 
 
 def with_labels(table: pa.Table) -> pa.Table:
@@ -76,16 +81,29 @@ def with_labels(table: pa.Table) -> pa.Table:
     if "labels" in table.column_names:
         return table
     ids = table["input_ids"].combine_chunks().flatten().to_numpy()
-    length = len(ids) // max(1, len(table))
-    padding = np.arange(length) >= table["num_tokens"].to_numpy()[:, None]  # [R, L]
-    return _append_labels(table, np.where(padding.reshape(-1), np.int32(NO_TARGET), ids))
+    return _append(table, "labels", np.where(_padding(table), np.int32(NO_TARGET), ids))
 
 
-def _append_labels(table: pa.Table, flat: np.ndarray[Any, Any]) -> pa.Table:
+def with_weight(table: pa.Table) -> pa.Table:
+    """The table with a column ``weight``: where it has none every token's is 1, and padding's 0."""
+    if "weight" in table.column_names:
+        return table
+    return _append(table, "weight", np.where(_padding(table), np.float32(0), np.float32(1)))
+
+
+def _padding(table: pa.Table) -> np.ndarray[Any, Any]:
+    """bool [rows * length]"""
+    length = len(table["input_ids"].combine_chunks().flatten()) // max(1, len(table))
+    padding_RL: np.ndarray[Any, Any] = np.arange(length) >= table["num_tokens"].to_numpy()[:, None]
+    return padding_RL.reshape(-1)
+
+
+def _append(table: pa.Table, name: str, flat: np.ndarray[Any, Any]) -> pa.Table:
+    """With one more column of OPTIONAL_COLUMNS, from its values laid end to end."""
     length = len(flat) // max(1, len(table))
     grid = pa.array(np.arange(len(table) + 1, dtype=np.int32) * np.int32(length))
-    labels = pa.ListArray.from_arrays(grid, pa.array(flat, pa.int32()))
-    return table.append_column(pa.field("labels", LABELS["labels"]), labels)
+    values = pa.ListArray.from_arrays(grid, pa.array(flat, OPTIONAL_COLUMNS[name].value_type))
+    return table.append_column(pa.field(name, OPTIONAL_COLUMNS[name]), values)
 
 
 def with_documents(table: pa.Table, doc_ids: np.ndarray[Any, Any], doc_sources: np.ndarray[Any, Any]) -> pa.Table:
@@ -101,8 +119,8 @@ def with_documents(table: pa.Table, doc_ids: np.ndarray[Any, Any], doc_sources: 
 class ContentHash:
     """xxh3-128 over every column's values and list lengths, in row order; how rows lie in batches or shards does not count."""
 
-    def __init__(self, *, labels: bool = False) -> None:
-        names = [*ROW_COLUMNS, *(LABELS if labels else ())]
+    def __init__(self, optional: Collection[str] = ()) -> None:
+        names = [*ROW_COLUMNS, *(name for name in OPTIONAL_COLUMNS if name in optional)]
         self._digests = {name: (xxhash.xxh3_128(), xxhash.xxh3_128()) for name in names}
 
     def update(self, table: pa.Table) -> None:
@@ -122,10 +140,10 @@ class ContentHash:
 class ShardWriter:
     """Writes rows, in the order given, to ``rows-00000.arrow`` ... of ``shard_rows`` rows each (the last: what is left)."""
 
-    def __init__(self, folder: Path, length: int, shard_rows: int, *, labels: bool = False) -> None:
-        self.folder, self.length, self.shard_rows, self.labels = folder, length, shard_rows, labels
+    def __init__(self, folder: Path, length: int, shard_rows: int, optional: Collection[str] = ()) -> None:
+        self.folder, self.length, self.shard_rows, self.optional = folder, length, shard_rows, optional
         self.shards: list[dict[str, Any]] = []
-        self.content = ContentHash(labels=labels)
+        self.content = ContentHash(optional)
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
 
@@ -145,26 +163,29 @@ class ShardWriter:
         shard, rest = table.slice(0, num_rows).combine_chunks(), table.slice(num_rows)
         self._waiting, self._num_waiting = ([rest] if len(rest) else []), len(rest)
         name = f"rows-{len(self.shards):05d}.arrow"
-        schema = _features(labels=self.labels).arrow_schema
+        schema = _features(self.optional).arrow_schema
         with atomic_file(self.folder / name) as f, pa.ipc.new_stream(f, schema) as stream:
             stream.write_table(shard.cast(schema), max_chunksize=max(1, _BATCH_TOKENS // self.length))
         self.shards.append({"file": name, "rows": num_rows})
 
 
-def _features(*, later: bool = True, labels: bool = False) -> Any:
+def _features(optional: Collection[str] = (), *, later: bool = True) -> Any:
     from datasets import Features
 
-    more = {**(LATER_COLUMNS if later else {}), **(LABELS if labels else {})}
+    more = {
+        **(LATER_COLUMNS if later else {}),
+        **{name: kind for name, kind in OPTIONAL_COLUMNS.items() if name in optional},
+    }
     return Features.from_arrow_schema(pa.schema([*ROW_COLUMNS.items(), *more.items()]))
 
 
 def write_dataset_files(
-    folder: Path, shards: list[dict[str, Any]], content_hash: str, *, labels: bool = False
+    folder: Path, shards: list[dict[str, Any]], content_hash: str, optional: Collection[str] = ()
 ) -> list[str]:
     """What ``datasets.load_from_disk`` needs beside the shards. Returns the names written."""
     from datasets import DatasetInfo
 
-    info = asdict(DatasetInfo(features=_features(labels=labels)))
+    info = asdict(DatasetInfo(features=_features(optional)))
     write_json(folder / "dataset_info.json", {key: info[key] for key in sorted(info)})
     state: dict[str, Any] = {
         "_data_files": [{"filename": s["file"]} for s in shards],
@@ -269,6 +290,18 @@ class Corpus:
                 outcome_T[bos_places(row)] = False
             yield from np.split(outcome_T, np.asarray(row["doc_starts"])[1:]) if self.isolate_documents else [outcome_T]
 
+    def target_weights(self, rows: Sequence[int]) -> np.ndarray:
+        """The column ``weight`` of these rows, NaN where there is no target. float32 [rows, length]"""
+        labelled = "labels" in self.rows.column_names
+        read = ["weight", "num_tokens", *(["labels"] if labelled else [])]
+        made = np.full((len(rows), self.length), np.nan, np.float32)
+        for weight_T, row in zip(made, self.rows.select_columns(read).select(rows).with_format("numpy"), strict=True):
+            count = int(row["num_tokens"])
+            weight_T[:count] = row["weight"][:count]
+            if labelled:
+                weight_T[np.asarray(row["labels"]) == NO_TARGET] = np.nan
+        return made
+
     def documents_at(self, row: int, position: int | None = None) -> list[str]:
         """Names of the documents in a row, or of the one at a position of it."""
         found = self.rows[row]
@@ -316,7 +349,7 @@ def open_corpus(folder: Path | str, verify: Verify | None = "size") -> Corpus:
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
     # A feature can be one that opens files or addresses when it is read.
-    known = [_features(), _features(labels=True), _features(later=False)]
+    known = [_features(optional) for optional in ((), LABELS, WEIGHTS, OPTIONAL_COLUMNS)] + [_features(later=False)]
     for entry, shard in zip(manifest["shards"], shards, strict=True):
         if shard.features not in known or shard.features != shards[0].features:
             raise UserError(f"{folder / entry['file']} does not have the columns of a corpus")
@@ -352,6 +385,12 @@ def _lines(manifest: dict[str, Any]) -> Iterator[str]:
     if stats.get("no_targets"):
         share = stats["no_targets"] / stats["tokens"]
         yield f"  {stats['no_targets']:,} tokens ({share:.1%}) are no targets, by the labels of their rows"
+    if stats.get("cut_chats"):
+        share = f"{stats['cut_chats']:,} of {stats['chats']:,} ({stats['cut_chats'] / stats['chats']:.1%})"
+        yield f"  conversations that a row's end cuts in two: {share}; what follows is read without its beginning"
+    if weights := stats.get("weights"):
+        shares = [f"{weights[what] / stats['tokens']:.1%} {what}" for what in ("zero", "negative") if weights[what]]
+        yield f"  tokens have weights{': ' if shares else ''}{', '.join(shares)}"
     if manifest.get("bos_id") is not None:
         yield f"  each document begins with BOS (id {manifest['bos_id']}), which is never a target"
     if stats.get("unknown"):

@@ -110,11 +110,14 @@ def check_loss_mask(values: Any, name: str, labels_T: IntArray, index: int) -> N
 def scores(values: Any, name: str, labels_T: IntArray, index: int, *, half: bool) -> npt.NDArray[np.float32]:
     """A score column of a row: float32 [T], 0 where it is NaN. UserError for a number that is not finite on a target.
 
-    ``half``: stored as float16, whose infinity is a number beyond 65,504: taken as that, with a word on stderr.
+    ``half``: stored as float16, whose infinity is a number beyond 65,504: taken as that, with a word on stderr. A single
+    ``weight`` is that of every token of the row.
     """
     if values is None:
         raise UserError(f"row {index}: column {name!r} is null")
     found = as_array(values)
+    if name == "weight" and found.ndim == 0:
+        found = np.full(labels_T.shape, found)
     if found.dtype.kind == "O":
         found = np.array([np.nan if v is None else v for v in found.tolist()], dtype=object)
     try:

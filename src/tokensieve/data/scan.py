@@ -48,7 +48,9 @@ def _may_disagree(block: Any, rows: Rows) -> bool:
 def _looks_wrong(block: Any, rows: Rows) -> bool:
     columns = {n: block[n].combine_chunks() for n in (*_NAMES, *NUMBERED, *rows.loss_masks) if n in rows.read}
     sizes = {n: block[n].combine_chunks() for n in (*LENGTHS, *CUMULATIVE) if n in rows.read}
-    scores = {n: block[n].combine_chunks() for n in rows.scores}
+    scores = {
+        n: block[n].combine_chunks() for n in rows.scores if hasattr(block[n].type, "value_type")
+    }  # else one a row
     lengths = [c.value_lengths().to_numpy(zero_copy_only=False) for c in (*columns.values(), *scores.values())]
     if any(c.null_count or c.flatten().null_count for c in columns.values()):
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from ..runs.errors import UserError
 from ..runs.files import file_hash, hash_json, read_json
+from .places import by_bytes, by_characters
 from .tokenizer_state import file_state, other_added_token, other_rule, state_of
 
 EOS = "<|endoftext|>"
@@ -204,6 +206,7 @@ class Encoder:
         state = state_of(self.backend)
         self.unknown_id = _unknown_id(self.backend, state["model"])
         self.drops = self.unknown_id is None and _can_drop(state)
+        self.spells = _is_byte_level(state) and state["normalizer"] is None  # its tokens are the bytes of the text
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled backend forgets encode_special_tokens.
@@ -223,6 +226,43 @@ class Encoder:
         found = self.backend.encode_batch(list(texts), add_special_tokens=False)
         pairs = zip(found, starts, strict=True)
         return [(self.framed(e.ids, self.parses), len(self._before(e.ids)) + _first_token(e, at)) for e, at in pairs]
+
+    def encode_placed(
+        self, texts: Sequence[str], parses: bool
+    ) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
+        """(ids as :meth:`encode` gives them, the character at which each stands: ``places.py``; -1 of a BOS or EOS put around).
+
+        ``parses``: whether control tokens written out are taken as such in these texts. Where the bytes of the tokens add up to
+        the text, the places follow from them; else the tokenizer is asked, which takes longer.
+        """
+        was, self.backend.encode_special_tokens = self.backend.encode_special_tokens, not parses
+        try:
+            found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [self._placed(text, e.ids, parses) for text, e in zip(texts, found, strict=True)]
+        finally:
+            self.backend.encode_special_tokens = was
+
+    def _placed(
+        self, text: str, ids: Sequence[int], parses: bool
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        framed = self.framed(ids, parses)
+        before = len(self._before(ids))
+        sizes = self._spelled[framed[before : before + len(ids)]]
+        if self.spells and int(sizes.sum()) == len(text.encode()):
+            places = by_bytes(text, sizes)
+        else:
+            offsets = self.backend.encode(text, add_special_tokens=False).offsets
+            starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+            places = by_characters(text, starts, ends)
+        return framed, np.pad(places, (before, len(framed) - before - len(ids)), constant_values=-1)
+
+    @cached_property
+    def _spelled(self) -> npt.NDArray[np.int64]:
+        """Bytes that each token stands for in a text, those of control tokens too. [vocab_size]"""
+        table = self.bytes_table.copy()
+        for i, token in self.backend.get_added_tokens_decoder().items():
+            table[i] = len(token.content.encode())
+        return table
 
     def framed(self, ids: Sequence[int], ends: bool = True) -> npt.NDArray[np.int32]:
         """``ids`` with BOS before, unless it stands there, and EOS after, unless it stands there and ``ends`` allows it."""
@@ -255,6 +295,10 @@ class Encoder:
     def num_bytes(self, ids: npt.NDArray[np.int32]) -> int:
         """Bytes that the table gives a document's tokens; its BOS and EOS count 0."""
         return int(self.bytes_table[ids[int(self.bos_id is not None) :]].sum())
+
+    def num_spelled(self, ids: npt.NDArray[np.int32]) -> int:
+        """Bytes that tokens stand for in a text that has its control tokens written out."""
+        return int(self._spelled[ids].sum())
 
 
 def _can_drop(state: dict[str, Any]) -> bool:

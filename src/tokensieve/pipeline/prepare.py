@@ -23,7 +23,9 @@ from ..data import tokenizer as tok
 from ..data.bos import Bos, bos_of, set_template
 from ..data.build import assemble
 from ..data.build.assemble import Part, allot
+from ..data.build.chat import Template
 from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, WorkUnit
+from ..data.build.weigh import check_rules, silent
 from ..data.build.workers import results, sampled
 from ..data.corpus import write_dataset_files
 from ..data.read.readers import groups, input_bytes, sample, training_texts
@@ -32,7 +34,7 @@ from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resol
 from ..data.tokenizer import tokenizer_folder, tokenizer_hash, tokenizer_identity, train_tokenizer, vocab_size
 from ..data.tokenizer_state import file_state, other_rule
 from ..runs.errors import UserError
-from ..runs.files import atomic_file, read_json, write_json
+from ..runs.files import atomic_file, file_hash, read_json, write_json
 from ..runs.manifest import is_done, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
@@ -41,6 +43,9 @@ from .configs.prepare import KIND, LATER, NOT_WORK, PrepareConfig
 from .recipe.cost import Cost, Known
 
 PARTS = "parts.tmp"
+CHAT_TEMPLATE = (
+    "chat_template.jinja"  # beside tokenizer.json; or it is in tokenizer_config.json, which is hashed anyway
+)
 MAX_WORKERS = 8
 MAX_LENGTH = 1 << 24
 MAX_VOCAB_SIZE = 1 << 24
@@ -78,6 +83,9 @@ def _work(config: PrepareConfig, sources: list[Source]) -> Work:
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
         if (bos := _bos(config)) is not None:
             inputs["bos"] = bos.id
+        template = tokenizer_folder(config.tokenizer) / CHAT_TEMPLATE
+        if any(s.format == "chat" for s in config.sources) and template.is_file():
+            inputs["chat_template"] = file_hash(template)
         made = read_manifest(config.out)["inputs"] if is_done(config.out) else {}
         if made.get("tokenizer") == inputs["tokenizer"] and _was_overridden(config):
             inputs["tokenizer_rules"] = "tokenizer.json"
@@ -152,6 +160,7 @@ def validate(config: PrepareConfig) -> None:
         raise UserError("bos: always needs a tokenizer with a BOS: one that is trained here has none, set tokenizer")
     if not 0 <= config.max_unknown <= 1:
         raise UserError(f"max_unknown is a share of the tokens, from 0 to 1, not {config.max_unknown}")
+    check_rules(config.weights)
     weights = [s.weight for s in config.sources]
     if any(w is not None for w in weights):
         if None in weights:
@@ -188,12 +197,13 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
     tokenizer, setup = _setup(config, out, sources)
     parts = _run_units(config, sources, setup, progress)
     _check_unknown(config, parts)
+    _tell_silent(config, parts)
     rows = _allot(config, sources, parts)
     shard_rows = max(1, config.shard_tokens // config.length)
     writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed)
     content_hash = writer.content.hexdigest(setup.encoder.bos_id)
     names = [shard["file"] for shard in writer.shards] + ["documents.parquet"]
-    names += write_dataset_files(out, writer.shards, content_hash, labels=writer.labels) + _write_bad_rows(out, parts)
+    names += write_dataset_files(out, writer.shards, content_hash, writer.optional) + _write_bad_rows(out, parts)
     names += sorted(f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir() if p.is_file())
     _remove_strangers(out, names)
     s.finish(
@@ -236,7 +246,25 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any
         bos_id=None if bos is None else bos.id,
         parse_special_tokens=config.parse_special_tokens,
     )
-    return tokenizer, Setup(out / PARTS, encoder, config.length, tok.pad_id(tokenizer), config.on_bad_row == "skip")
+    return tokenizer, Setup(
+        out / PARTS,
+        encoder,
+        config.length,
+        tok.pad_id(tokenizer),
+        config.on_bad_row == "skip",
+        tuple(config.weights),
+        _template(tokenizer),
+    )
+
+
+def _template(tokenizer: Any) -> Template | None:
+    """How the tokenizer writes conversations; None where it does not say."""
+    found = tokenizer.chat_template
+    text = found.get("default") if isinstance(found, dict) else found
+    if not text:
+        return None
+    control = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    return Template(text, dict(tokenizer.special_tokens_map), control)
 
 
 def _train(config: PrepareConfig, sources: list[Source]) -> Any:
@@ -321,6 +349,13 @@ def _check_unknown(config: PrepareConfig, parts: list[Part]) -> None:
             f"unknown to the tokenizer: {unknown:,} of {tokens:,} tokens ({unknown / tokens:.2%}), more than max_unknown "
             f"({config.max_unknown:.2%}) allows: it was not made for this text; choose another, or raise max_unknown"
         )
+
+
+def _tell_silent(config: PrepareConfig, parts: list[Part]) -> None:
+    """A word on each rule for weights that matched nothing: most often it is misspelt."""
+    spoke = [sum(p.counts.rule_documents[i] for p in parts) for i in range(len(config.weights))]
+    for sentence in silent(config.weights, spoke):
+        print(f"tokensieve: {config.out}: {sentence}", file=sys.stderr, flush=True)
 
 
 def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> list[int]:

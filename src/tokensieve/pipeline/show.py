@@ -2,6 +2,7 @@
 
 a run's token log    kept, nll at a step        --scores      ref_nll, excess where a nll is known
                                                 --dynamics    class, nll at a checkpoint; with its scores what is kept there
+a corpus with weights    the weight of each target
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def run(config: ShowConfig) -> str:
     """The text to print."""
     if config.lines < 3 or config.width < 0:
         raise UserError("lines must be at least 3, and width at least 0")
-    if not (config.run or config.scores or config.dynamics):
-        raise UserError("name a run that logged tokens, or scores or dynamics of the corpus")
-    known = ShownCorpus(config, open_corpus(config.corpus, verify="size"))
+    corpus = open_corpus(config.corpus, verify="size")
+    if not (config.run or config.scores or config.dynamics or "weight" in corpus.rows.column_names):
+        raise UserError("name a run that logged tokens, or scores or dynamics of the corpus, which has no weights")
+    known = ShownCorpus(config, corpus)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ if config.color is None else config.color
     width = config.width or min(120, shutil.get_terminal_size((100, 24)).columns)
     shown, left = [], config.lines
@@ -88,6 +90,7 @@ def _colour_by(config: ShowConfig, columns: Mapping[str, Any]) -> By:
             "kept": "a run that logged it, or --dynamics with the scores it was made with",
             "class": "--dynamics",
             "ref_nll": "--scores",
+            "weight": "a corpus with weights",
         }
         missing = needs.get(config.by, "a run that logged it, or --dynamics")
         raise UserError(f"by: {config.by} is not known here ({', '.join(there)} are): it needs {missing}")
@@ -103,7 +106,7 @@ def _numbers(columns: Mapping[str, Any], pieces: list[str], width: int, lines: i
     rows = []
     for t, piece in enumerate(pieces[: max(1, lines - 3)]):
         line: dict[str, Any] = {"at": str(t), "token": piece}
-        for name in ("nll", "ref_nll", "excess"):
+        for name in ("nll", "ref_nll", "excess", "weight"):
             if name in columns:
                 line[name] = None if np.isnan(columns[name][t]) else f"{columns[name][t]:.2f}"
         if "kept" in columns:
@@ -144,7 +147,7 @@ class ShownCorpus:
         return [row or 0]
 
     def columns(self, row: int) -> dict[str, np.ndarray]:
-        """name -> a value a token: kept, nll, ref_nll, excess, class, curve [C, T]; NaN, or -1 for kept and class: none."""
+        """name -> a value a token: kept, nll, ref_nll, excess, weight, class, curve [C, T]; none: NaN, of kept and class -1."""
         made: dict[str, np.ndarray] = {}
         if self.dynamics is not None:
             made |= self.dynamics.columns(row)
@@ -162,6 +165,8 @@ class ShownCorpus:
                 made["excess"] = made["nll"] - made["ref_nll"]
         if "kept" not in made and self.dynamics is not None and self.dynamics.threshold is not None:
             made["kept"] = np.where(np.isnan(made["excess"]), -1, made["excess"] >= self.dynamics.threshold)
+        if "weight" in self.corpus.rows.column_names:
+            made["weight"] = self.corpus.target_weights([row])[0]
         return made
 
 

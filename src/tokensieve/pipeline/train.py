@@ -191,7 +191,7 @@ def validate(config: TrainConfig) -> None:
         lambda: _head(config.head),
         lambda: None if config.lora is None else lora_config(config.lora),
     )
-    needs = score_columns(objective.needs)
+    needs = [name for name in score_columns(objective.needs) if name != "weight"]  # which the corpus itself may have
     if needs and not config.scores:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
     second.check(objective, config)

@@ -2,7 +2,8 @@
 
 A *view* is one set of documents seen at one or more *frames* (logged steps, or checkpoints). Columns are little-endian arrays,
 gzipped, as base64: ``piece`` (index into the page's strings), ``ref`` and ``nll`` (uint16, hundredths of a nat, 65535: none),
-``keep`` (uint8: 0 dropped, 1 kept), ``cls`` (uint8, 255: none). ``nll`` and ``keep`` hold, for each document in turn, all its
+``keep`` (uint8: 0 dropped, 1 kept), ``cls`` (uint8, 255: none), ``weight`` (float32, NaN: no target), which only a corpus
+with weights has. ``nll`` and ``keep`` hold, for each document in turn, all its
 tokens at its first frame, then at its second, and so on.
 """
 
@@ -297,6 +298,8 @@ def _packed(
         pieces.encode(tokenizer, np.concatenate([ids[place[row], start:stop] for row, start, stop in d.spans]))
         for d in documents
     ]
+    if "weight" in corpus.rows.column_names:
+        columns["weight"] = _of_tokens(documents, place, corpus.target_weights(rows), np.float32)
     columns["piece"] = np.concatenate(parts or [np.empty(0)]).astype(np.uint32)
     return {**view, "columns": {name: encoded(values) for name, values in columns.items()}}
 

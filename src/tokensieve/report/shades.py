@@ -2,6 +2,7 @@
 
     nll, ref_nll    dim, plain, cyan, yellow, bold pink        without colours from 2 nats on (2 to 4) [4 to 6] {from 6}
     excess          bold cyan, cyan, dim, yellow, bold yellow  without colours <below -1> (to -0.25) near 0 [to 1] {from 1}
+    weight          below 0 bold cyan, 0 dim, to 1 cyan, 1 bold green, above 1 bold yellow    <below 0> 0 (to 1) [1] {above 1}
     class           H->H pink, L->H yellow, H->L cyan, L->L dim        without colours {H->H} [L->H] (H->L) L->L
 
 The steps are the same for every text, so that two of them can be compared.
@@ -17,7 +18,7 @@ from typing import Any
 
 from ..analysis.token_classes import CLASSES
 from ..data.text import visible, width_of
-from .terminal import PLAIN
+from .terminal import DROPPED, KEPT, PLAIN
 
 StyledText = tuple[str, str]  # (text, style)
 
@@ -25,6 +26,7 @@ NLL_EDGES = (1.0, 2.0, 4.0, 6.0)
 NLL_STYLES = ("low", "lower", "middle", "higher", "high")
 EXCESS_EDGES = (-1.0, -0.25, 0.25, 1.0)
 EXCESS_STYLES = ("far below", "below", "near", "above", "far above")
+WEIGHTS = {"below 0": "far below", "0": DROPPED, "to 1": "below", "1": KEPT, "above 1": "far above"}
 VALUES = {
     "nll": (NLL_EDGES, NLL_STYLES),
     "ref_nll": (NLL_EDGES, NLL_STYLES),
@@ -34,15 +36,29 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def styles_of(by: str, values: Sequence[Any]) -> list[str]:
-    """The style of each token by its nll, ref_nll, excess (nats, NaN: plain) or class (index into CLASSES, below 0: plain)."""
+    """The style of each token by its nll, ref_nll, excess (nats), weight (NaN: plain) or class (of CLASSES, below 0: plain)."""
+    if by == "weight":
+        return [PLAIN if math.isnan(v) else WEIGHTS[_kind_of(v)] for v in values]
     if by == "class":
         return [CLASSES[int(v)] if v >= 0 else PLAIN for v in values]
     edges, styles = VALUES[by]
     return [PLAIN if math.isnan(v) else styles[bisect_right(edges, v)] for v in values]
 
 
+def _kind_of(weight: float) -> str:
+    if weight <= 0:
+        return "below 0" if weight < 0 else "0"
+    return "to 1" if weight < 1 else "1" if weight == 1 else "above 1"
+
+
 def legend_of(by: str, styles: Sequence[str]) -> list[StyledText]:
-    """What each style means and, for classes, the share of tokens that have it."""
+    """What each style means and, for classes and weights, the share of tokens that have it."""
+    if by == "weight":
+        found = [styles.count(style) for style in WEIGHTS.values()]
+        there = [(pair, f" {100 * n / sum(found):.0f} %") for pair, n in zip(WEIGHTS.items(), found, strict=True) if n]
+        return (
+            [("weight ", PLAIN), *_joined([pair for pair, _ in there], [share for _, share in there])] if there else []
+        )
     if by == "class":
         counts = [styles.count(c) for c in CLASSES]
         shares = [f" {100 * n / sum(counts):.0f} %" if sum(counts) else "" for n in counts]

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import Objective
 from ..core.kth import Threshold
+from ..core.objective import Objective
+from ..core.objectives.given import WEIGHT, times
 from ..core.stats import score_columns
+from ..data.columns import visible_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows
 from ..data.scan import look_through
 from ..runs.errors import UserError
@@ -140,6 +142,13 @@ class Fed(Guarded):
             # Padding turns bool into int64, on the ranks that are padded only: they could not be gathered.
             values = self.accelerator.pad_across_processes(values, dim=1).to(values.dtype)
         return self.accelerator.gather(values)  # type: ignore[no-any-return]
+
+
+def weighted(objective: Objective, dataset: Any, ignored: Sequence[str]) -> Objective:
+    """The objective, times the data set's column of weights where it has one."""
+    if isinstance(dataset, Mapping) or not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
+        return objective  # no data set: refused in a moment
+    return times(objective) if WEIGHT not in ignored and WEIGHT in visible_columns(dataset) else objective
 
 
 def _vocab_size(model: Any) -> int | None:

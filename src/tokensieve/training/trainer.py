@@ -38,7 +38,7 @@ from ..modeling.seam import HeadSeam
 from ..runs.errors import UserError
 from .arguments import check_fields, check_keywords
 from .checkpoints import tensors_only
-from .feeding import Fed
+from .feeding import Fed, weighted
 from .guards import GuardConfig
 from .progress import TokenProgress
 from .second import SecondTargets, check_second
@@ -83,14 +83,14 @@ class SelectiveTrainer(Fed):
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
-    columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read.
-    ``thresholds`` of scope corpus: found before training where they are not given. ``args`` are plain TrainingArguments.
-    ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with ``strict``.
-    ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of the
-    corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and
-    ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and
-    is not read, an argument that is not kept to, a head it does not understand, an engine it does not support, or where no
-    step can be done; for a row with values that cannot be meant when it is read.
+    columns are read: docs/formats.md, "Data sets of your own"; a column ``weight`` multiplies the rule. ``ignore_columns``:
+    those that are not to be read. ``thresholds`` of scope corpus: found before training where they are not given. ``args`` are
+    plain TrainingArguments. ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with
+    ``strict``. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of
+    the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into
+    ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and is not read, an
+    argument that is not kept to, a head it does not understand, an engine it does not support, or where no step can be
+    done; for a row with values that cannot be meant when it is read.
     """
 
     loss_is_scaled_for_ga = True
@@ -116,7 +116,7 @@ class SelectiveTrainer(Fed):
         embeddings: Tensor | None = None,
         **kwargs: Any,
     ) -> None:
-        self.objective = objective or make_objective("clm")
+        self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
         check_backward(backward, strict, args)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..objective import Objective, with_denominator
-from . import combined, contrast, controls, documents, entropy, placed, probability, ranked, second
+from . import combined, contrast, controls, documents, entropy, given, placed, probability, ranked, second
 
 # name -> factory. A user's own is named by "package.module:factory".
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -41,6 +41,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "wit": placed.wit,
     "influence": placed.influence,
     "learning_time": placed.learning_time,
+    "column": given.column,
     "smooth": second.smooth,
     "distill": second.distill,
 }

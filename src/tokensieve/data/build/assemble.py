@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ...runs.errors import UserError
 from ...runs.files import atomic_file
-from ..corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels
+from ..corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels, with_weight
 from ..read.documents import NO_TARGET
 from .units import Counts, read_table
 
@@ -47,6 +47,7 @@ class Assembly:
     by_source: list[Tally] = field(default_factory=list)
     num_documents: int = 0
     no_targets: int = 0  # tokens that labels say are none
+    weights: dict[str, int] = field(default_factory=dict)  # targets whose weight is zero or negative; empty: no weights
 
 
 def allot(
@@ -79,17 +80,21 @@ def assemble(
     parts: Sequence[Part], rows: Sequence[int], out: Path, length: int, shard_rows: int, seed: int
 ) -> tuple[ShardWriter, Assembly]:
     """Write the shards and ``documents.parquet``; ``rows[s]`` is how many rows source s gives, chosen by the seed."""
-    labels = any(p.counts.labels for p in parts)
-    state, writer = Assembly(), ShardWriter(out, length, shard_rows, labels=labels)
+    optional = [name for name in ("labels", "weight") if any(getattr(p.counts, name) for p in parts)]
+    state, writer = Assembly(), ShardWriter(out, length, shard_rows, optional)
     schema = pa.schema(list(DOCUMENT_COLUMNS.items()))
     with atomic_file(out / "documents.parquet") as f, pq.ParquetWriter(f, schema) as documents:
         for part, chosen in _choose(parts, rows, seed):
             if len(chosen):
                 table, docs = _take(part, chosen, state)
-                if labels:
+                if "labels" in optional:
                     table = with_labels(table)
                     state.no_targets += _no_targets(table)
-                writer.write(table)
+                if "weight" in optional:
+                    table = with_weight(table)
+                    _count_weights(table, state)
+                # A part may have had one of the two itself: the other was put behind it.
+                writer.write(table.select([*(n for n in table.column_names if n not in optional), *optional]))
                 documents.write_table(docs.cast(schema))
     writer.close()
     return writer, state
@@ -137,6 +142,14 @@ def _no_targets(table: pa.Table) -> int:
     return int((labels == NO_TARGET).sum()) - padding
 
 
+def _count_weights(table: pa.Table, state: Assembly) -> None:
+    """Targets of weight 0 and below; padding, and what labels leave out, are none."""
+    labels = with_labels(table)["labels"].combine_chunks().flatten().to_numpy()
+    weight = table["weight"].combine_chunks().flatten().to_numpy()[labels != NO_TARGET]
+    for name, count in (("zero", int((weight == 0).sum())), ("negative", int((weight < 0).sum()))):
+        state.weights[name] = state.weights.get(name, 0) + count
+
+
 def _number(name: str, state: Assembly) -> int:
     if name not in state.numbers:
         if len(state.numbers) == MAX_SOURCES:
@@ -173,6 +186,7 @@ def corpus_stats(state: Assembly, rows: int, length: int, parts: Sequence[Part])
     tokens = sum(t.tokens for t in state.by_source)
     size = sum(t.bytes for t in state.by_source)
     unknown = sum(p.counts.unknown for p in parts)  # of all that was read, be it kept or not
+    chats = sum(p.counts.chats for p in parts)  # likewise
     skipped: dict[str, int] = {}
     for part in parts:
         for reason, n in part.counts.skipped.items():
@@ -182,6 +196,8 @@ def corpus_stats(state: Assembly, rows: int, length: int, parts: Sequence[Part])
         "tokens": tokens,
         "padding": 1 - tokens / (rows * length),
         **({"no_targets": state.no_targets} if state.no_targets else {}),
+        **({"chats": chats, "cut_chats": sum(p.counts.cut_chats for p in parts)} if chats else {}),
+        **({"weights": state.weights} if state.weights else {}),
         "documents": state.num_documents,
         "bytes": size,
         "bytes_per_token": size / tokens,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from ...runs.errors import UserError
 from ..read.documents import NO_TARGET
 
 Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class PackedRows:
     doc_targets: Int32  # [P]
     doc_offsets: Int32  # [P] tokens of the document before the piece
     labels: Int32 | None = None  # [R, L] the token where it is a target, -100 where not and in padding; None: all are
+    weight: Float32 | None = None  # [R, L] 0 in padding; None: all are 1
 
 
 def pack(
@@ -38,11 +41,12 @@ def pack(
     length: int,
     pad_id: int,
     labels: Sequence[Int32] | None = None,
+    weights: Sequence[Float32] | None = None,
 ) -> PackedRows:
     """Concatenate ``documents`` (each with its EOS) and cut into rows of ``length``.
 
-    ``targets[d]`` is where in document d the solution starts, 0 for plain text. ``labels[d]``: as long as document d, cut as
-    it is. No documents give no rows. UserError for a document of 2^31 tokens or more.
+    ``targets[d]`` is where in document d the solution starts, 0 for plain text. ``labels[d]`` and ``weights[d]``: as long as
+    document d, cut as it is. No documents give no rows. UserError for a document of 2^31 tokens or more.
     """
     sizes = np.array([len(d) for d in documents], np.int64)  # [D]
     if sizes.max(initial=0) > np.iinfo(np.int32).max:
@@ -53,9 +57,7 @@ def pack(
     starts = ends - sizes
     total = int(ends[-1]) if len(ends) else 0
     num_rows = -(-total // length)
-    flat, flat_labels = _laid(documents, num_rows * length, pad_id), None
-    if labels is not None:
-        flat_labels = _laid(labels, num_rows * length, NO_TARGET).reshape(num_rows, length)
+    shape = (num_rows, length)
     row_starts = np.arange(num_rows, dtype=np.int64) * length
     # A piece starts where a document or a row does. Empty documents start none, hence unique and side="right".
     piece_starts = np.union1d(starts[sizes > 0], row_starts)  # [P]
@@ -65,20 +67,21 @@ def pack(
     solution = starts + np.asarray(targets, np.int64)  # [D]
     target = np.clip(solution[doc_ids], piece_starts, piece_ends) if total else piece_starts
     return PackedRows(
-        input_ids=flat.reshape(num_rows, length),
+        input_ids=_laid(documents, shape, pad_id, np.int32),
         num_tokens=np.minimum(length, total - row_starts).astype(np.int32),
         offsets=np.searchsorted(piece_starts, np.append(row_starts, num_rows * length)).astype(np.int32),
         doc_starts=(piece_starts - origin).astype(np.int32),
         doc_ids=doc_ids.astype(np.int64),
         doc_targets=(target - origin).astype(np.int32),
         doc_offsets=(piece_starts - starts[doc_ids] if total else piece_starts).astype(np.int32),
-        labels=flat_labels,
+        labels=None if labels is None else _laid(labels, shape, NO_TARGET, np.int32),
+        weight=None if weights is None else _laid(weights, shape, 0.0, np.float32),
     )
 
 
-def _laid(documents: Sequence[Int32], size: int, fill: int) -> Int32:
-    """One behind the other, then ``fill`` up to ``size``."""
-    flat = np.full(size, fill, np.int32)
+def _laid(documents: Sequence[Any], shape: tuple[int, int], fill: float, dtype: type[Any]) -> Any:
+    """One behind the other, then ``fill`` up to the end of the last row. [R, L]"""
+    flat = np.full(shape[0] * shape[1], fill, dtype)
     if documents:
         np.concatenate(documents, out=flat[: sum(map(len, documents))])
-    return flat
+    return flat.reshape(shape)

@@ -7,28 +7,30 @@ parts.tmp/0002-000017.json          counts; written last, so that its presence m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
 from ...runs.errors import UserError
 from ...runs.files import atomic_file, read_json, write_json
 from ..corpus import DOCUMENT_COLUMNS, rows_table
-from ..read.documents import NO_TARGET, BadRow, Block, Document, Skipped
+from ..read.documents import BadRow, Block, Document, Skipped
 from ..read.readers import documents
 from ..read.source import Source
 from ..tokenizer import Encoder
+from ..weight_rules import WeightRule
+from .chat import Template, as_text
+from .encoded import Encoded, Int32, Int64, already_encoded, of_tokens, weighed
 from .pack import pack
 
 PART_FORMAT = 3  # parts of another one (1 had no doc_offsets, 2 ended with each file) are made again
 MAX_BAD_ROWS_LISTED = 100
-_BATCH_CHARS = 1 << 20
+_BATCH_CHARS = 1 << 20  # of text that goes to the tokenizer at a time
 
 
 class WorkUnit(NamedTuple):
@@ -58,6 +60,8 @@ class Setup:
     length: int
     pad_id: int
     skip_bad_rows: bool
+    rules: tuple[WeightRule, ...] = ()
+    template: Template | None = None
 
 
 @dataclass
@@ -68,6 +72,10 @@ class Counts:
     tokens: int = 0
     sources: list[str] = field(default_factory=list)  # names, in the order of their first document
     labels: bool = False  # whether its rows have a column of labels
+    weight: bool = False  # likewise
+    chats: int = 0  # documents that are conversations; how many of them a row's end cuts
+    cut_chats: int = 0
+    rule_documents: list[int] = field(default_factory=list)  # of each rule for weights, the documents it spoke of
     token_bytes_exact: bool = True
     unknown: int = 0  # tokens that stand for text which the vocabulary cannot say, and characters that became none
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents
@@ -75,54 +83,64 @@ class Counts:
     bad_rows: list[dict[str, str]] = field(default_factory=list)  # the first of them
 
 
-class Encoded(NamedTuple):
-    """A document as token ids."""
-
-    id: str
-    source: str
-    ids: npt.NDArray[np.int32]  # with BOS, where the corpus has one, and EOS
-    target: int  # index of the solution's first token; 0 for plain text
-    num_bytes: int
-    text_hash: int
-
-
-class _Given(NamedTuple):
-    """What a document's row said of its targets."""
-
-    first: int  # its first token
-    labels: npt.NDArray[np.int32]
-
-
 def run_unit(unit: WorkUnit, setup: Setup) -> Counts:
     """Do one unit and write its part. :class:`UserError` for a bad row, unless these are to be skipped."""
     counts = Counts()
     items = (item for block in unit.blocks for item in documents(unit.source, block))
-    given: list[_Given | None] = []
-    found = list(_encode(_noted(_good(items, counts, setup), given), counts, setup))
-    counts.labels = any(g is not None for g in given)
-    labels = [_labels(d.ids, g) for d, g in zip(found, given, strict=True)] if counts.labels else None
-    _write_part(found, labels, counts, setup, unit.name)
+    counts.rule_documents = [0] * len(setup.rules)
+    found = list(encode(_good(items, counts, setup), setup.encoder, setup.rules))
+    for d in found:
+        counts.unknown += d.unknown
+        counts.token_bytes_exact &= d.exact
+        for i in d.spoke:
+            counts.rule_documents[i] += 1
+    counts.labels = any(d.labels is not None for d in found)
+    counts.weight = any(d.weights is not None for d in found)
+    _write_part(found, counts, setup, unit.name)
     return counts
 
 
-def _noted(documents: Iterable[Document], given: list[_Given | None]) -> Iterator[Document]:
-    """The documents, with their labels kept aside: encoding keeps their order."""
+def encode(documents: Iterable[Document], encoder: Encoder, rules: Sequence[WeightRule]) -> Iterator[Encoded]:
+    """Texts go to the tokenizer a megabyte at a time; order is kept."""
+    batch: list[Document] = []
+    size = 0
     for document in documents:
-        tokens, labels = document.tokens, document.labels
-        given.append(_Given(tokens[0], np.array(labels, np.int32)) if tokens and labels is not None else None)
-        yield document
+        batch.append(document)
+        size += len(document.text)
+        if size >= _BATCH_CHARS:
+            yield from _encode_batch(batch, encoder, rules)
+            batch, size = [], 0
+    yield from _encode_batch(batch, encoder, rules)
 
 
-def _labels(ids: npt.NDArray[np.int32], given: _Given | None) -> npt.NDArray[np.int32]:
-    """Labels of a document as encoded: a BOS put before it is no target, an EOS put behind it is one if its last token is."""
-    if given is None:
-        return ids
-    labels = np.full(len(ids), NO_TARGET, np.int32)
-    first = int(ids[0] != given.first)
-    labels[first : first + len(given.labels)] = given.labels
-    if first + len(given.labels) < len(ids) and given.labels[-1] != NO_TARGET:
-        labels[-1] = ids[-1]
-    return labels
+def _encode_batch(batch: list[Document], encoder: Encoder, rules: Sequence[WeightRule]) -> Iterator[Encoded]:
+    texts = [weighed(d, rules) for d in batch if d.tokens is None]
+    solved = [w.document for w in texts if w.document.solution]
+    placed = [w for w in texts if w.weights_C is not None]
+    plain = iter(encoder.encode([w.document.text for w in texts if w.weights_C is None and not w.document.solution]))
+    marked = iter(encoder.encode_from([d.text for d in solved], [d.solution for d in solved]))
+    places: dict[int, tuple[Int32, Int64]] = {}
+    for parses in (False, True):
+        some = [w for w in placed if (w.document.control or encoder.parses) == parses]
+        found = encoder.encode_placed([w.document.text for w in some], parses)
+        places |= {id(w): each for w, each in zip(some, found, strict=True)}
+    known = iter(texts)
+    for d in batch:
+        if d.tokens is not None:
+            yield already_encoded(d, d.tokens, encoder, rules)
+            continue
+        w = next(known)
+        ids, target = next(marked) if d.solution else (places[id(w)][0] if id(w) in places else next(plain), 0)
+        labels, weights = (None, None) if w.weights_C is None else of_tokens(*places[id(w)], w.weights_C)
+        text = d.text.encode()
+        made = Encoded(d.id, d.source, ids, len(text), xxhash.xxh3_64_intdigest(text), target, labels, weights, w.spoke)
+        made.chat, made.unknown = d.masked, encoder.num_unknown(ids) + encoder.num_lost(d.text)
+        if d.control:
+            made.exact = encoder.num_spelled(ids[places[id(w)][1] >= 0]) == len(text)
+            made.num_bytes = encoder.num_bytes(ids)
+        else:
+            made.exact = encoder.num_bytes(ids) == len(text)
+        yield made
 
 
 def read_counts(parts: Path, name: str) -> Counts | None:
@@ -140,6 +158,13 @@ def _good(items: Iterable[Any], counts: Counts, setup: Setup) -> Iterator[Docume
             if outside:
                 what = f"token id {outside[0]} is outside the vocabulary of {setup.encoder.vocab_size}"
                 item = BadRow(item.where, what)
+        if isinstance(item, Document) and item.chat is not None:
+            if setup.template is None:
+                raise UserError(
+                    f"{item.where}: a conversation needs a chat template, and the tokenizer has none: put a "
+                    "chat_template.jinja beside its tokenizer.json"
+                )
+            item = as_text(item, setup.template, parses=setup.encoder.parses)
         if isinstance(item, Document):
             yield item
         elif isinstance(item, Skipped):
@@ -152,50 +177,19 @@ def _good(items: Iterable[Any], counts: Counts, setup: Setup) -> Iterator[Docume
             raise UserError(f"{item.where}: {item.reason}")
 
 
-def _encode(documents: Iterable[Document], counts: Counts, setup: Setup) -> Iterator[Encoded]:
-    """Plain documents go to the tokenizer a megabyte at a time; order is kept."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_CHARS:
-            yield from _encode_batch(batch, counts, setup)
-            batch, size = [], 0
-    yield from _encode_batch(batch, counts, setup)
-
-
-def _encode_batch(batch: list[Document], counts: Counts, setup: Setup) -> Iterator[Encoded]:
-    encoder = setup.encoder
-    marked = [d for d in batch if d.tokens is None and d.solution]
-    plain = iter(encoder.encode([d.text for d in batch if d.tokens is None and not d.solution]))
-    solved = iter(encoder.encode_from([d.text for d in marked], [d.solution for d in marked]))
-    for d in batch:
-        if d.tokens is not None:
-            yield (encoded := _already_encoded(d, d.tokens, encoder))
-            counts.unknown += encoder.num_unknown(encoded.ids)
-            continue
-        ids, target = next(solved) if d.solution else (next(plain), 0)
-        text = d.text.encode()
-        counts.unknown += encoder.num_unknown(ids) + encoder.num_lost(d.text)
-        if encoder.num_bytes(ids) != len(text):
-            counts.token_bytes_exact = False
-        yield Encoded(d.id, d.source, ids, target, len(text), xxhash.xxh3_64_intdigest(text))
-
-
-def _already_encoded(document: Document, tokens: list[int], encoder: Encoder) -> Encoded:
-    """Its text is not known: bytes come from the table, the hash from what the tokens decode to, BOS and EOS left out."""
-    ids = encoder.framed(tokens)
-    text = encoder.decode(ids[int(encoder.bos_id is not None) : -1].tolist()).encode()
-    return Encoded(document.id, document.source, ids, 0, encoder.num_bytes(ids), xxhash.xxh3_64_intdigest(text))
-
-
-def _write_part(
-    found: list[Encoded], labels: list[npt.NDArray[np.int32]] | None, counts: Counts, setup: Setup, name: str
-) -> None:
+def _write_part(found: list[Encoded], counts: Counts, setup: Setup, name: str) -> None:
     numbers: dict[str, int] = {}
     doc_sources = np.array([numbers.setdefault(d.source, len(numbers)) for d in found], np.int16)
-    packed = pack([d.ids for d in found], [d.target for d in found], setup.length, setup.pad_id, labels)
+    labels = [d.ids if d.labels is None else d.labels for d in found] if counts.labels else None
+    weights = [np.ones(len(d.ids), np.float32) if d.weights is None else d.weights for d in found]
+    packed = pack(
+        [d.ids for d in found],
+        [d.target for d in found],
+        setup.length,
+        setup.pad_id,
+        labels,
+        weights if counts.weight else None,
+    )
     columns = {
         "doc_id": range(len(found)),
         "id": [d.id for d in found],
@@ -204,6 +198,9 @@ def _write_part(
         "num_tokens": [len(d.ids) for d in found],
         "text_hash": [d.text_hash for d in found],
     }
+    pieces = np.bincount(packed.doc_ids, minlength=len(found))
+    chats = np.array([d.chat for d in found], bool)
+    counts.chats, counts.cut_chats = int(chats.sum()), int((pieces[chats] > 1).sum())
     arrays = {k: pa.array(v, DOCUMENT_COLUMNS[k]) for k, v in columns.items()}
     _write_table(setup.parts / f"{name}.docs.arrow", pa.table(arrays))
     _write_table(setup.parts / f"{name}.rows.arrow", rows_table(packed, doc_sources))

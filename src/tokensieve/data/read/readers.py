@@ -86,8 +86,8 @@ def _not_unicode(document: Document) -> BadRow | None:
 
 
 def _container(source: Source) -> str:
-    """``tokens`` says what a row means, not how rows are stored."""
-    if source.format != "tokens":
+    """``tokens`` and ``chat`` say what a row means, not how rows are stored."""
+    if source.format not in ("tokens", "chat"):
         return source.format
     return "parquet" if source.files[0].name.lower().endswith(".parquet") else "jsonl"
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from ...runs.errors import UserError
 from ...runs.files import read_json
+from .chat_rows import READ as CHAT
+from .chat_rows import chat_document, chat_layout
 from .compressed import opened
-from .documents import BadRow, Block, Document, Item, Skipped
+from .documents import BadRow, Block, Document, Item, Skipped, Turn, kind
 from .source import Source
-from .token_rows import BESIDE_IDS, kind, tokens_document
+from .token_rows import BESIDE_IDS, tokens_document
+from .weight_values import WEIGHT, BadWeight, text_weights
 
 _BATCH_ROWS = 256
 
@@ -21,7 +24,9 @@ _BATCH_ROWS = 256
 
 
 def columns(source: Source) -> list[str]:
-    """The columns a row must have."""
+    """The columns a row must have; a conversation may lie in different ones."""
+    if chatty(source):
+        return []
     if tokenised(source):
         return ["input_ids"]
     if source.config.problem is not None and source.config.solution is not None:
@@ -31,6 +36,10 @@ def columns(source: Source) -> list[str]:
 
 def tokenised(source: Source) -> bool:
     return source.format == "tokens" or source.config.format == "tokens"
+
+
+def chatty(source: Source) -> bool:
+    return source.format == "chat" or source.config.format == "chat"
 
 
 def row_document(source: Source, row: Any, name: str, where: str, number: int) -> Item:
@@ -45,6 +54,8 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
         if column not in row:
             return BadRow(where, f"no column {column!r} (there are: {', '.join(map(str, row)) or 'none'})")
         values.append(row[column])
+    if chatty(source):
+        return chat_document(row, key, label, where, source.config.text, source.config.ignore_columns)
     if tokenised(source):
         return tokens_document(row, key, label, where, source.config.ignore_columns)
     for column, value in zip(columns(source), values, strict=True):
@@ -52,10 +63,14 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
             return BadRow(where, f"column {column!r} must be a string, this is {kind(value)}")
         if not value.strip():
             return Skipped("empty")
-    if len(values) == 1:
-        return Document(key, label, where, values[0])
-    before = f"Problem: {values[0]}\nSolution: "
-    return Document(key, label, where, before + values[1], solution=len(before))
+    before = "" if len(values) == 1 else f"Problem: {values[0]}\nSolution: "
+    text = before + values[-1]
+    try:
+        weights = text_weights(row.get(WEIGHT) if WEIGHT not in source.config.ignore_columns else None, len(text))
+    except BadWeight as e:
+        return BadRow(where, str(e))
+    turns = (Turn("problem", 9, len(before) - 11), Turn("solution", len(before), len(text))) if before else ()
+    return Document(key, label, where, text, solution=len(before), turns=turns, weights=weights)
 
 
 # ---- jsonl ----
@@ -99,7 +114,13 @@ def _require(source: Source, path: str, schema: Any) -> list[str]:
     for column in needed:
         if column not in names:
             raise UserError(f"{path} has no column {column!r}; it has {', '.join(names)}")
-    more = {"id", "source", *(_lists(schema) if tokenised(source) else ())} - {*needed, *source.config.ignore_columns}
+    if chatty(source) and not chat_layout(names, source.config.text):
+        raise UserError(
+            f"{path} has no columns of a conversation (messages, conversations ...); it has {', '.join(names)}"
+        )
+    more = {"id", "source", WEIGHT, *(_lists(schema) if tokenised(source) else ())}
+    more |= {*CHAT, source.config.text} if chatty(source) else set()
+    more -= {*needed, *source.config.ignore_columns}
     return needed + [c for c in names if c in more]
 
 
@@ -255,7 +276,14 @@ def hub_blocks(source: Source, size: int) -> Iterator[Block]:
     rows: list[dict[str, Any]] = []
     start, filled = 1, 0
     for row in stream:
-        wanted = [*columns(source), "id", "source", *BESIDE_IDS]
+        wanted = [
+            *columns(source),
+            "id",
+            "source",
+            WEIGHT,
+            *BESIDE_IDS,
+            *((*CHAT, source.config.text) if chatty(source) else ()),
+        ]
         rows.append({k: v for k, v in row.items() if k in wanted or (tokenised(source) and isinstance(v, list))})
         filled += sum(len(v) for v in rows[-1].values() if isinstance(v, (str, list)))
         if filled >= size:

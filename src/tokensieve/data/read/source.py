@@ -19,7 +19,7 @@ class SourceConfig:
     name: str | None = None
     """Name in per-source figures; default: each row's ``source`` field, else the file's or folder's name."""
     format: str = "auto"
-    """``auto`` (by suffix), jsonl, parquet, text, python, docstrings, datasets, or tokens (rows with ``input_ids``)."""
+    """``auto`` (by suffix), jsonl, parquet, text, python, docstrings, datasets, tokens (``input_ids``), chat (messages ...)."""
     text: str = "text"
     """Column that holds the text."""
     problem: str | None = None
@@ -31,7 +31,7 @@ class SourceConfig:
     max_bytes: int | None = None
     """Keep a seeded sample of at most this many bytes of text."""
     ignore_columns: tuple[str, ...] = ()
-    """Columns of a ``tokens`` source to leave unread; a list for each token that nothing reads is refused unless it is here."""
+    """Columns to leave unread: ``weight``, or of ``tokens`` a list for each token, which is refused if nothing reads it."""
     weight: float | None = None
     """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
 

@@ -27,6 +27,7 @@ from .files import InputFile, find_files, once, walk
 from .row_files import first_columns, hub_revision
 from .source import Source, SourceConfig
 from .token_rows import BESIDE_IDS
+from .weight_values import WEIGHT
 
 _JSON_LINES = (".jsonl", *(form + packed for packed in COMPRESSED for form in (".jsonl", ".json")))
 # Which files of a folder a format reads. An empty tuple: the format does not read single files.
@@ -37,6 +38,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "python": (".py",),
     "docstrings": (".py",),
     "tokens": (*_JSON_LINES, ".parquet"),
+    "chat": (*_JSON_LINES, ".parquet"),
     "datasets": (),
     "hub": (),
 }
@@ -57,7 +59,7 @@ def resolve(config: SourceConfig, seed: int = 0) -> Source:
         return Source(config, "hub", hub.split("/")[-1], (), seed)
     root, name, paths = find_files(config.path)
     if len(paths) == 1 and _is_dataset(paths[0]):
-        if config.format not in ("auto", "datasets", "tokens"):
+        if config.format not in ("auto", "datasets", "tokens", "chat"):
             raise UserError(f"{config.path} is a datasets folder, it cannot be read as format {config.format!r}")
         return Source(config, "datasets", name, tuple(once(root, walk(root, [paths[0]], ()))), seed)
     if config.format == "datasets":
@@ -92,14 +94,16 @@ def _matching(config: SourceConfig, root: Path, paths: list[Path]) -> tuple[list
     named = {str(p) for p in paths if p.is_file()}
     format = config.format if config.format != "auto" else _guess(config.path, found)
     fitting = [
-        f for f in found if f.name.lower().endswith(SUFFIXES[format]) or (f.path in named and format != "tokens")
+        f
+        for f in found
+        if f.name.lower().endswith(SUFFIXES[format]) or (f.path in named and format not in ("tokens", "chat"))
     ]
     if not fitting:
         raise UserError(
             f"source {config.path}: no file for format {format!r} ({', '.join(SUFFIXES[format])}); "
             f"it holds {_suffixes(found) or 'no files'}"
         )
-    if format == "tokens" and len({f.name.lower().endswith(".parquet") for f in fitting}) > 1:
+    if format in ("tokens", "chat") and len({f.name.lower().endswith(".parquet") for f in fitting}) > 1:
         raise UserError(f"source {config.path}: JSON lines and Parquet in one source: name each by a source of its own")
     return once(root, fitting), format
 
@@ -145,7 +149,7 @@ def packs_across(source: Source, unit_bytes: int) -> bool:
     Files that are as large as a unit lose less than a row each by being packed for themselves, and that is how earlier
     versions packed: corpora of such files stay what they are.
     """
-    rows = source.format in ("jsonl", "parquet", "tokens")
+    rows = source.format in ("jsonl", "parquet", "tokens", "chat")
     return rows and len(source.files) > 1 and any(f.size < unit_bytes for f in source.files)
 
 
@@ -162,8 +166,10 @@ def identity(source: Source, unit_bytes: int = 0) -> str:
     if source.format == "hub":
         return hash_json(["hub", source.config.path, hub_revision(source)])
     since = ["packed across files"] if packs_across(source, unit_bytes) else []
-    if "tokens" in (source.format, source.config.format):
-        since += [c for c in BESIDE_IDS if c in first_columns(source) and c not in source.config.ignore_columns]
+    tokens = "tokens" in (source.format, source.config.format)
+    if tokens or source.format not in ONE_DOCUMENT_A_FILE:
+        read = (*(BESIDE_IDS if tokens else ()), WEIGHT)
+        since += [c for c in read if c in first_columns(source) and c not in source.config.ignore_columns]
     if source.config.path.startswith("package:"):
         return hash_json(["package", _version(source.name), [(f.name, f.size) for f in source.files], *since])
     whole = source.size <= _HASH_WHOLE_BYTES

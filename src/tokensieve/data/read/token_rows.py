@@ -3,6 +3,7 @@
 input_ids       5 6 7 8 9 0 0          attention_mask 0: padding, left out
 attention_mask  1 1 1 1 1 0 0          labels: -100 no target, else the token itself
 labels          . . 7 8 9 . .          -> tokens 5 6 7 8 9, labels . . 7 8 9
+weight          a number, or one a token, of any sign
 
 A corpus has one id a token, so a label that is another id than its token's is refused. So is a list that has an entry for each
 token, or lengths that add up to the row: it says which tokens count, or where documents end, and nothing would read it. Text,
@@ -14,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from .documents import NO_TARGET, BadRow, Document, Item, Skipped
+from .documents import NO_TARGET, BadRow, Document, Item, Skipped, kind
+from .weight_values import WEIGHT, BadWeight, token_weights
 
 BESIDE_IDS = ("labels", "attention_mask")  # beside input_ids, where they are there
 _METADATA = {
@@ -48,15 +50,21 @@ def tokens_document(row: Mapping[str, Any], key: str, label: str, where: str, ig
             return BadRow(where, f"column {name!r} must be a list of integers, this is {wrong}")
         if len(values) != len(ids):
             return BadRow(where, f"column {name!r} has {len(values)} entries for {len(ids)} tokens")
+    try:
+        weights = token_weights(row.get(WEIGHT) if WEIGHT not in ignore else None, len(ids))
+    except BadWeight as e:
+        return BadRow(where, str(e))
     if (fault := _fault(ids, given) or _unread(row, len(ids), given, ignore)) is not None:
         return BadRow(where, fault)
     labels = given.get("labels")
     if 0 in (kept := given.get("attention_mask", ())):
         labels = [t for t, m in zip(labels, kept, strict=True) if m] if labels is not None else None
+        weights = [w for w, m in zip(weights, kept, strict=True) if m] if weights is not None else None
         ids = [t for t, m in zip(ids, kept, strict=True) if m]
     if not ids:
         return Skipped("empty")
-    return Document(key, label, where, tokens=ids, labels=labels if labels and NO_TARGET in labels else None)
+    labels = labels if labels and NO_TARGET in labels else None
+    return Document(key, label, where, tokens=ids, labels=labels, token_weights=weights)
 
 
 def _plain(values: Any) -> Any:
@@ -98,7 +106,7 @@ def _unread(
         return "column 'doc_starts' says where documents start in the row, which is of a corpus: give each a row of its own"
     for name, value in row.items():
         values = _plain(value)
-        if name in ("input_ids", *BESIDE_IDS, *ignore) or not isinstance(values, list) or not values:
+        if name in ("input_ids", WEIGHT, *BESIDE_IDS, *ignore) or not isinstance(values, list) or not values:
             continue
         if not all(isinstance(v, (int, float)) for v in values) or _says_nothing(name, values, length, given):
             continue
@@ -138,8 +146,3 @@ def _several(name: str, values: Sequence[Any], length: int) -> str | None:
     elif sum(values) == length and sum(v > 0 for v in values) > 1 and len(values) < length:
         return f"column {name!r} adds up to the row's {length} tokens, as lengths of several documents do"
     return None
-
-
-def kind(value: Any) -> str:
-    names = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...data.read.source import SourceConfig
+from ...data.weight_rules import WeightRule
 
 KIND = "corpus"
 # Text and tokenizer count by what is in them: moved elsewhere, they are the same.
@@ -13,7 +14,7 @@ KIND = "corpus"
 NOT_WORK = ("out", "workers", "tokenizer", "bos", "max_unknown", "sources.path")
 
 # Fields that came after fingerprints ceased to cover all of them.
-LATER = ("bos", "parse_special_tokens", "max_unknown")
+LATER = ("bos", "parse_special_tokens", "max_unknown", "weights")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class PrepareConfig:
     """Tokens in a row."""
     isolate_documents: bool = False
     """Make each document a context of its own (document masking): positions restart and attention stops at its end."""
+    weights: list[WeightRule] = field(default_factory=list)
+    """Weights of tokens by what they say: {role, regex, tag or source: ..., weight: ...}, later ones win; docs/weights.md."""
     max_rows: int | None = None
     """Keep at most this many rows, chosen by the seed; with source weights exactly this many."""
     seed: int = 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-By = Literal["kept", "excess", "nll", "ref_nll", "class"]
+By = Literal["kept", "excess", "nll", "ref_nll", "class", "weight"]
 # What to colour by, if not said: the first there is.
-COLUMN_ORDER: tuple[By, ...] = ("kept", "excess", "class", "nll", "ref_nll")
+COLUMN_ORDER: tuple[By, ...] = ("kept", "excess", "class", "nll", "ref_nll", "weight")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ShowConfig:
     dynamics: str | None = None
     """A dynamics folder of that corpus: adds class, and nll at a checkpoint."""
     by: By | None = None
-    """What to colour by: kept, excess, class, nll or ref_nll; if not given, the first of these that is known."""
+    """What to colour by: kept, excess, class, nll, ref_nll or weight (of the corpus); if not given, the first that is known."""
     row: int | None = None
     """The corpus row; all logged rows, or the first one, if not given."""
     step: int | None = None

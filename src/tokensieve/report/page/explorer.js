@@ -25,7 +25,7 @@ $("theme").addEventListener("click", () => {
 
 const page = JSON.parse($("explorer-data").textContent);
 const pieces = page.pieces;
-const TYPES = { piece: Uint32Array, ref: Uint16Array, nll: Uint16Array, keep: Uint8Array, cls: Uint8Array };
+const TYPES = { piece: Uint32Array, ref: Uint16Array, nll: Uint16Array, keep: Uint8Array, cls: Uint8Array, weight: Float32Array };
 
 async function column(text, type) {
   const raw = Uint8Array.fromBase64 ? Uint8Array.fromBase64(text) : Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -87,6 +87,7 @@ function valuesOf(doc, i) {
     excess: nll === null || ref === null ? null : nll - ref,
     kept: nll === null || !view.keep ? null : view.keep[base + i],
     cls: !view.cls || view.cls[i] === 255 ? null : view.cls[i],
+    weight: !view.weight || Number.isNaN(view.weight[i]) ? null : view.weight[i],
   };
 }
 
@@ -107,6 +108,8 @@ function trajectory(doc, i) {
 const NATS = [0.25, 0.75, 1.5, 2.5, 3.5, 5, 7], SIGNED = [-2, -1, -0.5, -0.1, 0.1, 0.5, 1, 2], MOVED = [-2, -1, -0.5, -0.2, 0.2, 0.5, 1, 2];
 const bin = (edges, x) => edges.reduce((n, edge) => n + (x >= edge), 0);
 const scaled = (prefix, edges, value) => ({ prefix, edges, value, style: (x) => (x === null ? "na" : prefix + bin(edges, x)) });
+const WEIGHTS = [["x1", "below 0"], ["k0", "0"], ["n3", "to 1"], ["n6", "1"], ["k1", "above 1"]];
+const weightBin = (x) => (x < 0 ? 0 : x === 0 ? 1 : x < 1 ? 2 : x === 1 ? 3 : 4);
 const MODES = {
   kept: { label: "kept", value: (doc, i) => valuesOf(doc, i).kept, style: (x) => (x === null ? "na" : "k" + x),
     names: () => [["k1", "kept"], ["k0", "dropped"]], needs: (v) => v.keep },
@@ -115,6 +118,8 @@ const MODES = {
   ref: { label: "reference nll", ...scaled("n", NATS, (doc, i) => valuesOf(doc, i).ref), needs: (v) => v.ref },
   cls: { label: "class", value: (doc, i) => valuesOf(doc, i).cls, style: (x) => (x === null ? "na" : "c" + x),
     names: (v) => v.classes.map((name, i) => ["c" + i, arrow(name)]), needs: (v) => v.cls },
+  weight: { label: "weight", value: (doc, i) => valuesOf(doc, i).weight, style: (x) => (x === null ? "na" : WEIGHTS[weightBin(x)][0]),
+    names: () => WEIGHTS, needs: (v) => v.weight },
   trajectory: { label: "trajectory (change over checkpoints)", ...scaled("x", MOVED, trajectory),
     needs: (v) => v.docs.some((d) => d.frames.length > 2) },
 };
@@ -310,6 +315,7 @@ function show(doc, i) {
   if (view.ref) rows.push(["reference nll", number(v.ref)], ["excess", signed(v.excess)]);
   if (view.keep) rows.push(["", v.kept === null ? "no target" : v.kept ? "kept" : "dropped"]);
   if (view.cls) rows.push(["class", v.cls === null ? "–" : arrow(view.classes[v.cls])]);
+  if (view.weight) rows.push(["weight", v.weight === null ? "no target" : String(Math.round(v.weight * 1e4) / 1e4)]);
   if (doc.frames.length > 2) rows.push(["trajectory", signed(trajectory(doc, i))]);
   rows.push(["row, position", `${doc.row + Math.floor(at / view.length)}, ${at % view.length}`], ["source", view.sources[doc.source]]);
   const list = make("dl");

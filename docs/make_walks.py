@@ -22,6 +22,7 @@ from tokensieve import cli
 PACKAGE = Path(cli.__file__).parent
 ASIDE = {
     "_prove",
+    "prove",
     "before_training",
     "check_steps",
     "check_targets",

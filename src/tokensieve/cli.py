@@ -118,7 +118,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     if not _works_here(verb):
         return 0
     try:
-        result = VERBS[verb].runner()(config)
+        result = VERBS[verb].command()(config)
     except WrongFields as e:
         raise told.located(e) from None
     _tell(verb, result, "--json" in switches)

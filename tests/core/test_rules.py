@@ -148,7 +148,7 @@ def test_what_is_not_served_says_why(name: str) -> None:
         ("griffin", {"top_k": 0}, "top_k is 0"),
         ("mile", {"gamma": float("nan")}, "gamma is nan"),
         ("learning_time", {"low": 0.5, "high": 0.1}, "high is 0.1"),
-        ("huber", {"scope": "corpus"}, "unknown scope 'corpus'"),
+        ("huber", {"scope": "corpus"}, "scope 'corpus' is one threshold over the whole data set"),
         ("influence", {"denominator": "weight"}, "may be negative"),
         ("column", {"denominator": "weight"}, "may be negative"),
         ("column", {"weight": "nll"}, "a statistic of the student's"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,3 +201,21 @@ def test_a_ratio_that_falls_with_the_tokens(tokens: int, ratio: float) -> None:
     assert "tokens_seen" in made.needs
     with pytest.raises(ValueError, match="over is 'epochs'"):
         objective("schedule", of={"name": "rho1"}, option="ratio", points=points, over="epochs")
+
+
+# --- one's own ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_objective_that_the_page_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fits on a screen, and does what it says."""
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    assert len((docs / "own_objective.py").read_text().splitlines()) <= 24
+    monkeypatch.syspath_prepend(str(docs))
+    stats = made_stats()
+    made = objective("own_objective:late_excess", ratio=0.3, skip=3)
+    weight_BT = made.weigh(stats)
+    place = stats.document_position
+    assert place is not None
+    assert weight_BT.dtype == torch.float32
+    assert (weight_BT[(place < 3) | ~stats.valid] == 0).all()
+    assert int((weight_BT != 0).sum()) == int(0.3 * place.numel())

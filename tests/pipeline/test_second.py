@@ -1,4 +1,4 @@
-"""train with second targets from the command line: a teacher's folder, embeddings, and what they are bound to."""
+"""train by objectives that need more than columns: a teacher's folder, embeddings, documents and the sources' names."""
 
 from __future__ import annotations
 
@@ -73,6 +73,18 @@ def test_targets_from_nowhere(tiny: Any, tokensieve: Any, tmp_path: Path) -> Non
     small.save_pretrained(tmp_path / "small")
     wrong = tokensieve(*command, *objective(name="distill", teacher=str(tmp_path / "small")))
     assert "vocabulary of 20" in wrong.error
+
+
+def test_documents_and_sources_by_their_names(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """Whole documents reach the ratio and hardly pass it; a source that is not there is told before the model is loaded."""
+    command = ["train", "--corpus", tiny.corpus, "--model", tiny.base, "--scores", f"[{tiny.scores}]", *STEPS]
+    command += ["--out", tmp_path / "run"]
+    rule = {"name": "by_source", "of": {"name": "rho1", "ratio": 0.3, "unit": "document"}}
+    wrong = tokensieve(*command, *objective(**rule, instead={"web": {"ratio": 0.5}}))
+    assert "unknown source 'web'; there are corpus" in wrong.error
+    assert not (tmp_path / "run" / "work.json").exists()
+    assert tokensieve(*command, *objective(**rule, instead={"corpus": {"ratio": 0.5}})).code == 0
+    assert 0.5 <= json.loads((tmp_path / "run" / "summary.json").read_text())["kept_share"] < 0.65
 
 
 def test_folders_of_an_objective_however_deep() -> None:

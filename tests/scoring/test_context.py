@@ -66,10 +66,15 @@ def expected(context: str, row: int, t: int, ids: list[int], *, isolated: bool) 
     return start + [ids[i] for i in range(begin, t) if i not in hidden]
 
 
-@pytest.mark.parametrize("batch_rows", [0, 2])
 @pytest.mark.parametrize(
-    ("name", "isolated"),
-    [("last", False), ("last", True), ("problem", False), ("problem", True), ("earlier_documents", False)],
+    ("name", "isolated", "batch_rows"),
+    [
+        ("last", False, 0),
+        ("last", True, 2),
+        ("problem", False, 2),
+        ("problem", True, 0),
+        ("earlier_documents", False, 2),
+    ],
 )
 def test_each_token_sees_what_is_left_and_no_more(name: str, isolated: bool, batch_rows: int) -> None:
     corpus, rows = made(isolated=isolated)

@@ -35,6 +35,14 @@ class SecondTarget:
 
 
 @dataclass(frozen=True)
+class CorpusScore:
+    """A ranking of a whole data set: the share that is kept, by what."""
+
+    ratio: float
+    score: Callable[[TokenStats], Tensor]
+
+
+@dataclass(frozen=True)
 class Objective:
     """``loss = sum(weight * nll) / denominator``, with ``weight = weigh(stats)`` float32, 0 where not valid.
 
@@ -68,6 +76,8 @@ class Objective:
     static: bool = False
     """Whether the weights follow from what is known before the forward alone, so that they can be counted there."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    corpus_scores: Mapping[str, CorpusScore] = field(default_factory=dict)
+    """Of scope corpus: what is ranked over the whole data set beforehand; ``weigh`` asks for ``stats.threshold(name)``."""
     second: SecondTarget | None = None
     """A second target of each token: the loss is then ``sum(weight * ((1 - share) nll + share CE))``."""
     share: Callable[[TokenStats], float] | None = None

@@ -101,6 +101,16 @@ class TokenStats:
     sum_p2: Tensor | None = None
     target_rank: Tensor | None = None
     top_entropy: Tensor | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Of objectives of scope corpus: what each of their rankings of the whole data set came to."""
+
+    def threshold(self, name: str) -> float:
+        """One of ``thresholds``. Raises ValueError naming it if it was not given."""
+        if name not in self.thresholds:
+            raise ValueError(
+                f"scope 'corpus' needs the threshold of the whole data set for {name}, which was not given"
+            )
+        return self.thresholds[name]
 
     def need(self, name: str) -> Tensor:
         """The statistic or score column ``name``, detached. Raises ValueError naming it if it was not given."""

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
 
 from ..runs.errors import UserError
 from ..runs.files import file_hash
@@ -92,9 +95,6 @@ class AlignedFile:
     # --- Parquet --------------------------------------------------------------------------------------------------------
 
     def _parquet(self, columns: Sequence[str]) -> dict[str, Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             schema = pq.read_schema(self.path)
             if missing := [c for c in columns if c not in schema.names]:
@@ -113,9 +113,6 @@ class AlignedFile:
 
     def _column(self, table: Any, name: str) -> Any:
         """A flat column as an array, one of lists as a data set of it."""
-        import pyarrow as pa
-        from datasets import Dataset
-
         column = table[name]
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             if column.null_count:

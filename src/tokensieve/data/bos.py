@@ -140,12 +140,16 @@ class Expected(NamedTuple):
 
 
 def expected(model: Path | str) -> Expected | None:
-    """What `train` wrote expects what its corpus had, a model from elsewhere what its tokenizer puts before a text.
+    """What `train` wrote expects what its corpus had, and so does what `init` made of it; a model from elsewhere what its
+    tokenizer puts before a text.
 
     None: nobody knows (no tokenizer, or several tokens before a text).
     """
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder) and (manifest := read_manifest(folder))["kind"] == "model":
+        if not is_done(folder):
+            continue
+        manifest = read_manifest(folder)
+        if manifest["kind"] == "model" or (manifest["kind"] == "start" and "bos_id" in manifest):
             return Expected(manifest.get("bos_id"), True)  # in a run of an early version: none
     try:
         found = bos_of(model if (Path(model) / "tokenizer.json").is_file() else Path(model) / "model")

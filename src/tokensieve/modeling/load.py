@@ -22,10 +22,11 @@ MODEL_DTYPES = {
 }
 
 
-def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
+def load_causal_lm(folder: Path | str, *, dtype: str = "float32", strict: bool = False) -> Any:
     """A causal LM from a local Hugging Face folder, in eval mode.
 
     Nothing that the folder brings or names is run: no code beside the weights, no pickle, no kernel or adapter from elsewhere.
+    Weights that the model lacks are refused; ``strict``: those that it has no place for as well.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -51,6 +52,8 @@ def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
         raise UserError(f"{folder} has weights of another shape than its config says, the first are {wrong[0][0]}")
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder} lacks the weights of {missing[0]}: they would be drawn at random")
+    if strict and (left := sorted(info["unexpected_keys"])):
+        raise UserError(f"{folder} has weights that its config has no place for, the first are {left[0]}")
     return model.eval()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core import Objective
 from ..core.objectives import COMBINED, OBJECTIVES, finished, objective
 from ..runs.errors import UserError
-from .config.fields import from_fields
+from .config.fields import from_fields, unknown
 from .config.hints import parameters
 
 
@@ -37,6 +37,19 @@ def check_code(fields: Any, allow_code: bool) -> None:
     ]
     for part in parts:
         check_code(part, allow_code)
+
+
+def check_sources(fields: Any, sources: Sequence[str]) -> None:
+    """Refuse a rule for a source that the corpus has not, however deep it stands."""
+    if not isinstance(fields, Mapping):
+        return
+    instead, inner = fields.get("instead"), fields.get("of")
+    if fields.get("name") == "by_source" and isinstance(instead, Mapping):
+        for name in instead:
+            if name not in sources:
+                raise UserError(f"objective.instead: {unknown(str(name), sources, 'source')}")
+    for part in inner if isinstance(inner, list) else [inner]:
+        check_sources(part, sources)
 
 
 def _made(fields: Any, *place: str) -> Objective:

@@ -31,6 +31,7 @@ from ..scoring.context import Context, ablated
 from ..scoring.engine import Scorer
 from . import launch
 from .config.fields import from_fields
+from .configs.init import KIND as START
 from .configs.score import KIND, NOT_WORK, ScoreConfig
 from .recipe.cost import Cost, Known
 from .score_columns import COLUMNS, asked, bytes_of, check_asked, check_origin, column_types, columns_of
@@ -264,9 +265,14 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
 
 
 def training_flops(model: str) -> float | None:
-    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere."""
+    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere. Of one that
+    `init` made of another, and nobody trained since: those of the other."""
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder) and read_manifest(folder)["kind"] == "model":
+        kind = read_manifest(folder)["kind"] if is_done(folder) else None
+        if kind == "model":
             flops = read_manifest(folder, "model", ("summary",))["summary"]["flops_student"]
+            return None if flops is None else float(flops)
+        if kind == START:
+            flops = read_manifest(folder, START, ("source_flops",))["source_flops"]
             return None if flops is None else float(flops)
     return 0.0

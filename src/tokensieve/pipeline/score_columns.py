@@ -1,4 +1,4 @@
-"""The columns that ``score`` writes: their names, what they hold, and how each is stored. Imports nothing heavy."""
+"""The columns that ``score`` writes: their names, what they hold, and how each is stored."""
 
 from __future__ import annotations
 

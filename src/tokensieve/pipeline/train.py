@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,15 @@ from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..training.checkpoints import numbered
 from ..training.guards import GuardConfig, StopSignals
+from ..training.self_test import run_self_test
 from ..training.token_log import FlopsSpent, TokenLogConfig
 from ..training.trainer import HeadOptions, SelectiveTrainer
-from . import launch, second
+from . import corpus_scope, launch, second
 from .arguments import check_arguments, lora_config, refuse_fields
 from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
 from .configs.train import KIND, NOT_WORK, SPLIT, TrainConfig
-from .objectives import objective_of
+from .objectives import check_sources, objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
 from .score import training_flops
@@ -73,8 +75,15 @@ class ChangedWork(UserError):
     """Checkpoints of other work: too dear to be thrown away, or gone on from, unasked."""
 
 
+def command(config: TrainConfig) -> Path | str:
+    """What the command line runs: :func:`run` or, with ``self_test``, that."""
+    return self_test(config) if config.self_test else run(config)
+
+
 def run(config: TrainConfig) -> Path:
     """Train and write the model folder; an interrupted run of the same config goes on from its last checkpoint."""
+    if config.self_test:
+        raise UserError("self_test: it writes no folder, so it is no stage of a recipe: give it to tokensieve train")
     validate(config)
     objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
@@ -85,6 +94,7 @@ def run(config: TrainConfig) -> Path:
             return out
         going_on = _check_unfinished(config, s)
         trainer = _trainer(config, corpus, sets, objective)
+        corpus_scope.find(config, corpus, trainer)
         s.bind()
         _write_config(config, trainer.args, out)
         _train(trainer, going_on)
@@ -92,9 +102,20 @@ def run(config: TrainConfig) -> Path:
         if ranks.rank == 0:
             _tell_override(out / "model")
             _write_metrics(out, trainer.state.log_history)
-            _finish(s, corpus, objective)
+            _finish(s, corpus, objective, trainer.thresholds)
         launch.wait_for_all(ranks)
     return out
+
+
+def self_test(config: TrainConfig) -> str:
+    """What held of the loss of this very run, on all ranks; UserError with what would have been silently wrong."""
+    validate(config)
+    objective, corpus = _objective(config), open_corpus(config.corpus, verify=config.verify)
+    sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.eval_sets.items()}
+    with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder:  # the Trainer wants a folder to be there
+        training = {**config.training, "report_to": "none", "disable_tqdm": True}
+        trainer = _trainer(dataclasses.replace(config, out=folder, training=training), corpus, sets, objective)
+        return run_self_test(trainer)
 
 
 def work(config: TrainConfig) -> Work:
@@ -219,6 +240,7 @@ def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
 def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
     quiet_loading()
+    check_sources(config.objective, corpus.sources)
     head = _head(config.head)
     args = training_arguments(config)
     scored = join_scores(corpus, *config.scores, verify=config.verify)
@@ -255,6 +277,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             sources=corpus.sources,
             guards=_guards(config, corpus, args.device.type),
             processing_class=corpus.tokenizer(),
+            thresholds=corpus_scope.found_before(config, corpus, objective),
         )
         trainer.check_steps()
         return trainer
@@ -393,7 +416,7 @@ def summarize(out: Path) -> dict[str, Any]:
     }
 
 
-def _finish(s: Stage, corpus: Corpus, objective: Objective) -> None:
+def _finish(s: Stage, corpus: Corpus, objective: Objective, thresholds: Mapping[str, Any]) -> None:
     out = s.folder
     summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
     write_json(out / "summary.json", summary)
@@ -401,4 +424,4 @@ def _finish(s: Stage, corpus: Corpus, objective: Objective) -> None:
     for folder in ("model", "adapter", layout.TOKENS):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
     made_of = {"corpus_hash": corpus.content_hash, "tokenizer_hash": corpus.tokenizer_hash, "bos_id": corpus.bos_id}
-    s.finish(names, **made_of, summary=summary)
+    s.finish(names, **made_of, summary=summary, **corpus_scope.in_manifest(objective, thresholds))

@@ -58,6 +58,10 @@ class Verb:
         """Whether its config has this field; one with ``out`` writes a folder."""
         return any(f.name == field for f in dataclasses.fields(self.config_class()))
 
+    def command(self) -> Callable[[Any], Any]:
+        """What the command line calls with a config: :meth:`runner`, but for a verb that can do something else as well."""
+        return getattr(self.module(), "command", self.runner())
+
     def runner(self) -> Callable[[Any], Any]:
         return self.module().run  # type: ignore[no-any-return]
 
@@ -70,6 +74,14 @@ VERBS: dict[str, Verb] = {
         group="data",
         stage=True,
         work="prepare",
+    ),
+    "init": Verb(
+        "configs.init:InitConfig",
+        "a model to begin with: the first blocks of another one",
+        "tokensieve init --out runs/x/small --model runs/x/base --layers 2",
+        group="models",
+        stage=True,
+        work="init",
     ),
     "train": Verb(
         "configs.train:TrainConfig",

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.objective import Objective
+from ..core import Objective
+from ..core.kth import Threshold
 from ..core.objectives.given import WEIGHT, times
 from ..core.stats import score_columns
 from ..data.columns import visible_columns
@@ -16,6 +17,7 @@ from ..data.scan import look_through
 from ..runs.errors import UserError
 from .arguments import check_some_steps
 from .guarded import Guarded
+from .thresholds import find_thresholds
 
 
 class Fed(Guarded):
@@ -25,9 +27,15 @@ class Fed(Guarded):
     """
 
     def init_rows(
-        self, model: Any, needs: Collection[str], ignore_columns: Sequence[str], second: tuple[str, str] | None = None
+        self,
+        model: Any,
+        needs: Collection[str],
+        ignore_columns: Sequence[str],
+        thresholds: Mapping[str, Threshold],
+        second: tuple[str, str] | None = None,
     ) -> None:
         """What :meth:`rows_of` goes by. Before ``Trainer.__init__``, which is given the rows."""
+        self.thresholds = dict(thresholds)
         self._needs, self._ignored, self._vocab_size = needs, tuple(ignore_columns), _vocab_size(model)
         self._second_columns = second
 
@@ -66,6 +74,25 @@ class Fed(Guarded):
             )
         check_rows(rows, "the data set")
         look_through(rows)
+
+    def find_thresholds(self, objective: Objective) -> None:
+        """Those of scope corpus that are not there yet: reads the data set twice, each rank its share. Ranks do it together."""
+        from accelerate.utils import broadcast_object_list
+
+        if not objective.corpus_scores:
+            return
+        known = [self.thresholds]  # the first rank's: what lies in a folder may be written meanwhile
+        broadcast_object_list(known)
+        self.thresholds = known[0]
+        if not objective.corpus_scores.keys() <= self.thresholds.keys():
+            args, rows = self.args, self.train_dataset
+            self.thresholds = find_thresholds(
+                objective,
+                rows,
+                rank=args.process_index,
+                num_ranks=args.world_size,
+                reduce=lambda counts: self.accelerator.reduce(counts.to(args.device), "sum").cpu(),
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset

@@ -21,6 +21,7 @@ from ..runs.layout import step_of
 from .checkpoints import Split, check_split, last_good, log_bytes, numbered, seal, unseal, verify
 from .dry_step import dry_step, out_of_memory
 from .guards import GuardConfig, NonFinite, all_finite, broken_names, describe_nonfinite, write_record
+from .self_test import tested
 from .step import StepState, all_numbers
 
 
@@ -262,6 +263,8 @@ class Guarded(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         self.before_training(prepared[0])
+        if self.guards.self_test:
+            raise tested(self, prepared[0])
         if self.guards.dry_step:
             dry_step(self, prepared[0])
         return prepared

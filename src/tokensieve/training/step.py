@@ -4,6 +4,7 @@
     sequence   one row                                        count, summed over ranks
     batch      one micro-batch of all ranks                   count of the gathered micro-batch
     step       all micro-batches of all ranks                 count, and the weights themselves (a first no-grad pass)
+    corpus     nothing: a threshold of the whole data set     count
 
 Rank r of W holds rows r*B .. (r+1)*B of the global micro-batch, so gathering in rank order gives the rows in the order one
 process would have had them in: W ranks with B rows choose the tokens that one rank with W*B rows would.
@@ -36,11 +37,13 @@ def known_stats(
     step: int = 0,
     tokens_seen: Tensor | int = 0,
     sources: Sequence[str] = (),
+    thresholds: Mapping[str, float] | None = None,
 ) -> TokenStats:
     """What is known of a batch's tokens before the forward, as far as it is needed; entry t speaks of the target at t + 1."""
     valid = batch["targets"] != IGNORE_INDEX
     there = [name for name in sorted(needs) if name in ROW_STATISTICS or name in score_columns(needs)]
-    stats = TokenStats(valid, step=step, tokens_seen=tokens_seen, sources=tuple(sources))
+    run: dict[str, Any] = {"step": step, "tokens_seen": tokens_seen, "thresholds": thresholds or {}}
+    stats = TokenStats(valid, sources=tuple(sources), **run)
     return stats.with_values({name: _of_rows(name, batch, valid) for name in there})
 
 
@@ -88,7 +91,7 @@ class RankScope:
 
     @property
     def spans_ranks(self) -> bool:
-        return self.num_ranks > 1 and self.objective.scope != "sequence"
+        return self.num_ranks > 1 and self.objective.scope not in ("sequence", "corpus")
 
     def known(self, stats: TokenStats) -> TokenStats:
         """Statistics of a micro-batch of this rank, as those of all that is ranked with it."""

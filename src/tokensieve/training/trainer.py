@@ -26,6 +26,7 @@ from transformers.trainer_callback import ProgressCallback
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
 from ..core.backends import OWN, check_backend
+from ..core.kth import Threshold
 from ..core.objective import sum_dtype
 from ..core.stats import TokenStats, head_statistics
 from ..core.targets import SparseTargets
@@ -81,12 +82,13 @@ class SelectiveTrainer(Fed):
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
-    columns are read: docs/formats.md, "Data sets of your own"; a column ``weight`` multiplies the rule. ``ignore_columns``:
-    those that are not to be read. ``args`` are plain TrainingArguments. ``teacher``, a model, and ``embeddings`` [V, D] are for
-    objectives that distil or smooth. ``sources``, names of the corpus's sources, has selection counted by source. Writes
-    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
-    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
-    it does not support, or where no step can be done; for a row with values that cannot be meant when it is read.
+    columns are read: docs/formats.md, "Data sets of your own"; a column ``weight`` multiplies the rule.
+    ``ignore_columns``: those that are not to be read. ``thresholds`` of scope corpus: found before training where they are
+    not given. ``args`` are plain TrainingArguments. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that
+    distil or smooth. ``sources``, names of the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``,
+    ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing column, one that
+    speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine it does not
+    support, or where no step can be done; for a row with values that cannot be meant when it is read.
     """
 
     loss_is_scaled_for_ga = True
@@ -105,6 +107,7 @@ class SelectiveTrainer(Fed):
         head: HeadOptions | None = None,
         guards: GuardConfig | None = None,
         ignore_columns: Sequence[str] = (),
+        thresholds: Mapping[str, Threshold] | None = None,
         teacher: Any = None,
         embeddings: Tensor | None = None,
         **kwargs: Any,
@@ -115,7 +118,7 @@ class SelectiveTrainer(Fed):
         check_second(self.objective, self.head.backend, teacher)
         wanted = self.objective.second
         columns = wanted.columns if wanted is not None and wanted.origin == "columns" else None
-        self.init_rows(model, self.objective.needs, ignore_columns, columns)
+        self.init_rows(model, self.objective.needs, ignore_columns, thresholds or {}, columns)
         kwargs.setdefault("data_collator", collate)
         super().__init__(
             model,
@@ -161,6 +164,7 @@ class SelectiveTrainer(Fed):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As ``Trainer.train``, after what the method relies on was proved of the model as it is fed: ``modeling/probe.py``."""
         self.check_steps()
+        self.find_thresholds(self.objective)
         rows: Any = self.train_dataset
         first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         _refuse_deferred_router_loss(self.objective, self.seam.model)
@@ -242,6 +246,7 @@ class SelectiveTrainer(Fed):
         left_out = (*MODEL_ONLY, *(self._second_columns or ()))
         there = {k: v.to(self.args.device, non_blocking=True) for k, v in batch.items() if k not in left_out}
         run: dict[str, Any] = {"step": self.state.global_step, "tokens_seen": self._tokens_seen}
+        run["thresholds"] = {name: found.value for name, found in self.thresholds.items()}
         return known_stats(self.objective.needs, there, sources=self.token_log.sources, **run)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ def schedule(make: Callable[[float], Objective], points: Sequence[Sequence[float
         raise ValueError(f"schedule: over is {over!r}, it must be steps or tokens")
     parts = [make(float(value)) for _, value in points]
     first, bounds = parts[0], [part.most_rows for part in parts]
+    if first.scope == "corpus":
+        raise ValueError("schedule: under scope 'corpus' each value would be another ranking of the whole data set")
     if len({(part.scope, part.denominator, part.selects, part.second) for part in parts}) > 1:
         raise ValueError(
             "schedule: an option that changes scope, denominator or second target cannot move with the steps"
@@ -83,11 +85,15 @@ def by_source(of: Objective, instead: Mapping[str, Objective]) -> Objective:
 
     ``of`` is the rule of all sources but those in ``instead``, name -> another rule, or other options of the same. So a rule
     that prefers one source's tokens cannot drop another's, and each source has a ratio of its own. Rules must agree in what
-    they are divided by, and in scope as in ``intersect``. A name that the corpus has not is refused at the first step.
+    they are divided by, and in scope as in ``intersect``. A name that the corpus has not is refused.
     """
     parts = [of, *instead.values()]
     if len({part.denominator for part in parts}) > 1:
         raise ValueError("by_source: its rules are divided by different things: give them one denominator")
+    if any(part.corpus_scores for part in parts):
+        raise ValueError(
+            "by_source: under scope 'corpus' the tokens of all sources have one threshold: give it another scope"
+        )
     if second := [part.name for part in parts if part.second is not None]:
         raise ValueError(f"by_source: put by_source into the of of {second[0]!r}, which has a second target")
 
@@ -190,6 +196,7 @@ def _combined(
         signed=signed,
         static=all(part.static for part in of),
         options={"of": [{"name": part.name, **part.options} for part in of]},
+        corpus_scores={name: score for part in of for name, score in part.corpus_scores.items()},
     )
 
 
@@ -200,4 +207,4 @@ def _zero_elsewhere(weight: Tensor, stats: TokenStats) -> Tensor:
 def _widest(name: str, scopes: Sequence[Scope]) -> Scope:
     if {"batch", "step"} <= set(scopes):
         raise ValueError(f"{name}: of its parts one ranks a batch and another a step: give them one scope")
-    return next(scope for scope in ("step", "batch", "sequence") if scope in scopes)
+    return next(scope for scope in ("step", "batch", "sequence", "corpus") if scope in scopes)

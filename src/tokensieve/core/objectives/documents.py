@@ -26,6 +26,10 @@ def with_unit(made: Objective, unit: Any) -> Objective:
         raise ValueError(f"unknown unit {unit!r}: token or document")
     if unit in (None, "token"):
         return made
+    if made.corpus_scores:
+        raise ValueError(
+            "unit: document ranks the documents of a sequence, batch or step: scope 'corpus' is a threshold of tokens"
+        )
     score, ratio = made.score, made.options.get("ratio")
     if score is None or ratio is None or not made.selects or made.second is not None:
         raise ValueError(

@@ -22,14 +22,11 @@ class ScoreConfig:
     from_file: str = ""
     """Also --from: instead of a model, a .npy or .parquet file of a number a token, made for this corpus (docs/formats.md)."""
     columns: list[str] | dict[str, str] = field(default_factory=lambda: ["ref_nll"])
-    """ref_nll and, if wanted, ref_entropy and ref_rank (entries likelier than the token); or names of your choice and what they
-    hold, as {base_nll: nll, base_h: entropy, base_rank: target_rank}. Of a file: its columns, or {name: its column}."""
+    """ref_nll, ref_entropy, ref_rank; or {my_nll: nll, h: entropy, r: target_rank}; of a file its columns, {name: column}."""
     top_k: int = 0
     """Also the columns topk_ids and topk_logp: the so many likeliest entries of each prediction, 8 bytes each; 0 for none."""
     context: Literal["none"] | dict[str, Any] = "none"
-    """Less of what stands before a token. {last: N}: its last N tokens, exact, at about N + 1 forwards of each token; with
-    stride: S it is N to N + S - 1 tokens, at N / S + 1 forwards. {without: problem}, at most 2 forwards, or {without:
-    earlier_documents}, one. none: nothing is left out."""
+    """Less before a token: {last: N}, {last: N, stride: S}, {without: problem} or earlier_documents; costs: docs/formats.md."""
     dtype: str = "float16"
     """How scores are stored: float16 (error at most 0.008 nats up to 32, clipped at 65,504) or float32."""
     model_dtype: str = "float32"

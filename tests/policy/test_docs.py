@@ -57,6 +57,10 @@ def parsed(file: str) -> ast.Module:
     return ast.parse((PACKAGE / file).read_text("utf-8"))
 
 
+# Raised and caught within reading and preparing: users see them as bad rows, or as the UserError of a bad row.
+CAUGHT = {"BadWeight", "Untold"}
+
+
 def error_classes() -> dict[str, tuple[str, str]]:
     """(base, file) of the package's public exceptions by name, from the source: to import all of it takes half a minute."""
     bases: dict[str, tuple[str, str]] = {}
@@ -70,7 +74,9 @@ def error_classes() -> dict[str, tuple[str, str]]:
     def is_error(name: str) -> bool:
         return name in builtin or (name in bases and is_error(bases[name][0]))
 
-    return {name: at for name, at in bases.items() if is_error(name) and not name.startswith("_")}
+    return {
+        name: at for name, at in bases.items() if is_error(name) and not name.startswith("_") and name not in CAUGHT
+    }
 
 
 def code_of(name: str, file: str) -> str | None:

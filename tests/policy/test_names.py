@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -46,3 +47,6 @@ def test_the_reader_sees_names() -> None:
 def test_no_target_is_core_s_value() -> None:
     """What reads text does not import torch, so the value stands there a second time."""
     assert NO_TARGET == IGNORE_INDEX
+    for name, files in ALSO_IN_CORE.items():
+        values = [re.search(rf"^{name} = (.*)", (PACKAGE / f).read_text(encoding="utf-8"), re.M) for f in files]
+        assert len({m and m[1] for m in values}) == 1, name

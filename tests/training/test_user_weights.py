@@ -14,7 +14,9 @@ from torch import Tensor
 from tokensieve.core import Objective, objective
 from tokensieve.core.objectives.given import times
 from tokensieve.core.stats import TokenStats
+from tokensieve.data.rows import Rows
 from tokensieve.runs.errors import UserError
+from tokensieve.training.thresholds import find_thresholds
 
 ROWS = tiny.rows(8)
 REF_NLL = torch.tensor(ROWS["ref_nll"]).nan_to_num().double()
@@ -108,6 +110,18 @@ def test_one_number_a_row_and_columns_that_are_left_out(tmp_path: Path) -> None:
     tiny.train(model, args, with_weight(ROWS, each), made, ignore_columns=["weight"])
     plain = tiny.step_gradients(tmp_path / "p", ROWS, made, 4, 2)
     assert tiny.gap({n: before[n] - w for n, w in tiny.weights(model).items()}, plain) == 0
+
+
+def test_the_threshold_of_a_data_set_is_of_what_has_a_weight() -> None:
+    """Scope corpus: found over the tokens that are ranked, as if the others were ignored."""
+    keep = drawn(2) > 0
+    labels = torch.where(keep, torch.tensor(ROWS["labels"]), -100)
+    ignored = ROWS.remove_columns("labels").add_column("labels", labels.tolist())
+    made = objective("rho1_low_ref", ratio=0.5, scope="corpus")
+    weighed = find_thresholds(times(made), Rows(with_weight(ROWS, keep.float()), ("ref_nll", "weight")))
+    assert (
+        weighed == find_thresholds(made, Rows(ignored, ("ref_nll",))) != find_thresholds(made, Rows(ROWS, ("ref_nll",)))
+    )
 
 
 def test_what_is_nan_where_there_is_no_weight_reaches_no_sum() -> None:

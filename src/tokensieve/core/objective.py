@@ -76,6 +76,8 @@ class Objective:
     static: bool = False
     """Whether the weights follow from what is known before the forward alone, so that they can be counted there."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    multiplied: bool = False
+    """Whether a user's column ``weight`` multiplies the rule, which is then shown tokens of weight 0 as no targets."""
     corpus_scores: Mapping[str, CorpusScore] = field(default_factory=dict)
     """Of scope corpus: what is ranked over the whole data set beforehand; ``weigh`` asks for ``stats.threshold(name)``."""
     second: SecondTarget | None = None

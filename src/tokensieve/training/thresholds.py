@@ -57,8 +57,9 @@ def _scores(objective: Objective, rows: Rows, rank: int, num_ranks: int) -> Iter
     for start in range(rank * BLOCK_ROWS, len(rows), num_ranks * BLOCK_ROWS):
         batch = collate(rows.__getitems__(range(start, min(start + BLOCK_ROWS, len(rows)))))
         stats = known_stats(objective.needs, batch)
+        shown = stats.valid & (stats.need("weight") != 0) if objective.multiplied else stats.valid
         for name, ranking in objective.corpus_scores.items():
-            yield name, ranking.score(stats)[stats.valid]
+            yield name, ranking.score(stats)[shown]
 
 
 def told(found: Mapping[str, Threshold]) -> list[str]:

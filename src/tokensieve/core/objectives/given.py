@@ -58,6 +58,7 @@ def times(rule: Objective) -> Objective:
         denominator="abs" if rule.denominator == "weight" else rule.denominator,
         known_count=None,
         selects=False,
+        multiplied=True,
         signed=True,
         static=not HEAD_STATISTICS & rule.needs,  # k of a ranking is known beforehand, but not which weights it adds up
     )

@@ -28,7 +28,7 @@ from tokensieve.modeling.load import load_causal_lm
 from tokensieve.pipeline import dynamics, score
 from tokensieve.runs.errors import UserError
 from tokensieve.runs.manifest import read_manifest
-from tokensieve.scoring.engine import Scorer
+from tokensieve.scoring.engine import Scorer, statistics
 
 INF, NAN = np.inf, np.nan
 
@@ -185,16 +185,14 @@ def test_no_class_of_what_is_no_number(value: float) -> None:
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_a_models_own_inf_is_a_broken_model(what: str, value: float) -> None:
     """Not clipped: a target of probability 0 is no measurement that was too large to store."""
-    from tokensieve.scoring.engine import _check_finite
-
-    values = torch.tensor([[1.0, value, 2.0]])
+    values = {"nll": np.ones((1, 3), np.float32)} | {what: np.array([[1.0, value, 2.0]], np.float32)}
     model = tiny.llama()
-    _check_finite(what, values, torch.tensor([[5, -100, 5]]), 0, model)
+    statistics(0, values, torch.tensor([[-100, 5, 5]]), model)  # targets stand where they are predicted, a place before
     model.lm_head.weight.data[0, 0] = value
     with pytest.raises(
         UserError, match=f"the model's {what} is not finite at row 4, position 2: .*the first in lm_head"
     ):
-        _check_finite(what, values, torch.tensor([[5, 5, 5]]), 4, model)
+        statistics(4, values, torch.tensor([[5, 5, 5]]), model)
 
 
 def test_names_of_columns_are_free() -> None:

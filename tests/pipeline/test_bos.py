@@ -276,7 +276,7 @@ def test_who_disagrees_is_told_or_refused(tmp_path: Path, capsys: Any) -> None:
     )
     capsys.readouterr()
     for corpus, says in ((has, None), (lacks, wrong)):
-        out = score.run(score.ScoreConfig(f"{corpus.folder}-scores", model, str(corpus.folder), device="cpu"))
+        out = score.run(score.ScoreConfig(f"{corpus.folder}-scores", str(corpus.folder), model, device="cpu"))
         assert capsys.readouterr().err.count("begins texts with") == (says is not None)
         assert (says is None and "bos_note" not in read_manifest(out)) or says in read_manifest(out)["bos_note"]
     done = evaluate.run(

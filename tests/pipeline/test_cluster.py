@@ -35,7 +35,7 @@ class Made(NamedTuple):
     scores: Path
 
     def config(self, out: Path, **fields: str) -> score.ScoreConfig:
-        return score.ScoreConfig(str(out), str(self.model), str(self.corpus), device="cpu", **fields)
+        return score.ScoreConfig(str(out), str(self.corpus), str(self.model), device="cpu", **fields)
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ LATER_COLUMNS: dict[str, pa.DataType] = {"doc_offsets": pa.list_(pa.int32())}
 # identity, since it decides what is trained on.
 LABELS: dict[str, pa.DataType] = {"labels": pa.list_(pa.int32())}
 # Only in a corpus some document of which has weights; likewise part of the identity there.
-WEIGHTS: dict[str, pa.DataType] = {"weight": pa.list_(pa.float32())}
-OPTIONAL_COLUMNS: dict[str, pa.DataType] = {**LABELS, **WEIGHTS}
+WEIGHT_COLUMN: dict[str, pa.DataType] = {"weight": pa.list_(pa.float32())}
+OPTIONAL_COLUMNS: dict[str, pa.DataType] = {**LABELS, **WEIGHT_COLUMN}
 DOCUMENT_COLUMNS: dict[str, pa.DataType] = {
     "doc_id": pa.int64(),
     "id": pa.string(),
@@ -349,7 +349,9 @@ def open_corpus(folder: Path | str, verify: Verify | None = "size") -> Corpus:
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
     # A feature can be one that opens files or addresses when it is read.
-    known = [_features(optional) for optional in ((), LABELS, WEIGHTS, OPTIONAL_COLUMNS)] + [_features(later=False)]
+    known = [_features(optional) for optional in ((), LABELS, WEIGHT_COLUMN, OPTIONAL_COLUMNS)] + [
+        _features(later=False)
+    ]
     for entry, shard in zip(manifest["shards"], shards, strict=True):
         if shard.features not in known or shard.features != shards[0].features:
             raise UserError(f"{folder / entry['file']} does not have the columns of a corpus")

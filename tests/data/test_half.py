@@ -190,7 +190,7 @@ def test_a_models_own_inf_is_a_broken_model(what: str, value: float) -> None:
     statistics(0, values, torch.tensor([[-100, 5, 5]]), model)  # targets stand where they are predicted, a place before
     model.lm_head.weight.data[0, 0] = value
     with pytest.raises(
-        UserError, match=f"the model's {what} is not finite at row 4, position 2: .*the first in lm_head"
+        UserError, match=f"the model's {what} is not finite at row 4, position 1: .*the first in lm_head"
     ):
         statistics(4, values, torch.tensor([[5, 5, 5]]), model)
 

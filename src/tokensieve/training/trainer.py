@@ -38,8 +38,10 @@ from ..modeling.seam import HeadSeam
 from ..runs.errors import UserError
 from .arguments import check_fields, check_keywords
 from .checkpoints import tensors_only
-from .feeding import Fed, weighted
+from .engines import check_engine, check_one_device, refuse_deferred_router_loss
+from .feeding import weighted
 from .guards import GuardConfig
+from .logged import Logged
 from .progress import TokenProgress
 from .second import SecondTargets, check_second
 from .sparse import Backward, SparseTraining, check_backward
@@ -50,11 +52,9 @@ from .step import (
     check_claims,
     known_stats,
     no_zero,
-    packed,
     selection_totals,
-    unpacked,
 )
-from .token_log import FlopsSpent, TokenLog, TokenLogConfig, logged_rows, write_sample
+from .token_log import FlopsSpent, TokenLog, TokenLogConfig
 from .trial_save import trial_save
 
 MODEL_ONLY = ("attention_mask", "position_ids", "labels")
@@ -76,7 +76,7 @@ class HeadOptions:
             raise UserError(f"backend: {e}") from None
 
 
-class SelectiveTrainer(Fed):
+class SelectiveTrainer(Logged):
     """``Trainer`` for any transformers causal LM whose loss is ``sum(weight * nll) / denominator`` of an Objective.
 
         scored  = tokensieve.load_scored("corpus", "scores")
@@ -118,7 +118,9 @@ class SelectiveTrainer(Fed):
     ) -> None:
         self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
         self.head = head or HeadOptions()
-        _check_arguments(args, kwargs)
+        check_keywords(kwargs, collate)
+        check_fields(args)
+        check_one_device(args)
         check_backward(backward, strict, args)
         self.sparse = SparseTraining(self.objective, backward, strict=strict)
         check_second(self.objective, self.head.backend, teacher)
@@ -133,27 +135,15 @@ class SelectiveTrainer(Fed):
             eval_dataset=_each(eval_dataset, self.rows_of),
             **kwargs,
         )
-        _check_parallelism(self.accelerator)
-        if self.is_deepspeed_enabled:
-            raise UserError("DeepSpeed owns the gradients and is not supported: use DDP or FSDP2")
+        check_engine(self)
         if self.pop_callback(ProgressCallback) is not None:  # not there with disable_tqdm
             self.add_callback(TokenProgress(self))
         self.seam = HeadSeam(self.model)
-        self.second: SecondTargets | None = None
-        if wanted is not None:
-            given = (self.model, teacher, embeddings, args.device, self.compute_loss_context_manager)
-            self.second = SecondTargets(wanted, *given)
-        self.scope = RankScope(
-            self.objective, self.accelerator.num_processes, self.accelerator.process_index, self._gather_rows
-        )
-        self.token_log = TokenLog(
-            Path(args.output_dir),
-            token_log or TokenLogConfig(),
-            TokenFlops(0, 0),
-            flops_spent or FlopsSpent(),
-            tuple(sources),
-            first_pass=self._needs_first_pass,
-        )
+        given = (self.model, teacher, embeddings, args.device, self.compute_loss_context_manager)
+        self.second = None if wanted is None else SecondTargets(wanted, *given)
+        ranks = (self.accelerator.num_processes, self.accelerator.process_index)
+        self.scope = RankScope(self.objective, *ranks, self._gather_rows)
+        self.token_log = self._new_log(token_log, flops_spent, sources)
         self._eval_sums: Any = None
         self._evaluated: Any = None
         self._proved: list[Any] = []
@@ -165,6 +155,17 @@ class SelectiveTrainer(Fed):
         if train_dataset is not None and self.is_world_process_zero():
             trial_save(self.accelerator.unwrap_model(self.model), self.processing_class, args)
 
+    def _new_log(self, config: TokenLogConfig | None, flops: FlopsSpent | None, sources: Sequence[str]) -> TokenLog:
+        """Its FLOPs a token are known as soon as the rows are."""
+        return TokenLog(
+            Path(self.args.output_dir),
+            config or TokenLogConfig(),
+            TokenFlops(0, 0),
+            flops or FlopsSpent(),
+            tuple(sources),
+            first_pass=self._needs_first_pass,
+        )
+
     # --- the step -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
@@ -173,7 +174,7 @@ class SelectiveTrainer(Fed):
         self.find_thresholds(self.objective)
         rows: Any = self.train_dataset
         first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
-        _refuse_deferred_router_loss(self.objective, self.seam.model)
+        refuse_deferred_router_loss(self.objective, self.seam.model)
         sparse, strict = self.sparse.on, self.sparse.strict
         self.token_log.flops = token_flops(self.model, len(first["input_ids"]), sparse=sparse, strict=strict)
         if self.second is not None and self.second.seam is not None:
@@ -465,100 +466,8 @@ class SelectiveTrainer(Fed):
             output.metrics.update({f"{metric_key_prefix}_nll": mean, f"{metric_key_prefix}_loss": mean})
         return output
 
-    # --- logs ---------------------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the selection's figures of the last step to what goes to ``report_to`` and the progress bar."""
-        lines = self.flush_token_log()
-        if lines and "loss" in logs:
-            names = ("tokens_seen", "tokens_trained", "ratio", "threshold", "nll", "kept_nll", "dropped_nll")
-            logs = {**logs, **{name: lines[-1][name] for name in names if lines[-1][name] is not None}}
-        super().log(logs, start_time)
-
-    def flush_token_log(self) -> list[dict[str, Any]]:
-        """Sum the pending steps over ranks, write them on rank 0. The one place where the device is waited for."""
-        pending = self.token_log.pending
-        if not pending:
-            return []
-        totals = self._sum_over_ranks(torch.stack([packed(p.totals) for p in pending]))
-        lowest = self.accelerator.gather(torch.stack([p.lowest for p in pending])[None]).amin(0)
-        positions = self._sum_over_ranks(totals.new_tensor([p.positions for p in pending]))
-        self._refuse_negative(totals.cpu().numpy())
-        lines = self.token_log.lines(totals.cpu().numpy(), lowest.cpu().numpy(), positions.cpu().numpy())
-        if self.is_world_process_zero():
-            self.token_log.write(lines)
-        return lines
-
-    def _refuse_negative(self, sums: Any) -> None:
-        """A sum of weights is a denominator only where none is negative. Looked at where numbers are on the host anyway."""
-        if self.objective.selects or self.objective.denominator != "weight":
-            return
-        for pending, numbers in zip(self.token_log.pending, sums.tolist(), strict=True):
-            if count := unpacked(numbers, pending.totals)["negative"]:
-                raise UserError(
-                    f"step {pending.step}: {self.objective_name} gave {count:.0f} tokens a negative weight, and divides by the "
-                    "sum of weights: declare it signed, with the denominator abs, nonzero or valid"
-                )
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        state = super()._init_training_state(*args, **kwargs)
-        self.token_log.rewind(self.state.global_step, write=self.is_world_process_zero())
-        self._tokens_seen = torch.tensor(self.token_log.tokens_seen, device=self.args.device)
-        return state
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self.flush_token_log()
-        return super()._finalize_training(*args, **kwargs)
-
-    def _note_sample(self, inputs: Mapping[str, Tensor], nll: Tensor, weight: Tensor, valid: Tensor) -> None:
-        config, step = self.token_log.config, self.state.global_step + 1
-        for place in logged_rows(config, step, inputs["row_id"]).tolist():
-            here = valid[place].nonzero().squeeze(-1)
-            self.step.sample.append(
-                {
-                    "row": int(inputs["row_id"][place]),
-                    "position": (here + 1).cpu().numpy(),  # of the target, where its nll is stored
-                    "nll": nll[place][here].cpu().numpy(),
-                    "keep": (weight[place][here] != 0).cpu().numpy(),
-                }
-            )
-
-    def _write_sample(self) -> None:
-        from accelerate.utils import gather_object
-
-        step = self.state.global_step + 1
-        rows: list[dict[str, Any]] = gather_object(self.step.sample)
-        if self.is_world_process_zero() and rows:
-            chosen = logged_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
-            write_sample(self.token_log.folder, step, [rows[i] for i in chosen.tolist()])
-
 
 def _each(value: Any, change: Any) -> Any:
     if value is None:
         return None
     return {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
-
-
-def _check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
-    check_keywords(kwargs, collate)
-    check_fields(args)
-    if args.n_gpu > 1:
-        raise UserError(
-            "several GPUs in one process (DataParallel) are not supported: use torchrun or accelerate launch"
-        )
-
-
-def _check_parallelism(accelerator: Any) -> None:
-    """Tensor, context and sequence parallel ranks hold parts of one row: they are no ranks with rows of their own."""
-    config = getattr(accelerator, "parallelism_config", None)
-    if config is not None and any(getattr(config, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")):
-        raise UserError("tensor, context and sequence parallelism are not supported: use DDP or FSDP2")
-
-
-def _refuse_deferred_router_loss(objective: Objective, model: Any) -> None:
-    """Raw sums are divided after the backward; a router loss in the same gradients would be divided with them."""
-    if not objective.counts_ahead and getattr(model.config, "output_router_logits", False):
-        raise UserError(
-            f"objective {objective.name!r} knows its weight sum only after the forward, which a router loss does not "
-            "survive: set output_router_logits to false in the model's config"
-        )

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from tokensieve.training.feeding import Fed
 from tokensieve.training.guarded import Guarded
+from tokensieve.training.logged import Logged
 from tokensieve.training.trainer import SelectiveTrainer
 
 # method -> its parameters after self (transformers 5.23)
@@ -41,7 +42,7 @@ PARAMETERS = {
 
 def overridden() -> set[str]:
     """Methods of ours that the Trainer has, too."""
-    ours = {**vars(Guarded), **vars(Fed), **vars(SelectiveTrainer)}
+    ours = {**vars(Guarded), **vars(Fed), **vars(Logged), **vars(SelectiveTrainer)}
     return {n for n, f in ours.items() if inspect.isfunction(f) and hasattr(Trainer, n) and n != "__init__"}
 
 

@@ -32,6 +32,7 @@ from ..runs.work import Work
 from ..scoring.engine import Scorer
 from . import launch
 from .configs.score import KIND, NOT_WORK, ScoreConfig
+from .lineage import lineage
 from .recipe.cost import Cost, Known
 
 # Columns that need no word of what they hold, and what a column may hold.
@@ -212,6 +213,7 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
         shards=shards,
         flops=flops,
         reference_flops=training_flops(config.model),
+        begun_from=lineage(config.model)[1:],
         **({"bos_note": note} if note else {}),
     )
 

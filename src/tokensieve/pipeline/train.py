@@ -95,7 +95,7 @@ def run(config: TrainConfig) -> Path:
         if ranks.rank == 0:
             _tell_override(out / "model")
             _write_metrics(out, trainer.state.log_history)
-            _finish(s, config, corpus, objective)
+            _finish(s, config, corpus, objective, float(trainer.state.epoch or 0.0))
         launch.wait_for_all(ranks)
     return out
 
@@ -424,9 +424,9 @@ def summarize(out: Path) -> dict[str, Any]:
     }
 
 
-def _finish(s: Stage, config: TrainConfig, corpus: Corpus, objective: Objective) -> None:
+def _finish(s: Stage, config: TrainConfig, corpus: Corpus, objective: Objective, passes: float) -> None:
     out = s.folder
-    summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
+    summary = {"objective": objective.name, "scope": objective.scope, **summarize(out), "passes": round(passes, 4)}
     write_json(out / "summary.json", summary)
     names = ["train_config.json", "summary.json", layout.TOKEN_LOG, layout.METRICS]
     for folder in ("model", "adapter", layout.TOKENS):

@@ -18,7 +18,7 @@ import numpy as np
 from .comparison import OverSeeds, over_seeds
 
 Ends = Sequence[tuple[float, float]]
-ALPHAS = np.geomspace(0.005, 3.0, 400)
+ALPHAS = np.geomspace(0.005, 3.0, 3000)
 """What alpha is looked for among; the smallest is a straight line in log C to within a thousandth over two decades."""
 FEWEST = 3
 """Ends that a curve takes: it has three parameters."""
@@ -49,15 +49,15 @@ def fit(ends: Ends) -> Curve | None:
     if len({c for c, _ in points}) < FEWEST:
         return None
     compute, nll = (np.array(v, np.float64) for v in zip(*points, strict=True))
-    best: tuple[float, float, float, float] | None = None
-    for alpha in ALPHAS:
-        x = (compute / compute[0]) ** -alpha
-        scale = float(((x - x.mean()) * (nll - nll.mean())).sum() / ((x - x.mean()) ** 2).sum())
-        floor = float(nll.mean() - scale * x.mean())
-        error = float(((floor + scale * x - nll) ** 2).sum())
-        if scale > 0 and (best is None or error < best[0]):
-            best = (error, floor, scale, float(alpha))
-    return None if best is None else Curve(*best[1:], float(compute[0]), float(compute[-1]))
+    x_AN = (compute / compute[0]) ** -ALPHAS[:, None]
+    off_AN = x_AN - x_AN.mean(1, keepdims=True)
+    scale_A = (off_AN * (nll - nll.mean())).sum(1) / (off_AN**2).sum(1)
+    floor_A = nll.mean() - scale_A * x_AN.mean(1)
+    error_A = ((floor_A[:, None] + scale_A[:, None] * x_AN - nll) ** 2).sum(1)
+    if not (scale_A > 0).any():
+        return None
+    best = int(np.where(scale_A > 0, error_A, np.inf).argmin())
+    return Curve(float(floor_A[best]), float(scale_A[best]), float(ALPHAS[best]), float(compute[0]), float(compute[-1]))
 
 
 @dataclass(frozen=True)

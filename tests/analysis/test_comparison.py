@@ -261,21 +261,25 @@ THREE = " on target (± is half of the 95 % t interval over 3 seeds, paired), at
     [
         (
             seeds_of([4.8, 4.7, 4.75], "cheap"),
-            f"Pays in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}0.80 times clm's total compute, scoring and reference "
+            f"Pays in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}"
+            "0.80 times clm's total compute, scoring and reference "
             "included.",
         ),
         (
             seeds_of([4.8, 4.7, 4.75], "equal"),
-            f"Pays in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}clm's total compute, scoring and reference included.",
+            f"Pays in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}"
+            "clm's total compute, scoring and reference included.",
         ),
         (
             seeds_of([4.8, 4.7, 4.75], "dear"),
-            f"Better, but dearer in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}1.90 times clm's total compute, scoring and "
+            f"Better, but dearer in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}"
+            "1.90 times clm's total compute, scoring and "
             "reference included.",
         ),
         (
             seeds_of([5.2, 5.3, 5.25], "cheap"),
-            f"Worse, but cheaper in total compute: rho1 ends 0.250 ± 0.124 nats above clm{THREE}0.80 times clm's total compute, scoring and reference "
+            f"Worse, but cheaper in total compute: rho1 ends 0.250 ± 0.124 nats above clm{THREE}"
+            "0.80 times clm's total compute, scoring and reference "
             "included.",
         ),
         (
@@ -325,8 +329,8 @@ def test_a_price_that_is_not_known_is_not_paid() -> None:
     for rows in seeds:
         del rows[-1]["flops_scoring"]
     assert verdicts(seeds, "clm", "target") == [
-        "Better, at a total compute that is not known: rho1 ends 0.250 ± 0.124 nats below clm on target (± is half of the 95 % t "
-        "interval over 3 seeds, paired), at equal tokens seen and a total compute that is not known."
+        "Better, at a total compute that is not known: rho1 ends 0.250 ± 0.124 nats below clm on target (± is half of the 95 % "
+        "t interval over 3 seeds, paired), at equal tokens seen and a total compute that is not known."
     ]
 
 

@@ -240,7 +240,8 @@ def choosers(rows: Sequence[Row], baseline: str, declared: Mapping[str, str] | N
     """The arms that a verdict is about: those whose objective goes by more than chance; in a study, which declares who is held
     against whom, all that are neither the baseline nor what another is held against."""
     if declared is not None:
-        return [arm for arm in trained(rows) if arm != baseline and arm not in declared.values()]
+        lengths = [r["arm"] for r in rows if "length_of" in r]
+        return [arm for arm in trained(rows) if arm not in (baseline, *lengths, *declared.values())]
     return [r["arm"] for r in rows if r.get("objective", "clm") not in CONTROLS and r["arm"] != baseline]
 
 

@@ -32,12 +32,13 @@ def run(config: CompareConfig) -> Path:
     :func:`findings`."""
     validate(config)
     out, seeds = Path(config.out), one_by_one(config)
-    for one in seeds:
-        evaluated = read_manifest(str(one.evaluation), "evaluation")
-        check_files(str(one.evaluation), evaluated)
-        _check_weights(one, evaluated)
-    _check_seeds(seeds)
+    evaluated = [read_manifest(str(one.evaluation), "evaluation") for one in seeds]
+    for one, manifest in zip(seeds, evaluated, strict=True):
+        check_files(str(one.evaluation), manifest)
     made_from = work(config)
+    for one, manifest in zip(seeds, evaluated, strict=True):
+        _check_weights(one, manifest)
+    _check_seeds(seeds)
     with stage(out, made_from) as s:
         if s.done:
             return out

@@ -88,6 +88,10 @@ def _cells(config: CompareConfig, rows: Sequence[Row], speedups: Mapping[str, An
             else Speedup(found["factor"], interval, found["seeds"], found["beyond"]).told() or None
         )
 
+    needs = {
+        f"{config.baseline} needs, x FLOPs": speedup("flops_total"),
+        f"{config.baseline} needs, x tokens": speedup("tokens_seen"),
+    }
     is_other_arm = arm in config.runs and arm != config.baseline
     return {
         "arm": arm,
@@ -104,9 +108,7 @@ def _cells(config: CompareConfig, rows: Sequence[Row], speedups: Mapping[str, An
         **({f"total / {config.students} students": flops("flops_amortised")} if config.students > 1 else {}),
         "seconds": of("seconds", ".0f"),
         "passes": of("passes", ".2f") if any((r.get("passes") or 0) > 1.001 for r in rows) else None,
-        f"{config.baseline} needs, x FLOPs": speedup("flops_total"),
-        f"{config.baseline} needs, x tokens": speedup("tokens_seen"),
-        f"tokens to {config.baseline}'s end": reached_cell(rows) if is_other_arm and not speedups else None,
+        **(needs if speedups else {f"tokens to {config.baseline}'s end": reached_cell(rows) if is_other_arm else None}),
     }
 
 

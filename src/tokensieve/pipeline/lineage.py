@@ -59,7 +59,9 @@ def charged(manifest: Mapping[str, Any], free: Collection[str]) -> dict[str, flo
             made = {key: _sum(made[key], link.get(key)) for key in FIGURES}
         counted.add(link["model"])
     for reference in references(manifest):
-        if reference["model"] in counted:  # the student goes on from its own reference: charged above, or shared by all
+        if reference["model"] in counted - set(
+            free
+        ):  # the student goes on from its own reference: charged above already
             made["flops_reference"] = _sum(made["flops_reference"], _negative(reference.get("flops")))
         for link in reference["begun_from"]:
             if link["model"] not in counted:

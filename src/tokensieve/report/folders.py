@@ -174,7 +174,7 @@ def _read_stages(
         arms=[_arm(s, around) for s in trained],
         corpora=_of_kind(stages, "corpus"),
         results=read_json(evaluated[-1].path / "evaluation.json") if evaluated else [],
-        rows=by_seed(read_json(compared[0].path / "comparison.json"))[place] if compared else [],
+        rows=[dict(r) for r in by_seed(read_json(compared[0].path / "comparison.json"))[place]] if compared else [],
         compared=compared[0].manifest["config"] if compared else {},
         found=_found(compared[0].path) if compared else {},
         dynamics=[_dynamics(s, around) for s in _of_kind(stages, "dynamics")],

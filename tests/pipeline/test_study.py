@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,55 @@ def test_registered_late_says_so(tmp_path: Path) -> None:
     register(tmp_path, {"seeds": [0]}, ["clm-seed0", "rho1-seed0"])
     assert "when 2 cells were there already" in sentence(read_json(tmp_path / "registration.json"))
     assert changes({"a": 1}, {"b": 2}) == ["a 1 -> nothing", "b nothing -> 2"]
+
+
+# --- from its registration to its page -------------------------------------------------------------------------------------
+
+
+def words(tmp_path: Path, name: str, documents: int) -> dict[str, Any]:
+    lines = [
+        json.dumps({"id": f"{name}{i}", "text": f"{name} has {i} and {i * i} of {i % 7}"}) for i in range(documents)
+    ]
+    (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return {"verb": "prepare", "sources": [{"path": str(tmp_path / f"{name}.jsonl")}], "length": 16}
+
+
+def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
+    """And says so when its plan was changed after it had begun; the cells that are there stay."""
+    path = recipe(tmp_path)
+    source = yaml.safe_load(path.read_text())
+    corpus = {**words(tmp_path, "corpus", 60), "vocab_size": 270}
+    others = {n: {**words(tmp_path, n, 12), "tokenizer": "@corpus"} for n in ("curated", "target", "web")}
+    kept = {n: source["stages"][n] for n in ("base", "reference", "scores")}
+    training = {**TRAINING, "max_steps": 2}
+    kept["base"] = {**kept["base"], "training": training}
+    kept["reference"] = {**kept["reference"], "training": training}
+    study = {**STUDY, "student": {"training": training}, "forgetting": ["web"]}
+    arms = {"clm": {}, "rho1": {}, "clm_equal": {"is": "clm", "compute_of": "rho1", "epochs": 9}}
+    source |= {"stages": {"corpus": corpus, **others, **kept}, "study": study, "arms": arms, "report": True}
+    path.write_text(yaml.safe_dump(source, sort_keys=False))
+    done = tokensieve("run", path)
+    assert done.code == 0, done.err
+    run = tmp_path / "run"
+    table = (run / "table" / "table.txt").read_text()
+    assert "before the first run, and not changed since." in table
+    assert "rho1 - clm_equal" in table
+    found = read_json(run / "table" / "verdict.json")
+    assert len(found["sentences"]) == 1
+    rows = {(r["run"], r["arm"]): r for r in read_json(run / "table" / "comparison.json")}
+    for seed in (0, 1):
+        assert 1 <= rows[seed, "clm_equal"]["flops_total"] / rows[seed, "rho1"]["flops_total"] < 1.5
+        assert (
+            rows[seed, "rho1"]["forgetting"]["web"]
+            == rows[seed, "rho1"]["others"]["web"] - rows[seed, "base"]["others"]["web"]
+        )
+    page = (run / "report.html").read_text()
+    assert "Means over 2 seeds" in page
+    assert "and not changed since." in page
+    assert tokensieve("check", run).code == 0
+    before = {p: p.stat().st_mtime_ns for p in run.glob("*-seed*/manifest.json")}
+    path.write_text(yaml.safe_dump({**source, "study": {**study, "students": 3}, "report": False}, sort_keys=False))
+    done = tokensieve("run", path)
+    assert done.code == 0, done.err
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert "CHANGED since: students 1 -> 3." in (run / "table" / "table.txt").read_text()

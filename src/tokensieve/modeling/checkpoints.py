@@ -33,7 +33,7 @@ def checkpoints_of(name: str, folder: str, every: bool, average: int = 1) -> Ite
     """The model of a folder and, with ``every``, the checkpoints of the run it belongs to, in order of steps.
 
     An unfinished run, which has no model yet, gives its checkpoints alone. ``average``: the last one stands for the mean of so
-    many of the run; a model that no run of ours trained for itself. UserError for a run that has fewer.
+    many of the run, and a run that kept no other for itself. UserError for a run that kept some, but fewer.
     """
     log = {line["step"]: line for line in _token_lines(Path(folder))}
     last, whole = max(log, default=None), _whole(Path(folder)) if every or average > 1 else []
@@ -43,9 +43,9 @@ def checkpoints_of(name: str, folder: str, every: bool, average: int = 1) -> Ite
     if finished:  # the last one is the model itself
         made.append(Checkpoint(name, model_folder(folder), last, *_seen(log, last)))
     paths = (*(path for step, path in whole if step != last), made[-1].folder)[-average:]
-    if average > 1 and log and len(paths) < average:
+    if 1 < len(paths) < average:
         raise UserError(f"{folder} has {len(paths)} checkpoints with its last, {average} are to be averaged: save more")
-    averaged = paths if average > 1 and log else ()
+    averaged = paths if len(paths) > 1 else ()
     yield from made[:-1]
     yield replace(made[-1], is_last=True, averaged=averaged)
 

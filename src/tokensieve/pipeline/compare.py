@@ -181,7 +181,7 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
     try:
         end(results, config.baseline, config.target, on)
         names = list(dict.fromkeys(r["model"] for r in results))
-        rows = []
+        rows, averaged = [], dict[str, int]()
         for name in [n for n in names if n not in trained] + list(trained):
             record = end(results, name, config.target, on)
             row = {"arm": name, "nll": record["nll"], "bits_per_byte": record["bits_per_byte"]}
@@ -190,6 +190,7 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
                 row["forgetting"] = {s: _moved(results, name, s) for s in config.forgetting}
             if name in trained:
                 row |= {**manifests[name]["summary"], **_figures(config, manifests[name], free)}
+                averaged[name] = record.get("averaged", 1)
             if name in config.curve:
                 row |= {"length_of": config.baseline}
             if name in config.runs:
@@ -202,6 +203,9 @@ def compare(config: CompareConfig, results: list[dict[str, Any]]) -> list[dict[s
             rows.append(row)
     except KeyError as e:
         raise UserError(f"{config.evaluation}: {e.args[0]}") from None
+    if len(set(averaged.values())) > 1:
+        told = ", ".join(f"{name} {n}" for name, n in averaged.items())
+        raise UserError(f"{config.evaluation}: not all arms are means of as many checkpoints ({told}): save them alike")
     return rows
 
 

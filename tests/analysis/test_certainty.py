@@ -24,6 +24,15 @@ def test_bootstrap_draws_documents_and_not_tokens() -> None:
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
 
 
+def test_a_document_counts_by_its_tokens() -> None:
+    """Ninety-nine titles of one token and a book: the nll of the set is the book's."""
+    tokens = np.array([*[1.0] * 99, 10_000.0])
+    gaps = np.array([*[5.0] * 99, 0.1])
+    low, high = over_documents([(gaps * tokens, tokens)]) or (0.0, 0.0)
+    assert low < 0.15  # whenever the book is drawn
+    assert high == pytest.approx(5.0)  # and when it is not
+
+
 def test_mean_over_sets_counts_each_set_once() -> None:
     small, large = np.full(3, 10.0), np.full(30, 1000.0)
     assert over_documents([(small * 1.0, small), (large * 3.0, large)]) == pytest.approx((2.0, 2.0))

@@ -13,6 +13,8 @@ from tokensieve.pipeline.configs.run import RecipeConfig
 from tokensieve.pipeline.recipe.arms import ARMS
 from tokensieve.pipeline.recipe.load import load
 from tokensieve.pipeline.recipe.registration import changes, content, register, sentence
+from tokensieve.report.folders import read_seeds
+from tokensieve.report.verdict import arms_table, verdict
 from tokensieve.runs.errors import UserError
 from tokensieve.runs.files import read_json
 
@@ -227,7 +229,7 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
     kept["reference"] = {**kept["reference"], "training": training}
     study = {**STUDY, "student": {"training": training}, "forgetting": ["web"]}
     arms = {"clm": {}, "rho1": {}, "clm_equal": {"is": "clm", "compute_of": "rho1", "epochs": 9}}
-    source |= {"stages": {"corpus": corpus, **others, **kept}, "study": study, "arms": arms, "report": True}
+    source |= {"stages": {"corpus": corpus, **others, **kept}, "study": study, "arms": arms}
     path.write_text(yaml.safe_dump(source, sort_keys=False))
     done = tokensieve("run", path)
     assert done.code == 0, done.err
@@ -244,12 +246,14 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
             rows[seed, "rho1"]["forgetting"]["web"]
             == rows[seed, "rho1"]["others"]["web"] - rows[seed, "base"]["others"]["web"]
         )
-    page = (run / "report.html").read_text()
-    assert "Means over 2 seeds" in page
-    assert "and not changed since." in page
+    runs = read_seeds(run)
+    assert [r.seed for r in runs] == [0, 1]
+    assert verdict(runs) == " ".join([*found["sentences"], found["registration"]])
+    assert [cells[0] for cells in arms_table(runs)[1]] == ["base", "reference", "clm", "rho1", "clm_equal"]
+    assert [a.corpus for a in runs[1].arms] == [run / "corpus"] * 3
     assert tokensieve("check", run).code == 0
     before = {p: p.stat().st_mtime_ns for p in run.glob("*-seed*/manifest.json")}
-    path.write_text(yaml.safe_dump({**source, "study": {**study, "students": 3}, "report": False}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**source, "study": {**study, "students": 3}}, sort_keys=False))
     done = tokensieve("run", path)
     assert done.code == 0, done.err
     assert {p: p.stat().st_mtime_ns for p in before} == before

@@ -56,21 +56,29 @@ class Arm:
 
     def student(self, objective: Mapping[str, Any], **instead: Any) -> dict[str, Any]:
         """The arm's own training: what all students share, then ``instead``, and last what the arm says under ``train``."""
-        fields = {"verb": "train", "corpus": "@corpus", "model": "@base", "seed": "${seed}"}
+        fields = {"verb": "train", "model": "@base", "seed": "${seed}"}
         fields |= {"max_epochs": self.said.get("epochs", self.study.epochs)}
         made = _merged(
-            fields, {"objective": dict(objective)}, self.study.student, instead, self.said.get("train") or {}
+            fields,
+            {"objective": dict(objective)},
+            self.study.student,
+            {"corpus": self.text, **instead},
+            self.said.get("train") or {},
         )
         if (other := self.said.get("compute_of")) is not None:
             length = ("max_steps", "num_train_epochs")
             made["training"] = {k: v for k, v in made.get("training", {}).items() if k not in length}
             made["compute_of"] = f"@{other}"
-            if self.study.longer and made["corpus"] == self.study.student.get("corpus", "@corpus"):
-                made["corpus"] = self.study.longer
         for field in ("corpus", "model"):
             if isinstance(made[field], str) and made[field].startswith("@"):
                 made[field] = made[field] if made[field][1:] in self._own() else self.at(made[field][1:])
         return made
+
+    @property
+    def text(self) -> str:
+        """What it is trained on, where its word says nothing else: the students' corpus, or the longer one."""
+        goes_on = "compute_of" in self.said and self.study.longer
+        return str(self.study.longer if goes_on else self.study.student.get("corpus", "@corpus"))
 
     def _own(self) -> tuple[str, ...]:
         return tuple(f"{self.name}_{part}" for part in PARTS)
@@ -79,7 +87,7 @@ class Arm:
         """A student with this objective; on another corpus than all, and with scores of it, where the objective needs them."""
         if corpus is not None:
             instead["corpus"] = self.at(corpus)
-        where = str(instead.get("corpus", self.study.student.get("corpus", "@corpus")))
+        where = str(instead.get("corpus", self.text))
         made: Stages = {}
         if self._needs_scores(objective) and "scores" not in instead:
             name = "scores" if where == "@corpus" else f"scores_{where[1:]}"
@@ -161,6 +169,8 @@ def anneal(arm: Arm, *, share: float = 0.2, curated: str = "curated") -> Stages:
     """clm, then for the last ``share`` of the steps clm on the curated text, while the rate falls to nothing."""
     if not 0 < share < 1:
         raise UserError(f"arm {arm.name}: share is a part of the steps, between 0 and 1, not {share}")
+    if "compute_of" in arm.said:
+        raise UserError(f"arm {arm.name}: {arm.word} has two parts, compute_of says nothing of how to share it out")
     last = max(1, round(arm.steps * share))
     first, objective = f"{arm.name}_first", {"name": "clm"}
     before = {"max_steps": arm.steps - last, "lr_scheduler_type": "constant_with_warmup"}
@@ -215,10 +225,9 @@ def sparse(arm: Arm, *, rule: str = "rho1", corpus: str | None = None, **options
 def _other_reference(arm: Arm, objective: Mapping[str, Any], **instead: Any) -> Stages:
     """A rule with scores of a reference of its own: that of the recipe, trained with some fields changed."""
     reference, scores = f"{arm.name}_reference", f"{arm.name}_scores"
-    corpus = str(arm.study.student.get("corpus", "@corpus"))
     return {
         reference: arm.like("reference", **instead),
-        scores: {"verb": "score", "model": f"@{reference}", "corpus": corpus},
+        scores: {"verb": "score", "model": f"@{reference}", "corpus": arm.text},
         **arm.one(objective, scores=[f"@{scores}"]),
     }
 

@@ -10,7 +10,7 @@ with --jobs. ``compare`` is done once, over the folders of all seeds.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,25 +95,37 @@ def _with_arms(
     lengths = _lengths(study, made[study.baseline]) if study.lengths else {}
     if taken := [n for n in (*lengths, EVALUATION, TABLE) if n in {**own, **made}]:
         raise UserError(f"a study makes the stage {taken[0]!r} itself, call the recipe's otherwise")
-    rivals = {str(f["compute_of"]): name for name, f in said.items() if "compute_of" in f}
+    rivals = {str(f["compute_of"]): name for name, f in reversed(said.items()) if "compute_of" in f}
     rivals |= {name: str(f["rival"]) for name, f in said.items() if "rival" in f}
-    models = {name: f"@{name}" for name in ("base", "reference") if name in own}
-    models |= {name: f"@{name}" for name in (*said, *lengths)}
+    shared = {k: v for k, v in asdict(study).items() if k not in ("stop", "ngrams", "checkpoints")}
+    plan = {"test": TEST, "stop": study.stop, "seeds": list(seeds), "arms": said, "rivals": rivals, **shared}
+    first = [name for name in ("base", "reference") if name in own]
+    return {**own, **made, **lengths, **_judged(study, first, said, lengths, rivals, out)}, plan
+
+
+def _judged(
+    study: StudyConfig,
+    first: Collection[str],
+    arms: Collection[str],
+    lengths: Collection[str],
+    rivals: Mapping[str, str],
+    out: Path,
+) -> Stages:
+    """The stages that evaluate and compare: ``first`` are models that are no arm, ``lengths`` the baseline's further runs."""
+    models = {name: f"@{name}" for name in (*first, *arms, *lengths)}
     evaluation: dict[str, Any] = {"verb": "evaluate", "models": models, "sets": study.sets, "baselines": study.ngrams}
     evaluation |= {"checkpoints": study.checkpoints, "average": study.average}
     compared = {
         "verb": "compare",
         "evaluation": f"@{EVALUATION}",
-        "runs": {name: f"@{name}" for name in said},
+        "runs": {name: f"@{name}" for name in arms},
         "curve": {name: f"@{name}" for name in lengths},
         "others": [name for name in study.sets if name != study.target],
-        "rivals": rivals,
+        "rivals": dict(rivals),
         "registration": str(out / REGISTRATION),
         **{key: getattr(study, key) for key in ("target", "mean", "forgetting", "solution", "baseline", "students")},
     }
-    shared = {k: v for k, v in asdict(study).items() if k not in ("stop", "ngrams", "checkpoints")}
-    plan = {"test": TEST, "stop": study.stop, "seeds": list(seeds), "arms": said, "rivals": rivals, **shared}
-    return {**own, **made, **lengths, EVALUATION: evaluation, TABLE: compared}, plan
+    return {EVALUATION: evaluation, TABLE: compared}
 
 
 def _check(study: StudyConfig, said: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ DATA ?= data/math
 # one worker (loadscope), so that what they share is made once; files in their own order, where the long ones do not come last.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help setup check test test-kernels demo bench study study-demo study-math mutants faults clean
+.PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,12 +49,16 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 	  --dtype bfloat16 --rounds 5 --save --name head-bfloat16
 	LD_PRELOAD= $(BIN)/python benchmarks/head.py --tokens 4096 8192 --ratios 0.6 --shapes 896x152000 2048x128000 --ways kept recompute \
 	  --memory_only --save --name head-memory
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rules.py --tokens 256 --save
 	$(BIN)/python benchmarks/step.py --save
 	$(BIN)/python benchmarks/score.py --save
 	$(BIN)/python benchmarks/score.py --dtype bfloat16 --batch_sizes 1 2 4 --save --name score-bfloat16
 
 study: setup ## a study from its registration to its verdict, recipes/study-tiny.yaml; go on with what was stopped by the same
 	$(BIN)/tokensieve run study-tiny --jobs 2
+
+bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text
+	$(BIN)/python benchmarks/references.py --data $(DATA) --out runs/references --save
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
 	$(BIN)/tokensieve run demo --seeds '[0, 1, 2]' --jobs 2 --out runs/study-demo

@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as e:
         if debug:
             raise
-        return _told(e, verb)
+        return _fail_with(e, verb)
 
 
-def _told(error: BaseException, verb: str) -> int:
+def _fail_with(error: BaseException, verb: str) -> int:
     """What went wrong as one sentence on stderr; the exit code."""
     if isinstance(error, UserError):
         return _fail(one_line(error), verb, error.code)
@@ -105,7 +105,7 @@ def usage(verb: str) -> str:
 
 def given(verb: str, arguments: Sequence[str]) -> Given:
     """What the words after the verb say of its fields."""
-    return Given(VERBS[verb].config_class(), list(spelled_out(VERBS[verb], arguments)))
+    return Given(VERBS[verb].config_class(), list(parser_words(VERBS[verb], arguments)))
 
 
 def _run(verb: str, arguments: list[str]) -> int:
@@ -118,7 +118,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     if not _works_here(verb):
         return 0
     try:
-        result = VERBS[verb].runner()(config)
+        result = VERBS[verb].command()(config)
     except WrongFields as e:
         raise told.located(e) from None
     _tell(verb, result, "--json" in switches)
@@ -135,7 +135,7 @@ def _works_here(verb: str) -> bool:
     return here.rank == 0 or among == "all"
 
 
-def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
+def parser_words(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
     """What people type as what the parser reads: ``--dry-run`` is ``--dry_run true``, ``--only a b`` is ``--only [a, b]``.
 
     Words before the first ``--field`` belong to the verb's positional field.
@@ -151,6 +151,7 @@ def spelled_out(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
             continue
         name, equals, value = word[2:].partition("=")
         head, dot, key = name.partition(".")
+        head = verb.aliases.get(head, head)
         name, values = head.replace("-", "_") + dot + key, [value] if equals else []
         while waiting and not equals and not waiting[0].startswith("--"):
             values.append(waiting.pop(0))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokensieve.analysis.token_classes import CLASSES
 from tokensieve.dynamics import classes as d
 
 H_H, L_H, H_L, L_L = range(4)
@@ -131,9 +132,9 @@ def test_tables_are_means_over_tokens() -> None:
     sums = d.ClassSums(5)
     sums.add(nll_CN, d.classify(nll_CN, 4.0))
     rows = {r["class"]: r for r in sums.classes()}
-    assert sum(rows[c]["tokens"] for c in d.CLASSES) == rows["all"]["tokens"] == nll_CN.shape[1]
-    assert [rows[c]["paper"] for c in d.CLASSES] == [0.11, 0.12, 0.26, 0.51]
-    for k, name in enumerate(d.CLASSES):
+    assert sum(rows[c]["tokens"] for c in CLASSES) == rows["all"]["tokens"] == nll_CN.shape[1]
+    assert [rows[c]["paper"] for c in CLASSES] == [0.11, 0.12, 0.26, 0.51]
+    for k, name in enumerate(CLASSES):
         mine_CN = nll_CN[:, class_N == k]
         assert rows[name]["share"] == pytest.approx((class_N == k).mean())
         assert rows[name]["up_share"] == pytest.approx((np.diff(mine_CN, axis=0) > 0).mean())
@@ -182,7 +183,7 @@ def test_samples_are_the_lowest_of_each_class() -> None:
     order_N = np.random.default_rng(5).random(nll_CN.shape[1])
     samples = d.Samples(4)
     samples.add(order_N, np.arange(len(order_N)) * 7, nll_CN, d.classify(nll_CN, 4.0))
-    for k, name in enumerate(d.CLASSES):
+    for k, name in enumerate(CLASSES):
         best = sorted(np.flatnonzero(class_N == k), key=lambda i: order_N[i])[:4]
         mine = [r for r in samples.records() if r["class"] == name]
         assert [r["place"] for r in mine] == sorted(7 * i for i in best)

@@ -67,33 +67,11 @@ def test_no_ngram_crosses_a_row_start() -> None:
     assert apart.nll(np.array([1, 2]))[1] == NGram.fit(arrays([[0, 1], [2, 3]]), 4, 1).nll(np.array([1, 2]))[1]
 
 
-def test_evaluate_sums_the_masked_targets() -> None:
-    model = NGram.fit(arrays(ROWS), 5, 3)
-    rows = arrays([[0, 1, 2, 4], [3, 3, 0]])
-    masks = [np.array([False, True, False, True]), np.array([False, False, True])]
-    nll_sum, count = model.evaluate(rows, masks)
-    assert count == 3
-    assert nll_sum == pytest.approx(model.nll(rows[0])[[1, 3]].sum() + model.nll(rows[1])[2])
-    everything, total = model.evaluate(rows)
-    assert total == 5
-    assert everything == pytest.approx(np.nansum(model.nll(rows[0])) + np.nansum(model.nll(rows[1])))
-
-
-def test_nothing_to_count_or_to_evaluate() -> None:
+def test_nothing_to_count() -> None:
     empty = NGram.fit([], 8, 3)
     assert empty.nll(np.array([1, 2, 3]))[1:] == pytest.approx(math.log(8))
-    assert empty.evaluate([]) == (0.0, 0)
     assert empty.nll(np.array([], dtype=np.int32)).shape == (0,)
-    assert empty.evaluate(arrays([[], [3]])) == (0.0, 0)
-
-
-def test_a_first_token_is_no_target() -> None:
-    """A mask shifted by one place (predicting instead of predicted token) starts with True; its NaN must not spread."""
-    model = NGram.fit(arrays(ROWS), 5, 2)
-    with pytest.raises(ValueError, match="first token"):
-        model.evaluate(arrays([[0, 1]]), [np.array([True, False])])
-    with pytest.raises(ValueError, match="row's length"):
-        model.evaluate(arrays([[0, 1]]), [np.array([False])])
+    assert np.isnan(empty.nll(np.array([3]))).all()
 
 
 def test_bad_input_is_named() -> None:

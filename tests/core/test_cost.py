@@ -12,7 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokensieve.core import IGNORE_INDEX, LinearHead, LinearNLL, weighted_nll
+from tokensieve.core import IGNORE_INDEX, LinearHead, LinearNLL, TokenStats, objective, weighted_nll
+from tokensieve.core.softmax import TOP
+from tokensieve.core.stats import head_statistics
+from tokensieve.core.targets import SparseTargets
 
 T, D, V = 200, 8, 333
 
@@ -72,6 +75,40 @@ def test_nothing_is_larger_than_a_slice(keep_logits: Any, autocast: bool) -> Non
         loss_sum.backward()
     assert largest.numel == T * slice_columns
     assert T * slice_columns > max(V * D, T * D)  # else the line above would compare something else
+
+
+@pytest.mark.parametrize("keep_logits", [True, False])
+@pytest.mark.parametrize("statistics", [("sum_p2",), ("top_entropy",), ("target_rank",), "second"])
+def test_statistics_and_second_targets_make_nothing_larger(statistics: Any, keep_logits: bool) -> None:
+    """What deft, eaft and griffin weigh by, and a teacher's entries: published code makes [tokens, vocab] for each."""
+    hidden_TD, weight_VD, targets_T = make()
+    slice_columns = 16
+    second = SparseTargets(torch.arange(12).expand(T, 12) * 27, torch.full((T, 12), 0.07), 0.5)
+    with LargestTensor() as largest:
+        extra = {"second": second} if statistics == "second" else {"statistics": statistics}
+        linear = LinearNLL(
+            hidden_TD, weight_VD, targets_T, keep_logits=keep_logits, slice_columns=slice_columns, top_k=12, **extra
+        )
+        linear.weighted_sum(linear.nll > 1)[0].backward()
+    # Of topk the last candidates: those so far, and the slice's.
+    assert T * slice_columns <= largest.numel <= T * max(slice_columns, 2 * TOP)
+
+
+@pytest.mark.parametrize(("rule", "options"), [("tsallis", {}), ("eaft", {}), ("griffin", {"top_k": 99}), ("mile", {})])
+def test_rules_of_the_whole_distribution_need_no_logits(rule: str, options: dict[str, Any]) -> None:
+    """deft, eaft, griffin from the head's pass to its backward: each is published with the softmax of [tokens, vocab]."""
+    hidden_TD, weight_VD, targets_T = make()
+    made, position_T = objective(rule, **options), torch.arange(T)
+    with LargestTensor() as largest:
+        head = LinearNLL(
+            hidden_TD, weight_VD, targets_T, statistics=head_statistics(made.needs - {"nll"}), slice_columns=16
+        )
+        known = TokenStats(targets_T != IGNORE_INDEX, position=position_T, row_id=torch.zeros_like(position_T))
+        stats = known.with_values({name: head.statistic(name) for name in head_statistics(made.needs)})
+        head.weighted_sum(made.weigh(stats))[0].backward()
+    assert hidden_TD.grad is not None
+    assert hidden_TD.grad.any()
+    assert largest.numel <= T * 2 * TOP < T * V
 
 
 @pytest.mark.parametrize(("num_tokens", "elements"), [(600, 2048 * 2080), (3000, 3000 * 2080)])

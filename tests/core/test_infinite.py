@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokensieve.core import IGNORE_INDEX, LinearHead, LinearNLL, Tally, objective, token_nll_from_logits, weighted_nll
+from tokensieve.core import IGNORE_INDEX, LinearHead, LinearNLL, objective, token_nll_from_logits, weighted_nll
 from tokensieve.core.objective import Objective
 from tokensieve.core.softmax import EXTRAS, TOP
 from tokensieve.training.guards import Watch
@@ -221,8 +221,3 @@ def test_what_stops_a_step(nll: list[float], weight: list[float], fine: bool) ->
     watch = Watch()
     watch.note(torch.tensor([7]), nll_BT, weight_BT, valid_BT)
     assert bool(watch.rows("nll")) != fine
-
-
-def test_a_tally_leaves_masked_values_out() -> None:
-    tally = Tally.of(torch.tensor([1.0, INF, NAN, 3.0]), torch.tensor([True, False, False, True]))
-    assert (float(tally.count), tally.mean) == (2.0, 2.0)

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tokensieve.data.corpus import COLUMNS, LATER_COLUMNS, ContentHash, Corpus, describe, open_corpus
+from tokensieve.data.corpus import LATER_COLUMNS, ROW_COLUMNS, ContentHash, Corpus, describe, open_corpus
 from tokensieve.data.read.source import SourceConfig
 from tokensieve.pipeline.prepare import PrepareConfig, run
 from tokensieve.runs.errors import UserError
@@ -47,7 +47,7 @@ def test_rows_are_those_of_load_from_disk(folder: Path) -> None:
     assert isinstance(plain, datasets.Dataset)
     assert corpus.rows[:] == plain[:]
     assert corpus.rows.features == plain.features
-    columns = {**COLUMNS, **LATER_COLUMNS}
+    columns = {**ROW_COLUMNS, **LATER_COLUMNS}
     assert {f.name: str(f.type) for f in corpus.rows.features.arrow_schema} == {k: str(t) for k, t in columns.items()}
     assert len(corpus.manifest["shards"]) > 2
     assert [s["rows"] for s in corpus.manifest["shards"]][:-1] == [700 // 32] * (len(corpus.manifest["shards"]) - 1)
@@ -87,7 +87,7 @@ def test_documents_and_rows_agree(folder: Path) -> None:
 
 def content_hash(rows: Any, step: int) -> str:
     digest = ContentHash()
-    table = rows.data.table.select(list(COLUMNS))
+    table = rows.data.table.select(list(ROW_COLUMNS))
     for start in range(0, len(table), step):
         digest.update(table.slice(start, step))
     return digest.hexdigest()

@@ -14,6 +14,7 @@ import tiny
 import torch
 from datasets import Dataset
 
+from tokensieve.analysis.token_classes import CLASSES
 from tokensieve.core import Objective
 from tokensieve.data import half
 from tokensieve.data.corpus import open_corpus
@@ -21,7 +22,7 @@ from tokensieve.data.list_columns import write_columns
 from tokensieve.data.rows import Rows
 from tokensieve.data.scored import load_scored
 from tokensieve.dynamics import classes as d
-from tokensieve.dynamics.rows import Reader
+from tokensieve.dynamics.rows import NllReader
 from tokensieve.dynamics.tables import _checkpoint_means
 from tokensieve.modeling.load import load_causal_lm
 from tokensieve.pipeline import dynamics, score
@@ -148,7 +149,7 @@ def test_dynamics_beyond_float16(
     assert read_manifest(out)["clipped"] == {"nll": beyond, "delta": 0, "fluctuation": 0}
     assert f"{beyond:,} values of nll beyond 65,504" in capsys.readouterr().err
     classes = np.array(Dataset.from_file(str(out / "tokens.arrow"))["class"])
-    assert (classes[truth > 65504] == d.CLASSES.index("L->H")).all()
+    assert (classes[truth > 65504] == CLASSES.index("L->H")).all()
     told = json.loads((out / "dynamics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert all(np.isfinite(c["nll"]) for c in told["checkpoints"])
 
@@ -162,14 +163,14 @@ def test_an_earlier_versions_nll_file(loud: tuple[Path, Path, Path], tmp_path: P
     old[0, 3] = np.inf
     for i, values in enumerate((nll, old)):
         write_columns(tmp_path / f"nll-{i:05d}.arrow", [{"nll": values}])
-    reader = Reader(corpus, [tmp_path / "nll-00000.arrow", tmp_path / "nll-00001.arrow"])
+    reader = NllReader(corpus, [tmp_path / "nll-00000.arrow", tmp_path / "nll-00001.arrow"])
     targets = (~np.isnan(nll)).sum()
     assert _checkpoint_means(reader) == pytest.approx([2.0, (2.0 * (targets - 1) + 65504) / targets])
     lines = d.classify(reader.block(0, 1).nll_CN, 2.0)
-    assert lines.class_N[2] == d.CLASSES.index("L->H")
+    assert lines.class_N[2] == CLASSES.index("L->H")
     nll[1, 5], nll[1, 0] = np.nan, 2  # as many as before
     write_columns(tmp_path / "nll-00002.arrow", [{"nll": nll}])
-    reader = Reader(corpus, [tmp_path / "nll-00000.arrow", tmp_path / "nll-00002.arrow"])
+    reader = NllReader(corpus, [tmp_path / "nll-00000.arrow", tmp_path / "nll-00002.arrow"])
     with pytest.raises(UserError, match=r"checkpoint 1 has nll at other tokens.*row 1, position 0"):
         _checkpoint_means(reader)
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tokensieve.data import tokenizer as tok
-from tokensieve.data.tokenizer_state import difference
+from tokensieve.data.tokenizer_state import tokenizer_difference
 from tokensieve.modeling.load import check_tokenizer
 from tokensieve.runs.errors import UserError
 
@@ -199,7 +199,7 @@ def read(state: State) -> State:
 def test_another_tokenizer_is_refused_by_what_differs(state: State, tmp_path: Path, name: str) -> None:
     """Only vocabularies were compared: the same tokens with other merges or another pre-tokenizer went for the same."""
     change, says = ANOTHER[name]
-    assert (difference(read(state), read(change(state))) or "").startswith(says)
+    assert (tokenizer_difference(read(state), read(change(state))) or "").startswith(says)
     ours = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token=tok.EOS)
     if name == "EOS found in text":  # transformers makes the EOS it is told special, in a folder too
         return
@@ -211,7 +211,7 @@ def test_another_tokenizer_is_refused_by_what_differs(state: State, tmp_path: Pa
 @pytest.mark.parametrize("name", THE_SAME)
 def test_what_gives_every_text_the_same_ids_is_the_same(state: State, tmp_path: Path, name: str) -> None:
     theirs = THE_SAME[name](state)
-    assert difference(read(state), read(theirs)) is None
+    assert tokenizer_difference(read(state), read(theirs)) is None
     ours = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token=tok.EOS)
     check_tokenizer(folder_of(tmp_path / "model", theirs, {"eos_token": tok.EOS}, "qwen2"), ours, "CORPUS")
     ids = [Tokenizer.from_str(json.dumps({**s, "truncation": None})).encode(TEXT).ids for s in (state, theirs)]
@@ -221,10 +221,10 @@ def test_what_gives_every_text_the_same_ids_is_the_same(state: State, tmp_path: 
 def test_a_unigram_is_its_scores_too() -> None:
     vocab = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("ab", -1.5)]
     states = [json.loads(Tokenizer(models.Unigram([*vocab[:3], ("ab", p)], 0)).to_str()) for p in (-1.5, -3.0)]
-    assert difference(states[0], states[0]) is None
-    assert difference(*states) == "their vocabulary's scores"
+    assert tokenizer_difference(states[0], states[0]) is None
+    assert tokenizer_difference(*states) == "their vocabulary's scores"
     longer = json.loads(Tokenizer(models.Unigram([*vocab, ("ba", -1.0)], 0)).to_str())
-    assert difference(states[0], longer) == "their vocabulary's scores"
+    assert tokenizer_difference(states[0], longer) == "their vocabulary's scores"
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized", "content"])

@@ -108,6 +108,15 @@ def test_eval_loss_is_over_all_ranks(both: Any, alone: Path) -> None:
     assert rank_cases.run_eval(alone, 1) == pytest.approx(ranks[0]["eval"], rel=1e-6)
 
 
+def test_a_self_test_of_two_ranks(both: Any) -> None:
+    """All ranks say the same; each rank's own mean, which packed rows hide, is told."""
+    said, other = (rank["self_test"] for rank in both[1:])
+    assert said["right"].startswith("self-test of rho1 on 2 ranks: ")
+    assert "the rows of all ranks are those of one" in said["right"]
+    assert "self-test failed: rows on 2 ranks give " in said["wrong"]
+    assert said == other
+
+
 def test_a_sharded_head(both: Any) -> None:
     """FSDP2 frees the head's weights when its forward is over, and gathers them for the backward only if a gradient comes
     through the head's own output."""

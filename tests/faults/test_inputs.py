@@ -20,6 +20,7 @@ import pytest
 from processes import environment
 
 from tokensieve import cli
+from tokensieve.data.read.source import SourceConfig
 from tokensieve.pipeline import prepare
 from tokensieve.runs.errors import UserError
 
@@ -47,7 +48,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "ratio: 1.2": (f"{TRAIN} --objective.name random --objective.ratio 1.2", "ratio is 1.2, it must be in (0, 1]"),
     "ratio: below 0": (f"{TRAIN} --objective.name random --objective.ratio -0.5", "ratio is -0.5, it must be in"),
     "ratio: nan": (f"{TRAIN} --objective.name random --objective.ratio nan", "ratio: a number is needed, not nan"),
-    "unknown objective": (f"{TRAIN} --objective.name rho", "unknown objective 'rho': one of clm, random, rho1"),
+    "unknown objective": (f"{TRAIN} --objective.name rho", "unknown objective 'rho': one of clm, random"),
     "unknown objective: a number": (f"{TRAIN} --objective '{{{{name: 3}}}}'", "name: text is needed, not 3"),
     "unknown objective: a list": (f"{TRAIN} --objective '{{{{name: [rho1]}}}}'", "name: text is needed"),
     "unknown objective: its seed": (f"{TRAIN} --objective '{{{{name: random, seed: {9**30}}}}}'", "must be in [0, 2^63)"),
@@ -252,7 +253,7 @@ def faulty(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"scores_{name}" / "manifest.json").write_text(manifest)
 
     def made(name: str, path: Path, **fields: Any) -> None:
-        source = prepare.SourceConfig(path=str(path), format=fields.pop("format", "auto"))
+        source = SourceConfig(path=str(path), format=fields.pop("format", "auto"))
         prepare.run(prepare.PrepareConfig(str(folder / name), [source], length=8, **fields), progress=False)
 
     made("ignored", folder / "eos.jsonl", format="tokens", tokenizer=str(tiny.corpus), isolate_documents=True)

@@ -34,6 +34,8 @@ from tokensieve.data.rows import shift_targets
 from tokensieve.modeling.seam import HeadSeam
 from tokensieve.pipeline import score
 from tokensieve.runs import files, manifest
+from tokensieve.runs.errors import UserError
+from tokensieve.training.self_test import run_self_test
 from tokensieve.training.token_log import TokenLogConfig
 from tokensieve.training.trainer import SelectiveTrainer
 
@@ -124,6 +126,8 @@ RULE_OPTIONS: dict[str, dict[str, Any]] = {
     "goldfish": {"k": 3, "h": 2},
     "cal": {"low": 0.2},
     "profit": {"tau": 0.002},
+    "distill": {"of": {"name": "rho1", "ratio": 0.4}, "share": 0.7},
+    "smooth": {"of": {"name": "dft"}, "share": 0.7},
 }
 
 
@@ -132,6 +136,8 @@ def with_columns_of(made: Objective) -> Dataset:
     g = torch.Generator().manual_seed(5)
     names = {*score_columns(made.needs)} - {"ref_nll"}
     columns = {name: (6 * torch.rand(8, tiny.LENGTH, generator=g) - 1).tolist() for name in sorted(names)}
+    if made.second is not None and made.second.origin == "columns":
+        columns |= tiny.topk_columns()
     return tiny.rows(8, **columns, doc_starts=[[0, 5]] * 8, doc_offsets=[[3, 0]] * 8)
 
 
@@ -175,6 +181,20 @@ CASES: dict[str, dict[str, Any]] = {
 CASES |= {f"rule-{name}": rule(name) for name in OBJECTIVES if name not in ("clm", "rho1")}
 BY_HALVES = objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [2, 0.2]])
 CASES["schedule"] = case(BY_HALVES, max_steps=2, learning_rate=0.1)
+CASES["corpus"] = case(
+    objective("intersect", of=[{"name": "token_cleaning", "ratio": 0.3, "scope": "corpus"}, {"name": "dft"}]),
+    lambda: with_columns_of(objective("token_cleaning")),
+)
+CASES["over-tokens"] = case(
+    objective("schedule", of={"name": "rho1"}, option="ratio", points=[[0, 1.0], [60, 0.2]], over="tokens"),
+    max_steps=2,
+    learning_rate=0.1,
+)
+CASES["documents"] = case(objective("rho1", ratio=0.4, unit="document"), lambda: tiny.rows(8, doc_starts=[[0, 5]] * 8))
+CASES["by-source"] = case(
+    objective("by_source", of={"name": "rho1", "ratio": 0.6}, instead={"b": {"ratio": 0.2}}),
+    lambda: tiny.rows(8, doc_starts=[[0, 5]] * 8, doc_sources=[[0, 1], [1, 0]] * 4),
+)
 CASES["intersect"] = case(objective("intersect", of=[{"name": "dft"}, {"name": "rho1", "ratio": 0.5}]))
 
 
@@ -185,7 +205,7 @@ def run_case(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     before = tiny.weights(model)
     args = tiny.arguments(folder / name, GLOBAL_BATCH // num_ranks, 2, **fields)
     log = TokenLogConfig(every=1, rows=100)
-    trainer = tiny.train(model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log)
+    trainer = tiny.train(model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log, sources=("a", "b"))
     after = tiny.weights(model)
     return {"gradients": {n: before[n] - after[n] for n in before}, "logged": trainer.state.log_history}
 
@@ -224,6 +244,32 @@ def run_eval(folder: Path, num_ranks: int) -> float:
     return float(trainer.evaluate()["eval_loss"])
 
 
+def self_tests(folder: Path, num_ranks: int) -> dict[str, str]:
+    """What the self-test says of the trainer as it is, and of one whose ranks divide by their own counts: a mean of means."""
+
+    def told() -> str:
+        args = tiny.arguments(folder / "self-test", 2)
+        made = objective("rho1", ratio=0.5, scope="sequence")
+        trainer = SelectiveTrainer(tiny.llama(), args, train_dataset=tiny.rows(8), objective=made)
+        return run_self_test(trainer)
+
+    def by_own_sum(self: SelectiveTrainer, totals: Any) -> Tensor:
+        own = totals["denominator"].clamp(min=1) * num_ranks
+        for parameter in self.model.parameters():
+            parameter.grad.div_(own)
+        return totals["weighted_nll"] / own
+
+    said, right = {"right": told()}, SelectiveTrainer._scale_gradients
+    SelectiveTrainer._scale_gradients = by_own_sum
+    try:
+        said["wrong"] = told()
+    except UserError as e:
+        said["wrong"] = str(e)
+    finally:
+        SelectiveTrainer._scale_gradients = right
+    return said
+
+
 def count_hashed(*folders: Path) -> dict[str, int]:
     """folder's name -> bytes of its files that this process hashes from now on."""
     counts, real = {f.name: 0 for f in folders}, files.file_hash
@@ -251,6 +297,7 @@ def main(folder: Path, model: str, corpus: str) -> None:
         "eval": run_eval(folder, num_ranks),
         "fsdp": run_fsdp(num_ranks, rank),
         "hashed": hashed,
+        "self_test": self_tests(folder, num_ranks),
     }
     torch.save(everything, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()

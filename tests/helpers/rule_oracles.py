@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 Grid = list[list[float]]
 Batch = dict[str, Grid]
@@ -178,6 +179,38 @@ def goldfish(batch: Batch, k: int, h: int, exempt: tuple[int, ...] = ()) -> Grid
     return weights(batch, rule)
 
 
+# --- second targets -------------------------------------------------------------------------------------------------------
+
+
+def second_loss(
+    log_p: Any, target: int, ids: list[int], probs: list[float], share: float, rest: bool, divergence: bool
+) -> Any:
+    """One token's loss. ``log_p`` has its log probabilities over the whole vocabulary, numbers or a differentiable vector."""
+    listed = {i: q for i, q in zip(ids, probs, strict=True) if i >= 0}
+    lacking = max(0.0, 1 - sum(listed.values())) if rest else 0.0
+    cross = sum((-q * log_p[i] for i, q in listed.items()), 0 * log_p[target])
+    others = [log_p[v].exp() for v in range(len(log_p)) if v not in listed]
+    if lacking and others:
+        cross = cross - lacking * sum(others).log()
+    if divergence:
+        cross = cross + sum(q * math.log(q) for q in (*listed.values(), lacking) if q > 0)
+    return (1 - share) * -log_p[target] + share * cross
+
+
+def similar(table: list[list[float]], entry: int, k: int, temperature: float) -> dict[int, float]:
+    """The k entries nearest to one by the cosine of their vectors -> their shares; a vector of zeros has itself alone."""
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        size = math.hypot(*a) * math.hypot(*b)
+        return sum(x * y for x, y in zip(a, b, strict=True)) / size if size else 0.0
+
+    if not any(table[entry]):
+        return {entry: 1.0}
+    near = sorted(range(len(table)), key=lambda v: -cosine(table[entry], table[v]))[:k]
+    raw = {v: math.exp(cosine(table[entry], table[v]) / temperature) for v in near}
+    return {v: x / sum(raw.values()) for v, x in raw.items()}
+
+
 # name -> its weights for a batch and options.
 ORACLES: dict[str, Callable[..., Grid]] = {
     "clm": lambda batch: weights(batch, lambda b, t: 1.0),
@@ -221,4 +254,11 @@ ORACLES: dict[str, Callable[..., Grid]] = {
     "wit": lambda batch, prompt, response: weights(batch, lambda b, t: response if batch["response"][b][t] else prompt),
     "influence": lambda batch: weights(batch, lambda b, t: batch["influence"][b][t]),
     "learning_time": lambda batch, low, high: weights(batch, lambda b, t: low <= batch["learning_time"][b][t] <= high),
+    "smooth": lambda batch, of, **_: of_rule(batch, **of),
+    "distill": lambda batch, of, **_: of_rule(batch, **of),
 }
+
+
+def of_rule(batch: Batch, name: str, **options: Any) -> Grid:
+    """Second targets change what is trained towards, and no weight."""
+    return ORACLES[name](batch, **options)

@@ -87,6 +87,14 @@ def rows(num_rows: int = 8, length: int = LENGTH, seed: int = 0, *, uneven: bool
     return Dataset.from_dict({k: v if isinstance(v, list) else v.tolist() for k, v in made.items()})
 
 
+def topk_columns(num_rows: int = 8, length: int = LENGTH, k: int = 3, seed: int = 2) -> dict[str, Any]:
+    """Second targets of random rows: ids that differ, and log p of a sum below 1; what a teacher's columns look like."""
+    rng = np.random.default_rng(seed)
+    ids = np.stack([rng.permutation(VOCAB)[:k] for _ in range(num_rows * length)]).reshape(num_rows, length, k)
+    probs = rng.dirichlet(np.ones(k + 1), (num_rows, length))[..., :k]
+    return {"topk_ids": ids.tolist(), "topk_logp": np.log(probs).astype(np.float32).tolist()}
+
+
 def arguments(folder: Path, batch: int = 4, accumulate: int = 1, **fields: Any) -> Any:
     """SGD at a constant rate of 1, rows in order, nothing clipped: a step moves the weights by minus its gradient.
 

@@ -17,7 +17,7 @@ from tokensieve.data.read.source import SourceConfig
 from tokensieve.data.rows import IGNORE_INDEX, Rows
 from tokensieve.data.scored import load_scored, write_score_shard
 from tokensieve.data.tokenizer import EOS, load_tokenizer, train_tokenizer
-from tokensieve.dynamics.rows import Reader
+from tokensieve.dynamics.rows import NllReader
 from tokensieve.dynamics.tables import _token_counts
 from tokensieve.evaluation.ngram import NGram
 from tokensieve.pipeline import dynamics, evaluate, prepare, score, train
@@ -131,7 +131,7 @@ def test_each_document_begins_with_bos_which_is_no_target(
     assert unigram.token_counts_V[bos] == (len(TEXTS) if bos == eos else 0)
     write_score_shard(tmp_path / "nll", {"nll": batch.nll.astype(np.float16)})
     config = dynamics.DynamicsConfig("x", ["x"], str(corpus.folder))
-    count_V, targets_V = _token_counts(config, Reader(corpus, [tmp_path / "nll"]))
+    count_V, targets_V = _token_counts(config, NllReader(corpus, [tmp_path / "nll"]))
     assert (count_V == unigram.token_counts_V[: len(count_V)]).all()
     assert targets_V.sum() == sum(map(len, marked.values()))
 

@@ -99,7 +99,7 @@ def test_verbs_are_listed_and_a_typo_finds_its_verb(tokensieve: Any) -> None:
     ],
 )
 def test_short_forms(verb: str, typed: str, meant: str) -> None:
-    assert " ".join(cli.spelled_out(VERBS[verb], typed.split())) == meant
+    assert " ".join(cli.parser_words(VERBS[verb], typed.split())) == meant
 
 
 def test_dotted_overrides_reach_into_mappings() -> None:
@@ -226,11 +226,11 @@ WRONG = {
     "show {rho1} --corpus {corpus} --row x": "row: a whole number or null is needed, not x",
     "run": "missing: recipe",
     # the objective
-    f"{TRAIN} --objective.name rho": "unknown objective 'rho': one of clm, random, rho1",
+    f"{TRAIN} --objective.name rho": "unknown objective 'rho': one of clm, random",
     f"{TRAIN} --objective.name random --objective.ratio 0": "ratio is 0.0, it must be in (0, 1]",
     f"{TRAIN} --objective.name random --objective.ratio 1.2": "ratio is 1.2, it must be in (0, 1]",
     f"{TRAIN} --objective.name random --objective.ratio abc": "objective.ratio: a number is needed, not abc",
-    f"{TRAIN} --objective.name random --objective.scope bach": "objective.scope: one of sequence, batch, step is needed",
+    f"{TRAIN} --objective.name random --objective.scope bach": "objective.scope: one of sequence, batch, step, corpus is",
     f"{TRAIN} --objective.name random --objective.ratoi 0.5": "objective: unknown field 'ratoi', did you mean 'ratio'?",
     f"{TRAIN} --objective.name rho1": "scores: the objective needs the column 'ref_nll'",
     f"{TRAIN} --objective.name nope:x": "'nope:x' is code to be imported and called: if you trust it, add --allow_code",

@@ -1,4 +1,4 @@
-"""The arrows between rooms, read from the AST of every module, imports inside functions included.
+"""The arrows between rooms, read from the AST of every module, imports inside functions and for types included; no circles.
 
 cli -> pipeline -> {dynamics, evaluation, report} -> {training, scoring, analysis} -> modeling -> data -> core
 runs: below all but core
@@ -7,7 +7,8 @@ runs: below all but core
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -144,13 +145,13 @@ def test_the_reader_sees_what_is_forbidden(module: str, source: str) -> None:
     [
         (
             "tokensieve.core.nll",
-            "import math\nimport torch.nn.functional as F\nfrom tokensieve.core.tally import Tally",
+            "import math\nimport torch.nn.functional as F\nfrom tokensieve.core.stats import TokenStats",
         ),
         ("tokensieve.report.terminal", "from tokensieve.runs.errors import UserError"),
         ("tokensieve.report.verdict", "from ..analysis.comparison import verdicts"),
         ("tokensieve.runs.layout", "from .errors import UserError"),
         ("tokensieve.training.token_log", "from ..runs.layout import TOKEN_LOG"),
-        ("tokensieve.pipeline.show", "from tokensieve.report.terminal import colour_tokens\nimport transformers"),
+        ("tokensieve.pipeline.show", "from tokensieve.report.terminal import paint_tokens\nimport transformers"),
         ("tokensieve.cli", "from tokensieve.pipeline.train import run\nfrom tokensieve import __version__"),
         ("tokensieve", "from tokensieve.training import trainer"),
     ],
@@ -159,3 +160,52 @@ def test_the_reader_lets_the_allowed_through(module: str, source: str) -> None:
     names = list(imports(source, module, is_package=module == "tokensieve"))
     assert names
     assert [v for v in (violation(module, name) for name in names) if v] == []
+
+
+def circle(needs: Mapping[str, set[str]]) -> list[str]:
+    """The modules of one circle, in order; [] if there is none."""
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as e:
+        return list(e.args[1])
+    return []
+
+
+def all_needs() -> dict[str, set[str]]:
+    """module -> the modules of the package that it imports, wherever in its text."""
+    paths = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+    needs: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        names = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+        found = {name if name in paths else name.rpartition(".")[0] for name in names}
+        needs[module] = {name for name in found if name in paths and name != module}
+    return needs
+
+
+def test_no_module_needs_itself() -> None:
+    """Where two modules import each other, one of them inside a function so that it works, neither can be read alone."""
+    assert circle(all_needs()) == []
+
+
+def test_imports_within_the_package_are_relative() -> None:
+    absolute = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if "\nfrom tokensieve" in (text := path.read_text(encoding="utf-8")) or "\nimport tokensieve" in text
+    ]
+    assert absolute == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("from .b import x", "def f():\n    from .a import y"),
+        ("from . import b", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .a import y"),
+        ("from .b import x", "from .c import z"),
+    ],
+)
+def test_a_circle_is_found(a: str, b: str) -> None:
+    sources = {"p.a": a, "p.b": b, "p.c": "import p.a"}
+    found = {m: {n for i in imports(s, m, False) for n in (i, i.rpartition(".")[0])} for m, s in sources.items()}
+    needs = {m: {n for n in names if n in sources} for m, names in found.items()}
+    assert {"p.a", "p.b"} <= set(circle(needs))

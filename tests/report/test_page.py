@@ -21,7 +21,7 @@ from made_run import make_run, planted
 
 from tokensieve.data.corpus import open_corpus
 from tokensieve.pipeline.report import ReportConfig, run
-from tokensieve.report.explorer import NONE, kept, packed, quantised, views
+from tokensieve.report.explorer import NONE, encoded, kept, quantised, views
 from tokensieve.report.folders import read_run
 from tokensieve.report.page import HERE, TEMPLATES, embedded
 from tokensieve.report.pieces import PieceTable
@@ -233,7 +233,7 @@ def test_numbers_survive_packing() -> None:
     for dtype in (np.uint8, np.uint16, np.uint32):
         values = np.arange(200, dtype=dtype)
         assert np.array_equal(
-            np.frombuffer(gzip.decompress(base64.b64decode(packed(values))), np.dtype(dtype).newbyteorder("<")), values
+            np.frombuffer(gzip.decompress(base64.b64decode(encoded(values))), np.dtype(dtype).newbyteorder("<")), values
         )
 
 

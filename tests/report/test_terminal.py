@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,19 @@ from hypothesis import strategies as st
 from tokensieve.analysis.table import table
 from tokensieve.data.text import visible
 from tokensieve.report.terminal import ANSI as ANSI_STYLES
-from tokensieve.report.terminal import colour_tokens, paint_tokens
+from tokensieve.report.terminal import DROPPED, KEPT, PLAIN, kept_legend, paint_tokens
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def colour_tokens(
+    pieces: Sequence[str], keep: Sequence[bool], valid: Sequence[bool], *, color: bool = True, **sizes: int
+) -> str:
+    """A line of legend, and the text below it, as `show` prints them."""
+    styles = [KEPT if k and v else DROPPED if v else PLAIN for k, v in zip(keep, valid, strict=True)]
+    texts, kinds = zip(*kept_legend(styles), strict=True)
+    legend = paint_tokens(texts, kinds, width=1000, color=color)
+    return "\n".join([*legend, *paint_tokens(pieces, styles, color=color, **{"lines": 30, **sizes})])
 
 
 def columns_of(text: str) -> int:

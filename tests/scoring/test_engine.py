@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from tokensieve.data.rows import Rows
 from tokensieve.runs.errors import UserError
-from tokensieve.scoring.engine import RowStatistics, Scorer, ahead
+from tokensieve.scoring.engine import RowStatistics, Scorer, prefetch
 
 T = tiny.LENGTH
 
@@ -166,12 +166,12 @@ def test_items_are_made_ahead_and_in_order() -> None:
             yield i
 
     found = []
-    for item in ahead(items()):
+    for item in prefetch(items()):
         found.append(item)
         assert item == 3 or made[item + 1].wait(20)
         assert not any(event.is_set() for event in made[item + 2 :])
     assert found == [0, 1, 2, 3]
-    assert list(ahead(iter([]))) == []
+    assert list(prefetch(iter([]))) == []
 
 
 def test_an_error_of_the_reading_thread_comes_out_as_itself() -> None:
@@ -181,13 +181,13 @@ def test_an_error_of_the_reading_thread_comes_out_as_itself() -> None:
         yield 0
         raise UserError("row 1: bad")
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 0
     with pytest.raises(UserError, match=r"^row 1: bad$"):
         next(found)
 
 
 def test_a_loop_that_stops_early_leaves_no_thread() -> None:
-    for _ in ahead(iter(range(5))):
+    for _ in prefetch(iter(range(5))):
         break
-    assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokensieve.core import Objective, TokenStats, objective, top_fraction
 from tokensieve.runs.errors import UserError
 from tokensieve.training.guards import GuardConfig, NonFinite
-from tokensieve.training.step import Scope
+from tokensieve.training.step import RankScope
 
 ROWS = tiny.rows(8)
 BATCH: dict[str, Any] = ROWS.to_dict()
@@ -308,9 +308,9 @@ def test_the_denominator_is_that_of_all_ranks() -> None:
     """Each rank dividing by its own count: a mean of the ranks' means."""
     known = [TokenStats(VALID), TokenStats(VALID[:2])]
     count = int(VALID.sum() + VALID[:2].sum())
-    found = Scope(objective("clm"), 2).denominator(known, lambda t: 2 * t)
+    found = RankScope(objective("clm"), 2).denominator(known, lambda t: 2 * t)
     assert found is not None
     assert float(found) == 2 * count
-    gathered = Scope(objective("random", ratio=1.0), 2, gather=lambda t: t).denominator(known, lambda t: 2 * t)
+    gathered = RankScope(objective("random", ratio=1.0), 2, gather=lambda t: t).denominator(known, lambda t: 2 * t)
     assert gathered is not None
     assert float(gathered) == count, "gathered already: counted once"

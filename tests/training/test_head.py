@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from tokensieve.core import Objective, objective, top_fraction
 from tokensieve.runs.errors import UserError
-from tokensieve.training.step import Scope
+from tokensieve.training.step import RankScope
 from tokensieve.training.trainer import HeadOptions, SelectiveTrainer
 
 ROWS = tiny.rows(8)
@@ -75,7 +75,7 @@ def test_an_unknown_backend_is_refused_before_anything() -> None:
 def test_most_rows_is_a_bound(scope: Any, ranks: int, ratio: float) -> None:
     """Whatever is valid and whatever the scores are, no rank keeps more than it was said it could."""
     made = objective("rho1", ratio=ratio, scope=scope)
-    bound = Scope(made, ranks).most_rows((3 * ranks, 7), (3, 7))
+    bound = RankScope(made, ranks).most_rows((3 * ranks, 7), (3, 7))
     assert bound is not None
     g = torch.Generator().manual_seed(0)
     most = 0
@@ -94,14 +94,14 @@ def test_nothing_is_known_of_soft_weights() -> None:
     soft = Objective(
         "soft", weigh=lambda s: s.valid * 0.5, scope="sequence", known_count=lambda known: known.valid.sum() * 0.5
     )
-    assert Scope(soft).most_rows((2, 8), (2, 8)) is None
+    assert RankScope(soft).most_rows((2, 8), (2, 8)) is None
 
 
 def test_the_bound_follows_the_longest_row_of_any_rank() -> None:
     """Counted from a rank's own short rows, two ranks with rows of 9 and of 64 tokens were said to keep 4 at most; 14 were."""
     made = objective("rho1", ratio=0.1)
-    assert Scope(made, 2).most_rows((4, 64), (2, 9)) == 18
-    assert Scope(made, 2).most_rows((4, 64), (2, 64)) == 26
+    assert RankScope(made, 2).most_rows((4, 64), (2, 9)) == 18
+    assert RankScope(made, 2).most_rows((4, 64), (2, 64)) == 26
 
 
 class HostReads(TorchDispatchMode):

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from tokensieve.core import objective
 from tokensieve.modeling.flops import TokenFlops, token_flops
-from tokensieve.training.token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows
+from tokensieve.training.token_log import FlopsSpent, TokenLog, TokenLogConfig, logged_rows
 
 EVERY = TokenLogConfig(every=3, rows=2, seed=1)
 
@@ -90,13 +90,13 @@ def test_sampled_rows_do_not_depend_on_the_split() -> None:
     """The sample of a step is the same rows whether it came in one batch or in four; ignored rows are never in it."""
     config = TokenLogConfig(every=1, rows=3)
     rows = torch.tensor([7, -1, 3, 9, 12, -1, 4, 1])
-    whole = set(rows[sample_rows(config, 5, rows)].tolist())
-    picked = torch.cat([part[sample_rows(config, 5, part)] for part in rows.split(2)])
-    assert set(picked[sample_rows(config, 5, picked)].tolist()) == whole
+    whole = set(rows[logged_rows(config, 5, rows)].tolist())
+    picked = torch.cat([part[logged_rows(config, 5, part)] for part in rows.split(2)])
+    assert set(picked[logged_rows(config, 5, picked)].tolist()) == whole
     assert len(whole) == 3
     assert -1 not in whole
-    assert whole != set(rows[sample_rows(config, 6, rows)].tolist())
-    assert sample_rows(config, 5, torch.tensor([-1, -1])).tolist() == []
+    assert whole != set(rows[logged_rows(config, 6, rows)].tolist())
+    assert logged_rows(config, 5, torch.tensor([-1, -1])).tolist() == []
 
 
 class StopAt(TrainerCallback):

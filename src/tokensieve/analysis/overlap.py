@@ -26,7 +26,7 @@ def run_hashes(rows: Iterable[np.ndarray], length: int = RUN) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
-def shared(runs: np.ndarray, others: np.ndarray) -> float:
+def shared_share(runs: np.ndarray, others: np.ndarray) -> float:
     """Share of ``runs`` that stand in ``others`` too, 0 to 1; 0 if there are none."""
     return float(np.isin(runs, others).mean()) if len(runs) else 0.0
 

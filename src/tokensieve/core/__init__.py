@@ -4,14 +4,13 @@ hidden, head --LinearNLL--> nll --excess--> score --top_fraction--> keep --weigh
 """
 
 from .head import LinearHead
-from .nll import IGNORE_INDEX, LinearNLL, token_nll, token_nll_from_logits
+from .nll import LinearNLL, token_nll, token_nll_from_logits, weighted_nll
 from .objective import Objective
 from .objectives import OBJECTIVES, objective
 from .scores import SCORES, excess, random_uniform
 from .select import above_threshold, kept_count, top_fraction
+from .slices import IGNORE_INDEX
 from .stats import STATISTICS, TokenStats
-from .tally import Tally
-from .weighted import weighted_nll
 
 __all__ = [
     "IGNORE_INDEX",
@@ -21,7 +20,6 @@ __all__ = [
     "LinearHead",
     "LinearNLL",
     "Objective",
-    "Tally",
     "TokenStats",
     "above_threshold",
     "excess",

@@ -24,17 +24,21 @@ from torch.nn import functional as F
 
 from .backends import OWN, check_backend
 from .head import LinearHead
+from .slices import (
+    IGNORE_INDEX,
+    Scratch,
+    accumulation_dtype,
+    capped,
+    disabled_autocast,
+    matmul_dtype,
+    raw_logits,
+    slice_width,
+)
 from .softmax import EXTRAS, OnlineSoftmax
+from .targets import ListedLogits, Second, SparseTargets, listed_logits
+from .weighted import weighted_sum
 
-IGNORE_INDEX = -100
 KeepLogits = Literal["auto"] | bool
-
-# A slice has so many columns, or as many as fit into 16 MiB of float32 where the rows are few: wide enough that products run
-# at full speed, narrow beside any vocabulary for which memory matters. On a CPU half as many stay nearer between elementwise
-# passes (bfloat16: 4 to 9 % of forward and backward, with the one cast of OnlineSoftmax.add); no power of two there, whose
-# rows fall onto the same lines of a cache.
-SLICE_COLUMNS, SLICE_COLUMNS_CPU = 4096, 2080
-SLICE_ELEMENTS = 2048 * SLICE_COLUMNS_CPU
 # `auto` keeps the logits of the first pass while all of them together take no more than this: 8192 tokens of V = 128k in
 # bfloat16. A dense cross-entropy takes three (float32) to seven times (bfloat16) what is kept.
 KEPT_LOGITS_BYTES = 2 << 30
@@ -78,11 +82,12 @@ class LinearNLL:
 
     hidden [..., D]; head_weight [V, D] or :class:`LinearHead`; targets [...] already shifted, -100 for none; others must lie in
     the vocabulary. ``statistics``: of entropy, sum_p2, target_rank, top_entropy (see STATISTICS), from the same pass;
-    ``entropy=True`` is short for the first. ``keep_logits``: True keeps the first pass's logits for the backward (less time,
-    T * V numbers), False computes them again, "auto" keeps them while they take at most 2 GiB. ``backend``: "tokensieve", or
-    "torch" or "liger" for another library's backward over the selected rows (weights must then be 0 or 1, and nothing is
-    kept). Under autocast the matmuls run in autocast's dtype; nll and statistics are float32 (float64 for float64 input),
-    the head's gradient is summed over tokens in float32.
+    ``entropy=True`` is short for the first. ``top_k``: how many of the likeliest entries ``topk`` tells. ``second``: a second
+    target of each token, which takes its share of the loss (``targets.py``; of the backend tokensieve). ``keep_logits``: True
+    keeps the first pass's logits for the backward (less time, T * V numbers), False computes them again, "auto" keeps them
+    while they take at most 2 GiB. ``backend``: "tokensieve", or "torch" or "liger" for another library's backward over the
+    selected rows (weights must then be 0 or 1, and nothing is kept). Under autocast the matmuls run in autocast's dtype; nll
+    and statistics are float32 (float64 for float64 input), the head's gradient is summed over tokens in float32.
     """
 
     def __init__(
@@ -94,11 +99,14 @@ class LinearNLL:
         keep_logits: KeepLogits = "auto",
         entropy: bool = False,
         statistics: Collection[str] = (),
+        top_k: int = 0,
+        second: SparseTargets | None = None,
         backend: str = OWN,
         slice_columns: int | None = None,
     ) -> None:
         _check_shapes(hidden, targets, "hidden")
         check_backend(backend)
+        _check_second(second, targets, backend)
         asked = [name for name in EXTRAS if name in statistics or (entropy and name == "entropy")]
         if unknown := set(statistics) - set(EXTRAS):
             raise ValueError(f"unknown statistic {min(unknown)!r} of the head: one of {', '.join(EXTRAS)}")
@@ -108,19 +116,25 @@ class LinearNLL:
             raise ValueError(f"hidden has width {hidden.shape[-1]}, the head {width}: they do not fit")
         if slice_columns is not None and slice_columns < 1:
             raise ValueError(f"slice_columns is {slice_columns}, it must be at least 1")
+        if not 0 <= top_k <= vocab:
+            raise ValueError(f"top_k is {top_k}, it must be between 0 and the vocabulary of {vocab}")
         self.shape = targets.shape
         self.hidden_TD = hidden.reshape(-1, width)
         self.targets_T = targets.reshape(-1)
-        self.dtype = _matmul_dtype(self.hidden_TD, self.head.weight)
-        columns = slice_columns or _slice_columns(hidden.device.type, targets.numel())
+        self.dtype = matmul_dtype(self.hidden_TD, self.head.weight)
+        columns = slice_columns or slice_width(hidden.device.type, targets.numel())
         self.slices = [slice(start, min(start + columns, vocab)) for start in range(0, vocab, columns)]
         self.backend, self._spent = backend, False
         self.kept_logits: list[Tensor] | None = [] if self._keeps(keep_logits) else None
         ignored_T = self.targets_T == IGNORE_INDEX
         # Reads past the end fail here, on the device too; -1 taken for the last or the first token would be trained on.
         self.head.weight.detach()[:, 0].gather(0, self.targets_T.masked_fill(ignored_T, 0))
-        self.softmax = self._first_pass(asked)
+        self.softmax = self._first_pass(asked, top_k, second)
         self.nll = self.softmax.nll().masked_fill_(ignored_T, 0).view(self.shape)
+        self.second, self.loss = None, self.nll
+        if second is not None and isinstance(self.softmax.last, ListedLogits):
+            self.second = Second(second, self.softmax.last)
+            self.loss = self.second.mixed(self.nll.reshape(-1)).masked_fill(ignored_T, 0).view(self.shape)
         self._asked = {n: self.softmax.extra(n).masked_fill(ignored_T, 0).view(self.shape) for n in asked}
 
     @property
@@ -134,15 +148,26 @@ class LinearNLL:
             raise ValueError(f"{name} was not asked for: LinearNLL(..., statistics=({name!r},))")
         return self.nll if name == "nll" else self._asked[name]
 
+    @property
+    def topk(self) -> tuple[Tensor, Tensor]:
+        """The ``top_k`` likeliest entries of each prediction, falling, and their log p (nats) under the whole softmax.
+
+        (int64 [..., K], float32 [..., K]), detached; 0 where the target is -100. ValueError if they were not asked for.
+        """
+        top = self.softmax.top
+        if top is None:
+            raise ValueError("the likeliest entries were not asked for: LinearNLL(..., top_k=20)")
+        ignored_T1, shape = (self.targets_T == IGNORE_INDEX).unsqueeze(-1), (*self.shape, top.ids_TK.shape[-1])
+        return top.ids_TK.masked_fill(ignored_T1, 0).view(shape), top.value().masked_fill(ignored_T1, 0).view(shape)
+
     def weighted_sum(self, weight: Tensor, *, max_rows: int | None = None) -> tuple[Tensor, Tensor]:
         """``(sum(weight * nll), sum(weight))`` over the tokens that have a target. See :func:`weighted_nll`.
 
+        With a ``second`` target ``loss`` stands in the place of nll: ``(1 - share) nll + share CE``.
         Called once: kept logits are freed by its backward. ``max_rows``, a known bound on the number of non-zero weights,
         spares the GPU a synchronisation; exceeding it would drop tokens, so give a true bound. With another backend soft
         weights are then an error of the device's.
         """
-        from .weighted import weighted_sum  # the two files are two halves of one thing; this is the later half
-
         if self._spent:
             raise RuntimeError("weighted_sum was called before: make a new LinearNLL")
         self._spent = True
@@ -157,11 +182,13 @@ class LinearNLL:
         return keep_logits
 
     @torch.no_grad()
-    def _first_pass(self, asked: list[str]) -> OnlineSoftmax:
+    def _first_pass(self, asked: list[str], top_k: int, second: SparseTargets | None) -> OnlineSoftmax:
         """Sums over the vocabulary for all rows, a slice of columns at a time; raw logits go into ``kept_logits``."""
         hidden_TD, wide = self.hidden_TD.to(self.dtype), accumulation_dtype(self.dtype)
         at_T = self._target_logits(hidden_TD) if "target_rank" in asked else None
-        softmax = OnlineSoftmax(self.targets_T, wide, extras=asked, target_logit_T=at_T)
+        softmax = OnlineSoftmax(
+            self.targets_T, wide, extras=asked, target_logit_T=at_T, top_k=top_k, last=listed_logits(second)
+        )
         raw, work = Scratch(hidden_TD, self.slices), Scratch(hidden_TD, self.slices, wide)
         with disabled_autocast(hidden_TD):
             for columns in self.slices:
@@ -187,61 +214,38 @@ class LinearNLL:
         return capped(head, torch.cat(parts)).to(accumulation_dtype(self.dtype))
 
 
-class Scratch:
-    """One buffer, seen as [rows, columns of a slice] again and again: on a CPU new memory costs a page fault a page, which
-    made the elementwise half of a pass three times slower."""
+def weighted_nll(
+    hidden: Tensor,
+    head_weight: Tensor | LinearHead,
+    targets: Tensor,
+    weight: Tensor,
+    *,
+    keep_logits: KeepLogits = "auto",
+    backend: str = OWN,
+    slice_columns: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``(sum_t weight_t * nll_t, sum_t weight_t)`` over tokens with a target: Rho-1's Eq. 4 before its one division.
 
-    def __init__(self, like_TD: Tensor, slices: list[slice], dtype: torch.dtype | None = None) -> None:
-        self._like, self._rows = like_TD, like_TD.shape[0]
-        self._size = self._rows * (slices[0].stop - slices[0].start if slices else 0)
-        self._dtype = dtype or like_TD.dtype
-        self._buffer: Tensor | None = None
-
-    def view(self, columns: slice) -> Tensor:
-        """[rows, columns], with whatever was written there last. Made at the first call: not every pass needs it."""
-        if self._buffer is None:
-            self._buffer = self._like.new_empty(self._size, dtype=self._dtype)
-        width: int = columns.stop - columns.start
-        return self._buffer[: self._rows * width].view(self._rows, width)
-
-
-def raw_logits(head: LinearHead, hidden_TD: Tensor, columns: slice, out: Tensor | None = None) -> Tensor:
-    """``(h @ weight.T + bias)[:, columns]`` in the dtype of ``hidden_TD``, before scale and cap. [T, C]"""
-    weight_DC = head.weight[columns].to(hidden_TD.dtype).T
-    if head.bias is None:
-        return torch.mm(hidden_TD, weight_DC, out=out)
-    return torch.addmm(head.bias[columns].to(hidden_TD.dtype), hidden_TD, weight_DC, out=out)
+    hidden [..., D], head_weight [V, D] or :class:`LinearHead`, targets [...] already shifted (-100: no target, its weight
+    counts nowhere), weight [...] bool or of any sign. Both sums are float32 scalars; only the first has a gradient, to hidden,
+    head weight and bias, never to ``weight``. Add the sums of all micro-batches and ranks, then divide once. Nothing
+    kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward and adds exactly 0, whatever its nll is, inf
+    and NaN too; a row with a weight and an nll of inf makes the sum inf. Options as of :class:`LinearNLL`.
+    """
+    options: dict[str, Any] = {"keep_logits": keep_logits, "backend": backend, "slice_columns": slice_columns}
+    head = LinearNLL(hidden, head_weight, targets, **options)
+    return head.weighted_sum(weight)
 
 
-def capped(head: LinearHead, raw_TC: Tensor) -> Tensor:
-    """Scaled and soft-capped logits in float32; ``raw_TC`` itself, of whatever dtype, where a head has neither."""
-    if head.logit_scale == 1.0 and head.softcap is None:
-        return raw_TC
-    logits_TC = raw_TC.to(accumulation_dtype(raw_TC.dtype)) * head.logit_scale
-    return logits_TC if head.softcap is None else logits_TC.div_(head.softcap).tanh_().mul_(head.softcap)
-
-
-def _slice_columns(device: str, num_tokens: int) -> int:
-    least = SLICE_COLUMNS_CPU if device == "cpu" else SLICE_COLUMNS
-    return max(least, SLICE_ELEMENTS // max(1, num_tokens))
-
-
-def disabled_autocast(like: Tensor) -> Any:
-    """Dtypes here are chosen by hand; autocast would cast the float32 sums down again."""
-    return torch.autocast(like.device.type, enabled=False)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for everything but float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Autocast's dtype where autocast is on, else the head's: what the model's own head would have computed in."""
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
+def _check_second(second: SparseTargets | None, targets: Tensor, backend: str) -> None:
+    if second is None:
+        return
+    if second.ids.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"second targets have leading shape {tuple(second.ids.shape[:-1])}, targets {tuple(targets.shape)}"
+        )
+    if backend != OWN:
+        raise ValueError(f"backend {backend!r} knows one target a token: use backend='tokensieve' for second targets")
 
 
 def _check_shapes(values: Tensor, targets: Tensor, name: str) -> None:

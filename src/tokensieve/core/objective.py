@@ -13,6 +13,33 @@ from .select import Scope
 from .stats import HEAD_STATISTICS, TokenStats
 
 Denominator = Literal["weight", "valid", "nonzero", "abs"]
+Unit = Literal["token", "document"]
+
+
+@dataclass(frozen=True)
+class SecondTarget:
+    """Where the second targets of an objective come from: ``core/targets.py`` says what they do to the loss."""
+
+    origin: Literal["columns", "teacher", "similar"]
+    """columns: of the data set; teacher: a model that is run beside the student; similar: by the target's embedding."""
+    model: str | None = None
+    """The folder of the teacher, or of the model whose embeddings count; None: the model as training begins."""
+    top_k: int = 0
+    """Entries a token, where they are made here."""
+    temperature: float = 1.0
+    """What similarities are divided by."""
+    renormalised: bool = False
+    """Whether probabilities are brought to a sum of 1; else what they lack is one bucket of all other entries."""
+    columns: tuple[str, str] = ("topk_ids", "topk_logp")
+    """The data set's columns of ids and of log p in nats."""
+
+
+@dataclass(frozen=True)
+class CorpusScore:
+    """A ranking of a whole data set: the share that is kept, by what."""
+
+    ratio: float
+    score: Callable[[TokenStats], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,10 +76,18 @@ class Objective:
     static: bool = False
     """Whether the weights follow from what is known before the forward alone, so that they can be counted there."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    corpus_scores: Mapping[str, CorpusScore] = field(default_factory=dict)
+    """Of scope corpus: what is ranked over the whole data set beforehand; ``weigh`` asks for ``stats.threshold(name)``."""
+    second: SecondTarget | None = None
+    """A second target of each token: the loss is then ``sum(weight * ((1 - share) nll + share CE))``."""
+    share: Callable[[TokenStats], float] | None = None
+    """Of the second target, in [0, 1]: by the step or the tokens seen, the same for all tokens of a micro-batch."""
 
     def __post_init__(self) -> None:
         if self.denominator not in get_args(Denominator):
             raise ValueError(f"unknown denominator {self.denominator!r}: one of {', '.join(get_args(Denominator))}")
+        if (self.second is None) != (self.share is None):
+            raise ValueError(f"{self.name!r}: second and share go together")
         if self.static and (late := HEAD_STATISTICS & self.needs):
             raise ValueError(f"{self.name!r} says it is static, but needs {min(late)!r}, which comes with the forward")
         if self.signed and self.denominator == "weight":

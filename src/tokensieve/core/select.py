@@ -7,7 +7,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-Scope = Literal["sequence", "batch", "step"]
+Scope = Literal["sequence", "batch", "step", "corpus"]
+"""What a ranking is taken over. ``corpus``: nothing is ranked; a threshold is that of a whole data set, see kth.py."""
 Count = TypeVar("Count", int, Tensor)
 
 
@@ -63,7 +64,7 @@ def _placed(score: Tensor, valid: Tensor, scope: str, group: Tensor | None) -> t
     if score.shape != valid.shape:
         raise ValueError(f"score has shape {tuple(score.shape)}, valid {tuple(valid.shape)}")
     if scope not in ("sequence", "batch", "step"):
-        raise ValueError(f"unknown scope {scope!r}: sequence, batch or step")
+        raise ValueError(f"a ranking has the scope sequence, batch or step, not {scope!r}")
     valid = valid.bool()
     if scope != "sequence":
         return _places(score.reshape(1, -1), valid.reshape(1, -1)).view(score.shape), valid.sum()

@@ -10,7 +10,7 @@ A further statistic is a class below, in EXTRAS: it sees every slice once and gi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class OnlineSoftmax:
 
     targets_T are indices into the whole vocabulary; one that no slice covers has no target logit, and its nll no meaning.
     ``extras`` are names of EXTRAS. ``target_logit_T``, needed for ``target_rank`` only: the targets' logits, known beforehand.
+    ``last`` makes one that sees each slice after all others.
     """
 
     def __init__(
@@ -32,33 +33,43 @@ class OnlineSoftmax:
         *,
         extras: Collection[str] = (),
         target_logit_T: Tensor | None = None,
+        top_k: int = 0,
+        last: Callable[[OnlineSoftmax], Extra] | None = None,
     ) -> None:
         self.targets_T = targets_T
         zeros_T = torch.zeros(targets_T.shape, dtype=dtype, device=targets_T.device)
         self.largest_T, self.total_T, self.target_T = zeros_T, zeros_T.clone(), zeros_T.clone()
         self.target_logit_T = target_logit_T
         self.extras: dict[str, Extra] = {name: EXTRAS[name](self) for name in extras}
+        self.start = 0
+        """The vocabulary entry that the slice at hand begins with."""
+        self.top = TopK(self, top_k) if top_k else None
+        self.last = last(self) if last is not None else None
+        self._seen_by = [*self.extras.values(), *([self.top] if self.top else []), *([self.last] if self.last else [])]
         self._empty = True
 
     def add(self, logits_TC: Tensor, start: int, work_TC: Tensor) -> None:
         """Take in the logits of vocabulary entries from ``start`` on. ``work_TC``, which may be the logits, is overwritten."""
         if logits_TC.dtype != work_TC.dtype:
             logits_TC = work_TC.copy_(logits_TC)  # once, for all that follows: a maximum of bfloat16 is slow
+        self.start = start
         index_T1, here_T = in_slice(self.targets_T, start, logits_TC.shape[-1])
         target_T = logits_TC.gather(-1, index_T1).squeeze(-1).to(self.target_T.dtype)
         self.target_T = torch.where(here_T, target_T, self.target_T)
-        for extra in self.extras.values():
+        for extra in self._seen_by:
             extra.see_logits(logits_TC, index_T1, here_T)
         # -inf - -inf is NaN: of a slice that is all -inf the largest counts as the lowest number there is.
         lowest = torch.finfo(self.largest_T.dtype).min
         self._shift_to(logits_TC.amax(-1).to(self.largest_T.dtype).clamp(min=lowest))
         torch.sub(logits_TC, self.largest_T.unsqueeze(-1), out=work_TC)
-        for extra in self.extras.values():
+        for extra in self._seen_by:
             extra.see_shifted(work_TC)
         work_TC.exp_()
-        for extra in self.extras.values():
+        for extra in self._seen_by:
             extra.see_exp(work_TC)
         self.total_T += work_TC.sum(-1)
+        if self.last is not None:
+            self.last.see_last(work_TC)
 
     def _shift_to(self, largest_T: Tensor) -> None:
         """Refer the sums to a larger maximum: they are multiplied by exp(old - new)."""
@@ -66,7 +77,7 @@ class OnlineSoftmax:
             largest_T = torch.maximum(self.largest_T, largest_T)
             step_T = self.largest_T - largest_T
             factor_T = step_T.exp()
-            for extra in self.extras.values():
+            for extra in self._seen_by:
                 extra.shift(step_T, factor_T)
             self.total_T = factor_T * self.total_T
         self.largest_T, self._empty = largest_T, False
@@ -86,7 +97,7 @@ class OnlineSoftmax:
 class Extra:
     """A statistic of each row's softmax. Of every slice it sees the logits, these less the largest so far, and their exp.
 
-    Nothing is to be written into what is seen.
+    Nothing is to be written into what is seen, but by the softmax's ``last`` at the very end.
     """
 
     def __init__(self, softmax: OnlineSoftmax) -> None:
@@ -104,6 +115,9 @@ class Extra:
 
     def see_exp(self, exp_TC: Tensor) -> None:
         """``exp(logit - largest)``, before it is added to the total."""
+
+    def see_last(self, exp_TC: Tensor) -> None:
+        """The same once more, after it was added to the total. Of ``last`` only, which may write over it."""
 
     def value(self) -> Tensor:
         raise NotImplementedError
@@ -183,6 +197,29 @@ class TopEntropy(Extra):
         log_q_TK = self.top_TK.log_softmax(-1)
         # A masked vocabulary has fewer than TOP entries: 0 * -inf would be NaN.
         return -(log_q_TK.exp() * log_q_TK.clamp(min=torch.finfo(log_q_TK.dtype).min)).sum(-1)
+
+
+class TopK(Extra):
+    """The ``k`` likeliest entries, falling, and ``log p`` of each under the whole softmax; of equal logits any may come first.
+
+    Holds 2 k numbers a row. An entry of logit -inf (a masked vocabulary of fewer than k) has a log p of -inf.
+    """
+
+    def __init__(self, softmax: OnlineSoftmax, k: int) -> None:
+        super().__init__(softmax)
+        self.k, like = k, softmax.total_T
+        self.logits_TK, self.ids_TK = like.new_empty(len(like), 0), softmax.targets_T.new_empty(len(like), 0)
+
+    def see_logits(self, logits_TC: Tensor, index_T1: Tensor, here_T: Tensor) -> None:
+        found = logits_TC.topk(min(self.k, logits_TC.shape[-1]))
+        logits_TM = torch.cat([self.logits_TK, found.values.to(self.logits_TK.dtype)], -1)
+        ids_TM = torch.cat([self.ids_TK, found.indices + self.softmax.start], -1)
+        self.logits_TK, place_TK = logits_TM.topk(min(self.k, logits_TM.shape[-1]))
+        self.ids_TK = ids_TM.gather(-1, place_TK)
+
+    def value(self) -> Tensor:
+        shifted_TK = self.logits_TK - self.softmax.largest_T.unsqueeze(-1)
+        return shifted_TK - self.softmax.total_T.log().unsqueeze(-1)
 
 
 # name -> what computes it, see core/stats.py for what it is.

@@ -37,6 +37,7 @@ STATISTICS: dict[str, Statistic] = {
     "source_id": Statistic("rows", "the source its document is from: an index into the corpus's sources, int64"),
     "step": Statistic("run", "optimizer steps done before this one, an int"),
     "tokens_seen": Statistic("run", "tokens with a target in all steps before this one, over all ranks, int64 scalar"),
+    "sources": Statistic("run", "the names of the corpus's sources, in the order of source_id, a tuple"),
     "ref_nll": Statistic("column", "the reference model's nll, nats"),
     "ref_entropy": Statistic("column", "the entropy of the reference model's prediction, nats"),
     "nll": Statistic("head", "the student's nll, nats, float32"),
@@ -96,9 +97,20 @@ class TokenStats:
     context_ids: Tensor | None = None
     source_id: Tensor | None = None
     tokens_seen: Tensor | int = 0
+    sources: tuple[str, ...] = ()
     sum_p2: Tensor | None = None
     target_rank: Tensor | None = None
     top_entropy: Tensor | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Of objectives of scope corpus: what each of their rankings of the whole data set came to."""
+
+    def threshold(self, name: str) -> float:
+        """One of ``thresholds``. Raises ValueError naming it if it was not given."""
+        if name not in self.thresholds:
+            raise ValueError(
+                f"scope 'corpus' needs the threshold of the whole data set for {name}, which was not given"
+            )
+        return self.thresholds[name]
 
     def need(self, name: str) -> Tensor:
         """The statistic or score column ``name``, detached. Raises ValueError naming it if it was not given."""

@@ -6,7 +6,7 @@ Shape letters as in ``nll.py``: T tokens, R rows of non-zero weight, C columns o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,35 +14,34 @@ from torch.autograd.function import once_differentiable
 
 from .backends import OWN, selected_sum
 from .head import LinearHead
-from .nll import IGNORE_INDEX, KeepLogits, LinearNLL, Scratch, accumulation_dtype, capped, disabled_autocast, raw_logits
-from .softmax import in_slice
+from .slices import IGNORE_INDEX, Scratch, accumulation_dtype, capped, disabled_autocast, raw_logits
+from .softmax import OnlineSoftmax, in_slice
+from .targets import Second, SecondRows
 
 
-def weighted_nll(
-    hidden: Tensor,
-    head_weight: Tensor | LinearHead,
-    targets: Tensor,
-    weight: Tensor,
-    *,
-    keep_logits: KeepLogits = "auto",
-    backend: str = OWN,
-    slice_columns: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``(sum_t weight_t * nll_t, sum_t weight_t)`` over tokens with a target: Rho-1's Eq. 4 before its one division.
+class FirstPass(Protocol):
+    """What the backward needs of the pass before it, :class:`tokensieve.core.nll.LinearNLL`. T tokens are ``targets_T``'s."""
 
-    hidden [..., D], head_weight [V, D] or :class:`LinearHead`, targets [...] already shifted (-100: no target, its weight
-    counts nowhere), weight [...] bool or of any sign. Both sums are float32 scalars; only the first has a gradient, to hidden,
-    head weight and bias, never to ``weight``. Add the sums of all micro-batches and ranks, then divide once. Nothing
-    kept gives 0 with zero gradients, not NaN. A row of weight 0 costs no backward and adds exactly 0, whatever its nll is, inf
-    and NaN too; a row with a weight and an nll of inf makes the sum inf. Options as of :class:`LinearNLL`.
-    """
-    options: dict[str, Any] = {"keep_logits": keep_logits, "backend": backend, "slice_columns": slice_columns}
-    head = LinearNLL(hidden, head_weight, targets, **options)
-    return head.weighted_sum(weight)
+    head: LinearHead
+    hidden_TD: Tensor
+    targets_T: Tensor
+    shape: torch.Size
+    """The leading shape that T was flattened from, which weights have."""
+    dtype: torch.dtype
+    """Of the matmuls."""
+    slices: list[slice]
+    backend: str
+    softmax: OnlineSoftmax
+    nll: Tensor
+    loss: Tensor
+    """nll, or what stands in its place with second targets."""
+    second: Second | None
+    kept_logits: list[Tensor] | None
+    """Of each slice; None: they are computed again."""
 
 
-def weighted_sum(nll: LinearNLL, weight: Tensor, max_rows: int | None) -> tuple[Tensor, Tensor]:
-    """The second half of :class:`LinearNLL`: see :func:`weighted_nll`."""
+def weighted_sum(nll: FirstPass, weight: Tensor, max_rows: int | None) -> tuple[Tensor, Tensor]:
+    """``(sum(weight * loss), sum(weight))`` over the tokens of a first pass: see :func:`tokensieve.core.nll.weighted_nll`."""
     if weight.shape != nll.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, targets {tuple(nll.shape)}")
     weight_T = weight.detach().reshape(-1).to(nll.nll.dtype)
@@ -55,7 +54,7 @@ def weighted_sum(nll: LinearNLL, weight: Tensor, max_rows: int | None) -> tuple[
     return loss_sum, weight_T.sum()
 
 
-def _sum_of_backend(nll: LinearNLL, weight_T: Tensor, max_rows: int | None) -> Tensor:
+def _sum_of_backend(nll: FirstPass, weight_T: Tensor, max_rows: int | None) -> Tensor:
     """Other libraries sum rows, they do not weigh them: a soft weight taken for 1 would train on something else."""
     refusal = f"backend {nll.backend!r} takes weights of 0 and 1 only: use backend='tokensieve' for soft weights"
     if (
@@ -80,6 +79,7 @@ class _WeightedSum(torch.autograd.Function):
     """``sum(weight * nll)``, whose nll is known already: forward is a dot product, backward visits the weighted rows.
 
     d/d logits of one token = weight * (softmax - onehot(target)), through the cap: times 1 - (logit / cap)^2, and the scale.
+    With a second target: ``targets.py``.
     """
 
     @staticmethod
@@ -89,18 +89,18 @@ class _WeightedSum(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         weight_T: Tensor,
-        nll: LinearNLL,
+        nll: FirstPass,
         max_rows: int | None,
     ) -> Tensor:
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, weight_T)
         ctx.nll, ctx.max_rows = nll, max_rows
-        return _dot(weight_T, nll.nll)
+        return _dot(weight_T, nll.loss)
 
     @staticmethod
     @once_differentiable  # the log-sum-exp is a constant here: a second derivative would be silently wrong
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TD, weight_VD, bias_V, weight_T = ctx.saved_tensors
-        nll: LinearNLL = ctx.nll
+        nll: FirstPass = ctx.nll
         head = LinearHead(weight_VD, bias_V, nll.head.logit_scale, nll.head.softcap)
         rows = _rows(nll, hidden_TD, weight_T, grad_outputs[0] * head.logit_scale, ctx.max_rows)
         with disabled_autocast(hidden_TD):
@@ -129,22 +129,30 @@ class _Rows:
     sign_R: Tensor
     """The sign of the incoming gradient times weight; it goes into the small [R, D] factors, not into [R, C]."""
     all_rows: bool
+    second: SecondRows | None = None
+    """Of second targets; then ``factor_R`` and ``at_target_R`` are theirs too."""
 
 
-def _rows(nll: LinearNLL, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, max_rows: int | None) -> _Rows:
+def _rows(nll: FirstPass, hidden_TD: Tensor, weight_T: Tensor, outer: Tensor, max_rows: int | None) -> _Rows:
     index_R, counts_R = _weighted_rows(weight_T, nll.softmax.total_T, max_rows)
     scale_R = torch.where(counts_R, weight_T[index_R] * outer, 0)
     all_rows = len(index_R) == len(weight_T) and max_rows is None
     hidden_RD = hidden_TD if all_rows else hidden_TD[index_R]
+    nll_T = nll.nll.reshape(-1)
+    factor_R, at_target_R = scale_R.abs() / nll.softmax.total_T[index_R], torch.expm1(-nll_T[index_R])
+    second = None if nll.second is None else nll.second.rows(index_R, nll_T, scale_R.abs())
+    if second is not None:
+        factor_R, at_target_R = factor_R * second.factor_R, second.at_target_R
     return _Rows(
         index_R,
         hidden_RD.to(nll.dtype),
         nll.targets_T[index_R],
         nll.softmax.largest_T[index_R],
-        scale_R.abs() / nll.softmax.total_T[index_R],
-        scale_R.abs() * torch.expm1(-nll.nll.reshape(-1)[index_R]),
+        factor_R,
+        scale_R.abs() * at_target_R,
         scale_R.sign(),
         all_rows,
+        second,
     )
 
 
@@ -166,7 +174,7 @@ def _weighted_rows(weight_T: Tensor, total_T: Tensor, max_rows: int | None) -> t
 
 
 def _gradients(
-    nll: LinearNLL, head: LinearHead, rows: _Rows, needs: tuple[bool, ...]
+    nll: FirstPass, head: LinearHead, rows: _Rows, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(d hidden of the rows, d head weight, d bias): each slice of the vocabulary is computed, used and forgotten."""
     wide = accumulation_dtype(nll.dtype)
@@ -236,7 +244,7 @@ def _write_product(out_CD: Tensor, left_CR: Tensor, right_RD: Tensor) -> None:
         out_CD.copy_(left_CR @ right_RD)
 
 
-def _raw_rows(nll: LinearNLL, head: LinearHead, rows: _Rows, columns: slice, raw: Scratch) -> Tensor:
+def _raw_rows(nll: FirstPass, head: LinearHead, rows: _Rows, columns: slice, raw: Scratch) -> Tensor:
     """Raw logits of the rows in one slice, to be written over: taken from those kept, or computed again. [R, C]"""
     if nll.kept_logits is None:
         return raw_logits(head, rows.hidden_RD, columns, raw.view(columns))
@@ -252,6 +260,8 @@ def _logit_grad(head: LinearHead, rows: _Rows, raw_RC: Tensor, columns: slice, o
     index_R1, here_R = in_slice(rows.targets_R, columns.start, grad_RC.shape[-1])
     at_target_R1 = torch.where(here_R.unsqueeze(-1), rows.at_target_R.unsqueeze(-1), grad_RC.gather(-1, index_R1))
     grad_RC.scatter_(-1, index_R1, at_target_R1)
+    if rows.second is not None:
+        rows.second.put(grad_RC, columns.start)
     if head.softcap is not None:
         grad_RC *= 1 - (logits_RC / head.softcap).square_()
     return grad_RC

@@ -127,7 +127,7 @@ def _template_state(bos: Bos) -> dict[str, Any]:
     return {"type": "TemplateProcessing", "single": begun("A", 0), "pair": pair, "special_tokens": tokens}
 
 
-def told(bos_id: int | None) -> str:
+def bos_words(bos_id: int | None) -> str:
     """How documents begin, in a sentence after "with"."""
     return "no BOS" if bos_id is None else f"BOS (id {bos_id})"
 
@@ -140,12 +140,16 @@ class Expected(NamedTuple):
 
 
 def expected(model: Path | str) -> Expected | None:
-    """What `train` wrote expects what its corpus had, a model from elsewhere what its tokenizer puts before a text.
+    """What `train` wrote expects what its corpus had, and so does what `init` made of it; a model from elsewhere what its
+    tokenizer puts before a text.
 
     None: nobody knows (no tokenizer, or several tokens before a text).
     """
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder) and (manifest := read_manifest(folder))["kind"] == "model":
+        if not is_done(folder):
+            continue
+        manifest = read_manifest(folder)
+        if manifest["kind"] == "model" or (manifest["kind"] == "start" and "bos_id" in manifest):
             return Expected(manifest.get("bos_id"), True)  # in a run of an early version: none
     try:
         found = bos_of(model if (Path(model) / "tokenizer.json").is_file() else Path(model) / "model")
@@ -160,4 +164,4 @@ def disagreement(model: Path | str, bos_id: int | None, corpus: Path | str) -> s
     if wants is None or wants.id == bos_id:
         return None
     so = "its numbers may mean nothing there" if bos_id is None else "it was not made for that"
-    return f"{model} begins texts with {told(wants.id)}, the documents of {corpus} begin with {told(bos_id)}: {so}"
+    return f"{model} begins texts with {bos_words(wants.id)}, the documents of {corpus} begin with {bos_words(bos_id)}: {so}"

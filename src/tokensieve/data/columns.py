@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..core import IGNORE_INDEX
 from ..core.stats import STATISTICS
 from ..runs.errors import UserError
 from .pieces import PACKING
-from .row_checks import IGNORE_INDEX, as_array
+from .row_checks import as_array
 
 # Columns of a corpus that `prepare` wrote. With the first two a data set is one: its rows have one length, and it says itself
 # where documents begin.
@@ -22,9 +23,18 @@ CORPUS = ("num_tokens", "doc_starts")
 OF_CORPUS = (*CORPUS, "isolated", "doc_sources", "doc_ids", "doc_targets", "doc_offsets", "bos_id")
 BOS_COLUMNS = ("bos_id", "doc_offsets")  # where both are there, a document's first token is no target
 # Read where they are there: those of a corpus, and those of a data set made elsewhere.
-READ = ("labels", "attention_mask", "position_ids", "row_id", "num_tokens", "isolated", "doc_starts", "doc_sources")
+READ_COLUMNS = (
+    "labels",
+    "attention_mask",
+    "position_ids",
+    "row_id",
+    "num_tokens",
+    "isolated",
+    "doc_starts",
+    "doc_sources",
+)
 SCALARS = ("row_id", "num_tokens")  # a whole number a row; of another type they are somebody else's, and metadata
-OPTIONAL = (*READ, *PACKING)
+OPTIONAL = (*READ_COLUMNS, *PACKING)
 # 1 where there is a loss. None makes labels: which of a row's masks count together differs from one trainer to the next.
 LOSS_MASKS = {
     *("completion_mask", "assistant_masks", "assistant_mask", "response_mask", "label_mask", "loss_mask"),
@@ -32,11 +42,11 @@ LOSS_MASKS = {
 }
 # What tokenizers write beside ids. It says nothing of the loss.
 METADATA = {"special_tokens_mask", "word_ids", "offset_mapping", "tokens"}
-ENOUGH = 4  # labels by which one may tell whether they are shifted
-LOOKED_AT = 16  # rows, spread over the data set, that say what an unknown column holds
+ENOUGH_LABELS = 4  # labels by which one may tell whether they are shifted
+SAMPLED_ROWS = 16  # rows, spread over the data set, that say what an unknown column holds
 
 
-def visible(dataset: Any) -> tuple[str, ...]:
+def visible_columns(dataset: Any) -> tuple[str, ...]:
     """The columns that an item of a ``datasets.Dataset`` has: what its format, or its transform, leaves of them."""
     if has_transform(dataset):
         return tuple(dataset[0]) if len(dataset) else tuple(dataset.column_names)
@@ -52,7 +62,7 @@ def has_transform(dataset: Any) -> bool:
 def check_columns(dataset: Any, names: Sequence[str], read: Collection[str], ignored: Collection[str]) -> None:
     """Raise UserError for a column that says something of each token, or of how a row is divided, and is not read.
 
-    ``read``: columns that are. Looks at LOOKED_AT rows, and only at lists of numbers that nobody knows.
+    ``read``: columns that are. Looks at SAMPLED_ROWS rows, and only at lists of numbers that nobody knows.
     """
     if "labels" not in read and (masks := (LOSS_MASKS & {*names}) - {*ignored}):
         raise UserError(
@@ -120,8 +130,8 @@ def _divides(name: str, row: Mapping[str, Any]) -> bool:
 
 
 def readable(dataset: Any, names: Collection[str]) -> set[str]:
-    """Those of READ that are there and can be meant: SCALARS are, where they hold whole numbers."""
-    there = {name for name in READ if name in names}
+    """Those of READ_COLUMNS that are there and can be meant: SCALARS are, where they hold whole numbers."""
+    there = {name for name in READ_COLUMNS if name in names}
     if has_transform(dataset):
         first = dataset[0] if len(dataset) else {}
         return {n for n in there if n not in SCALARS or isinstance(first.get(n), (int, np.integer))}
@@ -151,7 +161,7 @@ def _looked_at(dataset: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:
     if has_transform(dataset):
         count, shown = min(len(dataset), 4), dataset
     else:
-        count, shown = min(len(dataset), LOOKED_AT), dataset.select_columns(columns).with_format("numpy")
+        count, shown = min(len(dataset), SAMPLED_ROWS), dataset.select_columns(columns).with_format("numpy")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).astype(int))
     rows = [shown[int(i)] for i in chosen]
     return [row for row in rows if {*columns} <= {*row}]
@@ -195,7 +205,7 @@ def _lengths(row: Mapping[str, Any]) -> set[int]:
 def check_shift(dataset: Any) -> None:
     """Raise UserError for labels that stand one place to the left: some trainers shift them beforehand, here the model does.
 
-    By most of LOOKED_AT rows' labels: with such labels a model learns the token after the next one, at a plausible loss.
+    By most of SAMPLED_ROWS rows' labels: with such labels a model learns the token after the next one, at a plausible loss.
     """
     own = following = count = 0
     for row in _looked_at(dataset, ["labels"]) if len(dataset) else []:
@@ -205,7 +215,7 @@ def check_shift(dataset: Any) -> None:
             own += int((labels[:-1] == ids[:-1])[there].sum())
             following += int((labels[:-1] == ids[1:])[there].sum())
             count += int(there.sum())
-    if count >= ENOUGH and following > 0.9 * count and own < 0.5 * count:
+    if count >= ENOUGH_LABELS and following > 0.9 * count and own < 0.5 * count:
         raise UserError(
             "column 'labels' has for each token the one that follows it: here a label stands at its own token, and the model "
             "shifts; shift them back, or leave the column out where every token counts"

@@ -14,13 +14,14 @@ import xxhash
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, hash_json, write_json
 from ..runs.manifest import read_manifest
-from .build.pack import NO_TARGET, Rows
+from .build.pack import PackedRows
 from .list_columns import list_column, list_values
+from .read.documents import NO_TARGET
 from .tokenizer import load_tokenizer
 from .verify import Verify, check_input
 
 KIND = "corpus"
-COLUMNS: dict[str, pa.DataType] = {
+ROW_COLUMNS: dict[str, pa.DataType] = {
     "input_ids": pa.list_(pa.int32()),
     "num_tokens": pa.int32(),
     "doc_starts": pa.list_(pa.int32()),
@@ -50,7 +51,7 @@ MUCH_PADDING = 0.1  # a share of the rows above which describe() says what it co
 _BATCH_TOKENS = 1 << 20  # what a reader of one row at most has to map
 
 
-def rows_table(rows: Rows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
+def rows_table(rows: PackedRows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
     """Packed rows as a table; ``doc_sources`` is each document's source, ``[D]``."""
     pieces = pa.array(rows.offsets)
 
@@ -66,7 +67,7 @@ def rows_table(rows: Rows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
         "doc_targets": lists(rows.doc_targets),
         "doc_offsets": lists(rows.doc_offsets),
     }
-    table = pa.table(columns, schema=pa.schema([*COLUMNS.items(), *LATER_COLUMNS.items()]))
+    table = pa.table(columns, schema=pa.schema([*ROW_COLUMNS.items(), *LATER_COLUMNS.items()]))
     return table if rows.labels is None else _append_labels(table, rows.labels.reshape(-1))
 
 
@@ -92,7 +93,7 @@ def with_documents(table: pa.Table, doc_ids: np.ndarray[Any, Any], doc_sources: 
     for name, values in (("doc_ids", doc_ids), ("doc_sources", doc_sources)):
         offsets = table[name].combine_chunks().offsets
         offsets = pa.array(offsets.to_numpy() - offsets[0].as_py(), pa.int32())
-        array = pa.ListArray.from_arrays(offsets, pa.array(values, COLUMNS[name].value_type))
+        array = pa.ListArray.from_arrays(offsets, pa.array(values, ROW_COLUMNS[name].value_type))
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), array)
     return table
 
@@ -101,7 +102,7 @@ class ContentHash:
     """xxh3-128 over every column's values and list lengths, in row order; how rows lie in batches or shards does not count."""
 
     def __init__(self, *, labels: bool = False) -> None:
-        names = [*COLUMNS, *(LABELS if labels else ())]
+        names = [*ROW_COLUMNS, *(LABELS if labels else ())]
         self._digests = {name: (xxhash.xxh3_128(), xxhash.xxh3_128()) for name in names}
 
     def update(self, table: pa.Table) -> None:
@@ -154,7 +155,7 @@ def _features(*, later: bool = True, labels: bool = False) -> Any:
     from datasets import Features
 
     more = {**(LATER_COLUMNS if later else {}), **(LABELS if labels else {})}
-    return Features.from_arrow_schema(pa.schema([*COLUMNS.items(), *more.items()]))
+    return Features.from_arrow_schema(pa.schema([*ROW_COLUMNS.items(), *more.items()]))
 
 
 def write_dataset_files(
@@ -184,7 +185,7 @@ class Corpus:
 
     folder: Path
     manifest: dict[str, Any]
-    rows: Any  # datasets.Dataset with COLUMNS
+    rows: Any  # datasets.Dataset with ROW_COLUMNS
 
     @property
     def num_rows(self) -> int:

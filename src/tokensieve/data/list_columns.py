@@ -12,37 +12,56 @@ import pyarrow as pa
 
 from ..runs.files import atomic_file
 
+# What an entry of a list column is: a number of that type, or a list of so many.
+EntryType = str | tuple[str, int]
 MOST_VALUES = 2**31 - 1  # of one Arrow list array, whose offsets are int32: a table holds longer columns in several
 
 
 def list_column(values_NT: np.ndarray[Any, Any]) -> pa.ChunkedArray:
-    """[rows, length] as a column of lists. From 2^31 values on in several arrays: int32 offsets would begin again below 0."""
-    num_rows, length = values_NT.shape
-    step = max(1, MOST_VALUES // max(1, length))
+    """[rows, length] as a column of lists, [rows, length, K] as one of lists of lists of K.
+
+    From 2^31 values on in several arrays: int32 offsets would begin again below 0.
+    """
+    num_rows, length = values_NT.shape[:2]
+    step = max(1, MOST_VALUES // max(1, values_NT[:1].size))
     parts = [values_NT[first : first + step] for first in range(0, max(1, num_rows), step)]
     grids = [np.arange(len(part) + 1, dtype=np.int64) * length for part in parts]
     arrays = [
-        pa.ListArray.from_arrays(pa.array(grid.astype(np.int32)), pa.array(part.reshape(-1)))
+        pa.ListArray.from_arrays(pa.array(grid.astype(np.int32)), _entries(part))
         for grid, part in zip(grids, parts, strict=True)
     ]
     return pa.chunked_array(arrays)
 
 
-def list_features(dtypes: Mapping[str, str]) -> Any:
-    """``datasets.Features`` of list columns: name -> dtype of the values."""
+def _entries(part: np.ndarray[Any, Any]) -> pa.Array:
+    """The rows' entries laid end to end: numbers, or lists of K of them."""
+    values = pa.array(part.reshape(-1))
+    return values if part.ndim == 2 else pa.FixedSizeListArray.from_arrays(values, part.shape[2])
+
+
+def list_features(types: Mapping[str, EntryType]) -> Any:
+    """``datasets.Features`` of list columns: name -> what the entries are."""
     from datasets import Features, Sequence, Value
 
-    return Features({name: Sequence(Value(dtype)) for name, dtype in dtypes.items()})
+    def entry(kind: EntryType) -> Any:
+        return Value(kind) if isinstance(kind, str) else Sequence(Value(kind[0]), length=kind[1])
+
+    return Features({name: Sequence(entry(kind)) for name, kind in types.items()})
+
+
+def _type_of(values: np.ndarray) -> EntryType:
+    return str(values.dtype) if values.ndim == 2 else (str(values.dtype), values.shape[2])
 
 
 def write_columns(path: Path, blocks: Iterable[Mapping[str, np.ndarray]]) -> None:
     """Write blocks of rows, [rows, length] arrays of float16, float32 or int8, as list columns of an Arrow file, atomically.
+    Of [rows, length, K] arrays each entry is a list of K.
 
     No more than a block is held.
     """
     blocks = iter(blocks)
     first = next(blocks)
-    schema = list_features({name: str(values.dtype) for name, values in first.items()}).arrow_schema
+    schema = list_features({name: _type_of(values) for name, values in first.items()}).arrow_schema
     with atomic_file(path) as f, pa.ipc.new_stream(f, schema) as stream:
         for block in chain([first], blocks):
             arrays = [list_column(values) for values in block.values()]

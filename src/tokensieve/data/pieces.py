@@ -1,4 +1,4 @@
-"""Where the pieces of a packed row begin: from positions that restart, and from every other way in which packers say it.
+"""Where the pieces (segments) of a packed row begin: from positions that restart, and every other way in which packers say it.
 
 ids            a a a b b p       p: padding
 position_ids   0 1 2 0 1 0       a piece begins where a position is not the one before it plus 1

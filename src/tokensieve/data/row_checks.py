@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..core import IGNORE_INDEX
 from ..runs.errors import UserError
 from .half import within
 
-IGNORE_INDEX = -100
 IntArray = npt.NDArray[np.int64]
 
 
@@ -146,3 +146,45 @@ def whole_number(value: Any, name: str, index: int) -> int:
         shown = "null" if value is None or (found.dtype.kind == "f" and np.isnan(found)) else repr(found.tolist())
         raise UserError(f"row {index}: column {name!r} is {shown}, a whole number from 0 is needed")
     return int(found)
+
+
+def second_target(
+    ids: Any, log_probs: Any, names: tuple[str, str], labels_T: IntArray, index: int, vocab_size: int | None
+) -> dict[str, npt.NDArray[Any]]:
+    """The columns of second targets of a row: ids int64 [T, K], -1 for no entry, and log p float32 [T, K].
+
+    UserError, on a target, for an id that is none of the vocabulary or is there twice, and for a log p that is no number or
+    above 0. Where there is no target all ids are -1.
+    """
+    found = [_entries(values, name, len(labels_T), index) for values, name in zip((ids, log_probs), names, strict=True)]
+    ids_TK, log_TK = found[0], found[1].astype(np.float32)
+    if ids_TK.shape != log_TK.shape:
+        raise UserError(f"row {index}: columns {names[0]!r} and {names[1]!r} do not have as many entries a token")
+    if ids_TK.size and ids_TK.dtype.kind not in "iu":
+        raise UserError(f"row {index}: column {names[0]!r} holds {_kind(ids_TK)}, whole numbers are needed")
+    no_target_T = labels_T == IGNORE_INDEX
+    no_target_T[:1] = True
+    ids_TK = np.where(no_target_T[:, None], -1, ids_TK.astype(np.int64))
+    ordered_TK = np.sort(ids_TK, axis=-1)
+    checks = (
+        (ids_TK >= (vocab_size or np.iinfo(np.int64).max), 0, "beyond the vocabulary"),
+        ((ordered_TK[:, 1:] == ordered_TK[:, :-1]) & (ordered_TK[:, 1:] >= 0), 0, "there twice"),
+        ((ids_TK >= 0) & ~(log_TK <= 1e-4), 1, "no log of a probability"),  # NaN among them
+    )
+    for wrong_TK, which, says in checks:
+        if wrong_TK.any():
+            at = int(wrong_TK.any(-1).argmax())
+            raise UserError(f"row {index}: column {names[which]!r} has an entry at position {at} that is {says}")
+    return {names[0]: ids_TK, names[1]: np.where(ids_TK >= 0, log_TK, np.float32(0)).clip(max=0)}
+
+
+def _entries(values: Any, name: str, length: int, index: int) -> npt.NDArray[Any]:
+    """A list of as many numbers for each token. [T, K]"""
+    if values is None:
+        raise UserError(f"row {index}: column {name!r} is null")
+    found = as_array(values)
+    if found.dtype.kind == "O" and found.ndim == 1:
+        found = as_array([np.asarray(v) for v in found])
+    if found.ndim != 2 or found.dtype.kind not in "iuf" or len(found) != length:
+        raise UserError(f"row {index}: column {name!r} is not a list of as many numbers for each of {length} tokens")
+    return found

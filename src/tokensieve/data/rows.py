@@ -3,7 +3,7 @@
 row            = [ a a a E b b E p p ]      E: EOS, p: padding (num_tokens = 7), pieces start at 0 and 4
 labels         = [ a a a E b b E . . ]      . = -100; the model shifts: hidden at t predicts labels[t + 1]
 with bos_id:     [ . a a E . b E . . ]      a document's first token is its BOS: no target, in whatever row it begins
-isolated:      = [ . a a E . b E . . ]      a piece's first token is no target; positions 0 1 2 3 0 1 2 ...
+isolated:      = [ . a a E . b E . . ]      document masking: positions 0 1 2 3 0 1 2 ...; a piece's first token is no target
 targets        = labels one to the left, -100 at the end: made once, by collate, for all that is computed of a batch
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ..core import IGNORE_INDEX
 from ..runs.errors import UserError
 from .columns import (
     BOS_COLUMNS,
@@ -31,10 +32,10 @@ from .columns import (
     packing_columns,
     readable,
     value_type,
-    visible,
+    visible_columns,
 )
 from .pieces import PACKING, Pieces, cut_off_padding, doc_starts, per_token, piece_positions, read_pieces
-from .row_checks import IGNORE_INDEX, check_loss_mask, labels, mask, scores, token_ids, whole_number
+from .row_checks import check_loss_mask, labels, mask, scores, second_target, token_ids, whole_number
 
 PAD_ROW = -1  # as a row index: a row that is all padding
 
@@ -52,6 +53,8 @@ class Rows(Dataset[dict[str, Tensor]]):
 
     ``packs``: whether rows may hold pieces kept apart; of numbered masks, by the rows looked at.
 
+    ``second``, names of the columns of second targets: items have their ids, int64 [T, K], and log p, float32, by these names.
+
     ``statistics`` are names of ON_REQUEST that items have too, [T]: ``segment``, from a column of that name, ``doc_starts`` or
     what else says where pieces begin; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``,
     asked for or not, from ``doc_sources``. UserError where none of these is there.
@@ -65,15 +68,17 @@ class Rows(Dataset[dict[str, Tensor]]):
         *,
         ignore_columns: Collection[str] = (),
         vocab_size: int | None = None,
+        second: tuple[str, str] | None = None,
     ) -> None:
-        shown = visible(dataset)
+        shown = visible_columns(dataset)
         names = [n for n in shown if n not in ignore_columns]
         if "input_ids" not in names:
             raise UserError(f"the data set has no column 'input_ids', only {', '.join(shown)}")
-        for name in scores:
+        for name in (*scores, *(second or ())):
             if name not in names:
                 raise UserError(f"the objective needs a column {name!r}; the data set has {', '.join(shown)}")
         told = {"source_id"} if {"doc_sources", "doc_starts"} <= {*names} else set()  # training counts by it
+        self.second = second
         self.scores, self.statistics = tuple(scores), tuple(n for n in ON_REQUEST if n in told | {*statistics})
         packing = packing_columns(dataset, names)
         for name in self.statistics:
@@ -81,13 +86,13 @@ class Rows(Dataset[dict[str, Tensor]]):
         asked = {c for name in self.statistics for c in ON_REQUEST[name][0] if c not in PACKING}
         bos = {*BOS_COLUMNS} if {*BOS_COLUMNS, "doc_starts"} <= {*names} else set()
         read = (readable(dataset, names) | {*packing} | (asked & {*names}) | bos) - {"input_ids", *scores}
-        check_columns(dataset, names, {*read, *scores}, ignore_columns)
+        check_columns(dataset, names, {*read, *scores, *(second or ())}, ignore_columns)
         check_types(dataset, read)
         if "labels" in read:
             check_shift(dataset)
         self.loss_masks = sorted((LOSS_MASKS - {"prompt_mask"}) & {*names}) if "labels" in read else []
         self.vocab_size, self.whole_rows = vocab_size, {*CORPUS} <= {*names}
-        self.read = {"input_ids", *scores, *read, *self.loss_masks}
+        self.read = {"input_ids", *scores, *(second or ()), *read, *self.loss_masks}
         self.packs = bool({*packing, "position_ids", "isolated"} & read) or numbered_masks(dataset, read)
         self.transformed, self.half = has_transform(dataset), set[str]()
         self.unread = ({*OPTIONAL} | LOSS_MASKS) - {
@@ -140,6 +145,9 @@ class Rows(Dataset[dict[str, Tensor]]):
             item[name] = ON_REQUEST[name][1](row, len(ids_T)).astype(np.int64)
         for name in self.scores:
             item[name] = scores(row[name], name, labels_T, index, half=name in self.half)
+        if self.second is not None:
+            ids, log_probs = self.second
+            item |= second_target(row[ids], row[log_probs], self.second, labels_T, index, self.vocab_size)
         return {name: torch.from_numpy(values) for name, values in item.items()}
 
     def _layout(
@@ -298,12 +306,23 @@ def shift_targets(labels: Tensor) -> Tensor:
     return torch.cat([labels[..., 1:], ignored], dim=-1)
 
 
+def is_target(targets: Tensor) -> np.ndarray:
+    """Whether each of ``input_ids`` is a target, of ``targets``, which stand one place to the left. bool [B, T]"""
+    found: np.ndarray = torch.nn.functional.pad(targets[:, :-1] != IGNORE_INDEX, (1, 0)).numpy()
+    return found
+
+
 def next_token(values: Tensor) -> Tensor:
     """``values[..., t + 1]`` at t, as targets are: the last entry has no target and is 0. [B, T] -> [B, T]"""
     return torch.nn.functional.pad(values[..., 1:], (0, 1))
 
 
+def next_entries(values: Tensor) -> Tensor:
+    """:func:`next_token` of several values a token. [B, T, K] -> [B, T, K]"""
+    return torch.nn.functional.pad(values[:, 1:], (0, 0, 0, 1))
+
+
 def _right_padded(values: Tensor, length: int, fill: int) -> Tensor:
     if values.dim() == 0 or len(values) == length:
         return values
-    return torch.nn.functional.pad(values, (0, length - len(values)), value=fill)
+    return torch.nn.functional.pad(values, (*[0] * (2 * values.dim() - 1), length - len(values)), value=fill)

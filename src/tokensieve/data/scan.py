@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..core import IGNORE_INDEX
 from .pieces import CUMULATIVE, LENGTHS, NUMBERED
-from .row_checks import IGNORE_INDEX
 from .rows import Rows
 
-MAX_TOKENS = 1 << 28  # a few seconds; rows behind them are looked at when they are read
+MAX_SCANNED = 1 << 28  # a few seconds; rows behind them are looked at when they are read
 ROWS_READ = 1024  # whether two columns tell of the same pieces shows only row by row, a third of a second
 _BLOCK_ROWS = 1024
 
 
-def look_through(rows: Rows, max_tokens: int = MAX_TOKENS) -> None:
+def look_through(rows: Rows, max_tokens: int = MAX_SCANNED) -> None:
     """Raise the UserError that reading a row would raise, for its ids, labels, masks, positions and scores.
 
     Looks at whole columns in blocks, and reads row by row only where one of them looks wrong, and, of rows that say in more

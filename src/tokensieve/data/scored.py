@@ -15,7 +15,7 @@ import numpy as np
 from ..runs.errors import UserError
 from ..runs.manifest import read_manifest
 from .corpus import Corpus, open_corpus
-from .list_columns import list_features, write_columns
+from .list_columns import EntryType, list_features, write_columns
 from .verify import Verify, check_input
 
 KIND = "scores"
@@ -23,7 +23,7 @@ MANIFEST_KEYS = (
     *("columns", "dtype", "corpus_hash", "tokenizer_hash", "model_hash", "length", "isolate_documents"),
     *("shards", "flops", "reference_flops"),
 )
-DTYPES = {"float16": np.float16, "float32": np.float32}
+SCORE_DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
 def load_scored(corpus: Path | str, *scores: Path | str, verify: Verify | None = "full") -> Any:
@@ -70,7 +70,7 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify | None = "
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
-    features = list_features(dict.fromkeys(manifest["columns"], manifest["dtype"]))
+    features = list_features(types_of(manifest))
     for entry, shard in zip(manifest["shards"], shards, strict=True):
         if shard.features != features:
             raise UserError(f"{folder / entry['file']} does not have the columns that its manifest names")
@@ -78,6 +78,12 @@ def open_scores(folder: Path | str, corpus: Corpus, *, verify: Verify | None = "
     if len(columns) != corpus.num_rows:
         raise UserError(f"{folder} has {len(columns)} rows, the corpus {corpus.num_rows}")
     return columns
+
+
+def types_of(manifest: Mapping[str, Any]) -> dict[str, EntryType]:
+    """Column -> what its entries are: ``dtype``, and ``types`` for those that are something else."""
+    other = {n: tuple(t) if isinstance(t, list) else t for n, t in manifest.get("types", {}).items()}
+    return {**dict.fromkeys(manifest["columns"], manifest["dtype"]), **other}
 
 
 def check_binding(folder: Path, manifest: Mapping[str, Any], corpus: Corpus) -> None:

@@ -55,7 +55,7 @@ def other_added_token(file: Mapping[str, Any], loaded: Mapping[str, Any]) -> str
     return next((t for t in sorted({*ours, *theirs} - control) if ours.get(t) != theirs.get(t)), None)
 
 
-def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+def tokenizer_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
     """In what ``theirs`` gives a text other ids than ``ours``, as it goes on after "they differ in"; None: in nothing.
 
     ``theirs``, a model's, may have further tokens where no text comes out as one of them: special added tokens, and entries

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..analysis.token_classes import CLASSES
+
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 Record = dict[str, Any]
 
-CLASSES = ("H->H", "L->H", "H->L", "L->L")
 NO_CLASS = -1
 # Rho-1, section 2.1: TinyLlama-1B, continually pretrained on 15B OpenWebMath tokens, about 320,000 validation tokens.
 PAPER_SHARES = {"H->H": 0.11, "L->H": 0.12, "H->L": 0.26, "L->L": 0.51}

@@ -21,7 +21,7 @@ BLOCK_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True)
-class Block:
+class TokenBlock:
     """Rows of a corpus: their targets' values, and where these stand."""
 
     start: int
@@ -36,7 +36,7 @@ class Block:
     """float16, as stored."""
 
 
-class Reader:
+class NllReader:
     """A corpus and the nll files of its checkpoints, mapped into memory, read in blocks of rows."""
 
     def __init__(self, corpus: Corpus, paths: Sequence[Path], scores: str | None = None) -> None:
@@ -56,11 +56,11 @@ class Reader:
         """float16 [B, T] of one checkpoint, without inf."""
         return within(column_block(self.files[index], "nll", start, stop), f"nll in {self.folder}")
 
-    def block(self, start: int, stop: int) -> Block:
+    def block(self, start: int, stop: int) -> TokenBlock:
         """All that is known of the targets of some rows."""
         target_BT = ~np.isnan(self.nll(-1, start, stop))
         source_BT, position_BT = self._context(start, stop)
-        return Block(
+        return TokenBlock(
             start,
             target_BT,
             start * self.length + np.flatnonzero(target_BT),
@@ -79,7 +79,7 @@ class Reader:
         contexts = starts if self.corpus.isolate_documents else np.arange(stop - start) * self.length
         return per_token(sources, starts, size).reshape(shape), piece_positions(contexts, size).reshape(shape)
 
-    def excess(self, block: Block, nll_CN: np.ndarray) -> np.ndarray:
+    def excess(self, block: TokenBlock, nll_CN: np.ndarray) -> np.ndarray:
         """nll - ref_nll of a block's targets, float32 [C, N]."""
         ref_BT = column_block(self.scores, "ref_nll", block.start, block.start + len(block.target_BT))
         if ref_BT.dtype == np.float16:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 
+from ..analysis.token_classes import CLASSES
 from ..core import random_uniform, top_fraction
 from ..data.corpus import Corpus, open_corpus
 from ..data.half import stored
@@ -24,9 +25,8 @@ from ..runs.errors import UserError
 from ..runs.files import atomic_file, write_json
 from ..runs.layout import nll_files, token_files
 from . import classes as d
-from .classes import CLASSES
 from .render import render
-from .rows import BLOCK_TOKENS, Block, Reader
+from .rows import BLOCK_TOKENS, NllReader, TokenBlock
 
 BEFORE = 16  # tokens of context shown with a sample
 TABLES = ("classes", "curves", "breakdowns", "samples", "selection")
@@ -58,7 +58,7 @@ def write_tables(
     options: TableOptions, corpus: Corpus, checkpoints: Sequence[Checkpoint], paths: Sequence[Path], out: Path
 ) -> tuple[list[str], int, dict[str, int]]:
     """Write everything but the nll files and the manifest: (names of the files, tokens, column -> values that were clipped)."""
-    reader = Reader(corpus, paths, options.scores)
+    reader = NllReader(corpus, paths, options.scores)
     means = _checkpoint_means(reader)
     clipped = {"delta": 0, "fluctuation": 0}
     tables = _tables(options, reader, means, out, clipped)
@@ -92,7 +92,7 @@ def write_tables(
     return ["tokens.arrow", "dynamics.json", *names, "table.txt"], described["tokens"], clipped
 
 
-def _checkpoint_means(reader: Reader) -> list[float]:
+def _checkpoint_means(reader: NllReader) -> list[float]:
     """Mean nll of every checkpoint over the targets, the same at all of them."""
     sums, counts = np.zeros(len(reader.files)), np.zeros(len(reader.files))
     for start, stop in reader.spans():
@@ -114,7 +114,7 @@ def _checkpoint_means(reader: Reader) -> list[float]:
 
 
 def _tables(
-    options: TableOptions, reader: Reader, means: list[float], out: Path, clipped: dict[str, int]
+    options: TableOptions, reader: NllReader, means: list[float], out: Path, clipped: dict[str, int]
 ) -> dict[str, list[dict[str, Any]]]:
     """The tables, and ``tokens.arrow`` on the way; values that are too large for it are counted in ``clipped``."""
     sums, samples = d.ClassSums(len(means)), d.Samples(options.samples)
@@ -144,7 +144,7 @@ def _tables(
 
     write_columns(out / "tokens.arrow", classified())
     breakdowns = [by_source, by_position, by_frequency, *([kept.breakdown] if kept is not None else [])]
-    shares = kept.selection.kept_share() if kept is not None else [None] * (len(d.CLASSES) + 1)
+    shares = kept.selection.kept_share() if kept is not None else [None] * (len(CLASSES) + 1)
     logged = _logged(options.log, out)
     return {
         "classes": [
@@ -161,9 +161,9 @@ def _tables(
 class _Kept:
     """Which tokens are kept at which checkpoint: the top share of all targets of the corpus by excess."""
 
-    def __init__(self, options: TableOptions, reader: Reader) -> None:
+    def __init__(self, options: TableOptions, reader: NllReader) -> None:
         self.selector = (
-            Reader(reader.corpus, nll_files(Path(options.selector)), options.scores) if options.selector else reader
+            NllReader(reader.corpus, nll_files(Path(options.selector)), options.scores) if options.selector else reader
         )
         selections = range(len(self.selector.files))
         self.bits_S, thresholds = [], []
@@ -183,13 +183,13 @@ class _Kept:
             target_BT = ~np.isnan(nll_BT)
             place_N = start * reader.length + np.flatnonzero(target_BT)
             empty = np.empty(0)
-            block = Block(start, target_BT, place_N, empty, empty, empty, empty)
+            block = TokenBlock(start, target_BT, place_N, empty, empty, empty, empty)
             parts.append(reader.excess(block, nll_BT[target_BT]))
         score = torch.from_numpy(np.concatenate(parts))
         keep = top_fraction(score, torch.ones_like(score, dtype=torch.bool), ratio)
         return keep.numpy(), float(score[keep].min())
 
-    def add(self, block: Block, class_N: np.ndarray) -> None:
+    def add(self, block: TokenBlock, class_N: np.ndarray) -> None:
         stop = self.first + len(class_N)
         byte, offset = self.first // 8, self.first % 8
         bits_SN = [np.unpackbits(b[byte : -(-stop // 8)])[offset : offset + len(class_N)] for b in self.bits_S]
@@ -199,7 +199,7 @@ class _Kept:
         self.first = stop
 
 
-def _token_counts(options: TableOptions, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+def _token_counts(options: TableOptions, reader: NllReader) -> tuple[np.ndarray, np.ndarray]:
     """(count of each id in the counted corpus, targets of each id in this one), int64 [V]."""
     counted = open_corpus(options.counts) if options.counts else reader.corpus
     vocab = max(counted.vocab_size, reader.corpus.vocab_size)
@@ -227,7 +227,7 @@ def _random(seed: int, place_N: np.ndarray, length: int) -> np.ndarray:
     return order
 
 
-def _spread(block: Block, values_N: np.ndarray, dtype: Any, fill: float) -> np.ndarray:
+def _spread(block: TokenBlock, values_N: np.ndarray, dtype: Any, fill: float) -> np.ndarray:
     values_BT = np.full(block.target_BT.shape, fill, dtype)
     values_BT[block.target_BT] = values_N
     return values_BT

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.bos import told as told_bos
+from ..core import IGNORE_INDEX
+from ..data.bos import bos_words
 from ..data.corpus import Corpus, open_corpus
 from ..data.rows import Rows
 from ..data.scored import join_scores
@@ -35,7 +36,7 @@ def baseline_figures(baselines: Sequence[str], sets: Mapping[str, Corpus]) -> It
         if corpus.tokenizer_hash != corpora[0].tokenizer_hash:
             raise UserError(f"baselines: {corpus.folder} has another tokenizer than {corpora[0].folder}")
         if corpus.bos_id != corpora[0].bos_id:
-            both = f"{told_bos(corpus.bos_id)}, those of {corpora[0].folder} with {told_bos(corpora[0].bos_id)}"
+            both = f"{bos_words(corpus.bos_id)}, those of {corpora[0].folder} with {bos_words(corpora[0].bos_id)}"
             raise UserError(f"baselines: the documents of {corpus.folder} begin with {both}")
     sizes = [c.row_tokens() for c in corpora]
     drawn = sample_rows(sizes)
@@ -64,4 +65,4 @@ def _target_nll(ngram: Any, row: Any) -> np.ndarray:
     pieces = np.split(ids_T, np.flatnonzero(row["position_ids"].numpy() == 0)[1:]) if "position_ids" in row else [ids_T]
     nll_T = np.concatenate([ngram.nll(ids) for ids in pieces])
     labels_T = row["labels"].numpy()
-    return np.where(labels_T == -100, np.nan, nll_T)
+    return np.where(labels_T == IGNORE_INDEX, np.nan, nll_T)

@@ -115,20 +115,6 @@ class NGram:
         nll_T[:1] = np.nan
         return nll_T
 
-    def evaluate(self, rows: Iterable[npt.NDArray[Any]], targets: Iterable[Bools] | None = None) -> tuple[float, int]:
-        """(sum of nll in nats, number of targets) over ``rows``: sums, so that sets and ranks can be added.
-
-        ``targets``: one bool [T] a row, True where the neural evaluation has a target; None takes all but each row's first
-        token. Raises ValueError where a mask has another length or calls a row's first token a target.
-        """
-        nll_sum, count = 0.0, 0
-        for row, mask in _with_masks(rows, targets):
-            if mask.shape != row.shape or mask[:1].any():
-                raise ValueError("a target mask must have its row's length and be False for the row's first token")
-            nll_sum += float(self.nll(row)[mask].sum())
-            count += int(mask.sum())
-        return nll_sum, count
-
 
 def sample_rows(tokens_by_corpus: Sequence[Ints], most: int | None = None, seed: int = 0) -> list[Ints | None]:
     """For each corpus the rows that a baseline counts, ascending; None for all of every one if that is at most ``most`` tokens.
@@ -145,14 +131,6 @@ def sample_rows(tokens_by_corpus: Sequence[Ints], most: int | None = None, seed:
     ends = np.cumsum([len(t) for t in tokens_by_corpus])
     parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
     return [part - (end - len(t)) for part, end, t in zip(parts, ends, tokens_by_corpus, strict=True)]
-
-
-def _with_masks(
-    rows: Iterable[npt.NDArray[Any]], targets: Iterable[Bools] | None
-) -> Iterable[tuple[npt.NDArray[Any], Bools]]:
-    if targets is not None:
-        return ((np.asarray(row), np.asarray(mask, dtype=bool)) for row, mask in zip(rows, targets, strict=True))
-    return ((row, np.arange(len(row)) > 0) for row in map(np.asarray, rows))
 
 
 def _checked(row: npt.NDArray[Any], vocab_size: int) -> Ints:

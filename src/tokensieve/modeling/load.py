@@ -14,13 +14,19 @@ from torch import nn
 from ..runs.errors import UserError
 from .folder import check_config, first_line, model_folder, told_by_library
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+MODEL_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
-def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
+def load_causal_lm(folder: Path | str, *, dtype: str = "float32", strict: bool = False) -> Any:
     """A causal LM from a local Hugging Face folder, in eval mode.
 
     Nothing that the folder brings or names is run: no code beside the weights, no pickle, no kernel or adapter from elsewhere.
+    Weights that the model lacks are refused; ``strict``: those that it has no place for as well.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -46,6 +52,8 @@ def load_causal_lm(folder: Path | str, *, dtype: str = "float32") -> Any:
         raise UserError(f"{folder} has weights of another shape than its config says, the first are {wrong[0][0]}")
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder} lacks the weights of {missing[0]}: they would be drawn at random")
+    if strict and (left := sorted(info["unexpected_keys"])):
+        raise UserError(f"{folder} has weights that its config has no place for, the first are {left[0]}")
     return model.eval()
 
 
@@ -123,14 +131,14 @@ def check_tokenizer(folder: Path | str, tokenizer: Any, what: str) -> None:
     well: a corpus has it as an id like any other. A model folder without tokenizer.json cannot be checked.
     """
     from ..data.tokenizer import load_tokenizer
-    from ..data.tokenizer_state import difference, state_of
+    from ..data.tokenizer_state import state_of, tokenizer_difference
 
     saved = model_folder(folder)
     check_config(saved)
     if not (saved / "tokenizer.json").is_file():
         return
     theirs = state_of(load_tokenizer(saved).backend_tokenizer)
-    if wrong := difference(state_of(tokenizer.backend_tokenizer), theirs):
+    if wrong := tokenizer_difference(state_of(tokenizer.backend_tokenizer), theirs):
         raise UserError(f"{folder} was trained with another tokenizer than {what}: they differ in {wrong}")
 
 
@@ -184,10 +192,10 @@ def quiet_loading() -> None:
 
 
 def check_dtype(name: str) -> None:
-    if name not in DTYPES:
-        raise UserError(f"unknown dtype {name!r}: one of {', '.join(DTYPES)}")
+    if name not in MODEL_DTYPES:
+        raise UserError(f"unknown dtype {name!r}: one of {', '.join(MODEL_DTYPES)}")
 
 
 def _dtype(name: str) -> torch.dtype:
     check_dtype(name)
-    return DTYPES[name]
+    return MODEL_DTYPES[name]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..core import IGNORE_INDEX, LinearHead, token_nll
 from ..data.rows import Rows, collate, shift_targets
 from ..runs.errors import UserError
-from .probe_rows import Changes, Item, alone, choose_rows, pieces, real_tokens
+from .probe_rows import Changes, RowItem, alone, choose_rows, pieces, real_tokens
 from .properties import PROPERTIES, Findings, is_mask
 from .seam import HeadSeam, Show
 
@@ -73,7 +73,7 @@ def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _look(
-    seam: HeadSeam, items: Sequence[Item], call: Callable[..., Any], device: torch.device, labels: bool
+    seam: HeadSeam, items: Sequence[RowItem], call: Callable[..., Any], device: torch.device, labels: bool
 ) -> Findings:
     """The forwards of all properties, whatever they come to: ranks must make the same number."""
     if "position_ids" in items[0] and not seam.takes("position_ids"):

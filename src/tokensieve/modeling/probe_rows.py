@@ -16,20 +16,20 @@ from torch import Tensor
 from ..core import IGNORE_INDEX
 from ..data.rows import Rows
 
-Item = dict[str, Tensor]
+RowItem = dict[str, Tensor]
 
 # Rows that are looked at, spread over the data set: reading them takes some ten milliseconds.
-LOOKED_AT = 128
-ENOUGH = 8  # tokens of a piece that show more than noise
+CANDIDATE_ROWS = 128
+ENOUGH_TOKENS = 8  # tokens of a piece that show more than noise
 
 
-def choose_rows(rows: Rows, count: int) -> list[Item]:
+def choose_rows(rows: Rows, count: int) -> list[RowItem]:
     """Up to ``count`` rows with a target: short ones of several pieces (or short ones) and the longest in turn; one: both.
 
-    Of LOOKED_AT rows over the whole set; of all of them, one by one, where none of these has a target.
+    Of CANDIDATE_ROWS rows over the whole set; of all of them, one by one, where none of these has a target.
     """
-    spread = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max(LOOKED_AT, count))).astype(int)).tolist()
-    items: list[Item] = [item for item in rows.__getitems__(spread) if has_target(item)]
+    spread = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max(CANDIDATE_ROWS, count))).astype(int)).tolist()
+    items: list[RowItem] = [item for item in rows.__getitems__(spread) if has_target(item)]
     if not items and len(spread) < len(rows):
         items = [found for i in range(len(rows)) if has_target(found := rows[i])][:count]
     if count == 1 or len(items) < 2:
@@ -37,27 +37,27 @@ def choose_rows(rows: Rows, count: int) -> list[Item]:
     items.sort(key=longest)
     half = min(count, len(items)) // 2
     long, rest = items[len(items) - half :][::-1], items[: len(items) - half]
-    rest.sort(key=lambda item: (len(pieces(item)[1]) < 2, longest(item) < ENOUGH, longest(item)))
+    rest.sort(key=lambda item: (len(pieces(item)[1]) < 2, longest(item) < ENOUGH_TOKENS, longest(item)))
     short = rest[: min(count, len(items)) - half]
     return [(short, long)[i % 2][i // 2] for i in range(len(short) + len(long))]
 
 
-def _second(item: Item) -> int:
+def _second(item: RowItem) -> int:
     """Tokens of the second longest piece, up to what shows enough."""
-    return min(ENOUGH, sorted([0, *pieces(item)[1]])[-2])
+    return min(ENOUGH_TOKENS, sorted([0, *pieces(item)[1]])[-2])
 
 
-def has_target(item: Item) -> bool:
+def has_target(item: RowItem) -> bool:
     return bool((item["labels"][1:] != IGNORE_INDEX).any())
 
 
-def real_tokens(item: Item) -> int:
+def real_tokens(item: RowItem) -> int:
     """Tokens up to the last label: behind it there is padding, or nothing that anything is computed of."""
     labelled = (item["labels"] != IGNORE_INDEX).nonzero()
     return int(labelled[-1]) + 1 if len(labelled) else 0
 
 
-def pieces(item: Item) -> tuple[list[int], list[int]]:
+def pieces(item: RowItem) -> tuple[list[int], list[int]]:
     """(starts, lengths) of what the positions keep apart, up to the last label; without positions one piece."""
     count = real_tokens(item)
     starts = [0]
@@ -67,7 +67,7 @@ def pieces(item: Item) -> tuple[list[int], list[int]]:
     return starts, np.diff([*starts, count]).tolist()
 
 
-def longest(item: Item) -> int:
+def longest(item: RowItem) -> int:
     return max(pieces(item)[1])
 
 
@@ -88,7 +88,7 @@ class Changes:
     """The two of ``before`` and of ``later`` that are next to the change."""
 
     @staticmethod
-    def of(items: Sequence[Item], length: int) -> Changes:
+    def of(items: Sequence[RowItem], length: int) -> Changes:
         """Every other row is changed, from the middle of its first piece to the end of its middle one."""
         masks = {name: torch.zeros(len(items), length, dtype=torch.bool) for name in Changes.__dataclass_fields__}
         for row, item in enumerate(items):
@@ -105,7 +105,7 @@ class Changes:
             masks["nearest"][row, stop : min(stop + 2, end)] = True
             parts = [(max(first, s), min(stop, s + n)) for s, n in zip(starts, lengths, strict=True)]
             a, b = max(parts, key=lambda part: part[1] - part[0])
-            if b - a >= ENOUGH:
+            if b - a >= ENOUGH_TOKENS:
                 amid = slice(a + (b - a) // 2, a + (b - a) * 3 // 4)
                 masks["through"][row, amid], masks["changed"][row, amid] = True, False
         for row, item in enumerate(items):  # what a mask hides has no number worth a comparison
@@ -123,7 +123,7 @@ class Changes:
         return torch.where(self.changed.to(ids_BT.device), other_BT, ids_BT)
 
 
-def alone(items: Sequence[Item]) -> list[tuple[Item, int, int]]:
+def alone(items: Sequence[RowItem]) -> list[tuple[RowItem, int, int]]:
     """(item, its row, where it begins there): every other row, or one piece of each, the second longest. All of one length.
 
     Nothing for a single row that is one piece: that is alone as it is.
@@ -133,7 +133,7 @@ def alone(items: Sequence[Item]) -> list[tuple[Item, int, int]]:
     cut = []
     for row in range(0, len(items), 2):
         by_length = sorted(zip(*pieces(items[row]), strict=True), key=lambda piece: -piece[1])
-        start, length = by_length[1] if len(by_length) > 1 and by_length[1][1] >= ENOUGH // 2 else by_length[0]
+        start, length = by_length[1] if len(by_length) > 1 and by_length[1][1] >= ENOUGH_TOKENS // 2 else by_length[0]
         cut.append((row, start, length))
     length = min(length for _, _, length in cut)
     names = ("input_ids", "labels", "position_ids", "attention_mask")

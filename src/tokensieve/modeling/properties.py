@@ -61,10 +61,6 @@ class Findings:
     def name(self) -> str:
         return type(self.model).__name__
 
-    @property
-    def isolated(self) -> bool:
-        return bool(self.changes.later.any())
-
     def tolerance(self, bounds: tuple[float, float]) -> float:
         """A tenth of what a change does to the tokens that may see it, within bounds; the least where there are none."""
         through = self.moved_BT[self.changes.through]

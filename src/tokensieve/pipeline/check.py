@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..analysis.overlap import RUN, alike, run_hashes, shared
+from ..analysis.overlap import RUN, alike, run_hashes, shared_share
 from ..data import corpus, scored
 from ..data.corpus import open_corpus
 from ..data.scored import load_scored
 from ..runs.errors import UserError
 from ..runs.files import MANIFEST
 from ..runs.manifest import check_files, read_manifest
+from .configs import init as init_config
 from .configs import run as run_config
 from .configs import train as train_config
 from .configs.check import CheckConfig
@@ -66,7 +67,9 @@ def check_folder(folder: Path, corpus: str | None) -> list[str]:
 
 def _keys(kind: str) -> Collection[str]:
     """What the manifest of a folder must say so that others can read it."""
-    read: dict[str, Collection[str]] = {m.KIND: m.MANIFEST_KEYS for m in (corpus, scored, train_config, run_config)}
+    read: dict[str, Collection[str]] = {
+        m.KIND: m.MANIFEST_KEYS for m in (corpus, scored, init_config, train_config, run_config)
+    }
     return read.get(kind, ())
 
 
@@ -161,7 +164,7 @@ def overlaps(corpora: Sequence[str], worth_saying: float = 0.001) -> list[str]:
     names = [c.folder.name for c in opened]
     names = names if len(set(names)) == len(names) else [str(c.folder) for c in opened]
     runs = {n: run_hashes(c.contexts()) for n, c in zip(names, opened, strict=True)}
-    shares = {(a, b): shared(runs[a], runs[b]) for a in runs for b in runs if a != b}
+    shares = {(a, b): shared_share(runs[a], runs[b]) for a in runs for b in runs if a != b}
     said = [f"{a} in {b} {share:.1%}" for (a, b), share in shares.items() if share >= worth_saying]
     return [f"overlap: runs of {RUN} tokens that stand in another corpus too: {', '.join(said) or 'none'}"]
 

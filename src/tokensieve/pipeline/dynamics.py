@@ -21,20 +21,23 @@ from ..data.list_columns import write_columns
 from ..data.rows import Rows
 from ..data.scored import join_scores, open_scores
 from ..data.verify import check_input
+from ..dynamics.learning import write_learning_time
 from ..dynamics.tables import TableOptions, write_tables
 from ..modeling.checkpoints import Checkpoint, checkpoints_of
 from ..modeling.flops import known_or_none, token_flops
 from ..modeling.folder import model_hash, read_config
 from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
+from ..runs.files import read_json
 from ..runs.layout import nll_file
-from ..runs.manifest import note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.manifest import note_part, part_field, part_is_whole, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..scoring.engine import Scorer
 from . import launch
 from .configs.dynamics import KIND, NOT_WORK, DynamicsConfig
 from .recipe.cost import Cost, Known
+from .score import training_flops
 
 
 def validate(config: DynamicsConfig) -> None:
@@ -47,6 +50,8 @@ def validate(config: DynamicsConfig) -> None:
         raise UserError(f"threshold is {config.threshold}, it must be at least 0")
     if config.samples < 0 or config.batch_rows < 0:
         raise UserError("samples and batch_rows must be at least 0")
+    if isinstance(config.learning_time, (int, float)) and not 0 <= config.learning_time < float("inf"):
+        raise UserError(f"learning_time is {config.learning_time}, it must be a number of nats, at least 0, or mean")
     if config.selector and not config.scores:
         raise UserError("selector: which tokens it keeps is told by their excess: name scores of this corpus as well")
     check_dtype(config.model_dtype)
@@ -191,7 +196,9 @@ def _finish(
     s.need([p.name for p in paths])
     options = TableOptions(**{f.name: getattr(config, f.name) for f in fields(TableOptions)})
     names, tokens, clipped = write_tables(options, corpus, checkpoints, paths, s.folder)
-    clipped = {"nll": sum(told_of_part(p, "clipped", 0) for p in paths), **clipped}
+    if config.learning_time is not None:
+        names += _learning_time(s, config, corpus, paths, flops)
+    clipped = {"nll": sum(part_field(p, "clipped", 0) for p in paths), **clipped}
     tell_clipped(s.folder, clipped)
     s.finish(
         [*(p.name for p in paths), *names],
@@ -204,3 +211,13 @@ def _finish(
         flops=flops,
         **({"bos_notes": notes} if notes else {}),
     )
+
+
+def _learning_time(
+    s: Stage, config: DynamicsConfig, corpus: Corpus, paths: list[Path], flops: float | None
+) -> list[str]:
+    """Write the score column; its files. What it took: all forwards, and the training of the run that was looked at."""
+    wanted: Any = config.learning_time
+    level = read_json(s.folder / "dynamics.json")["mean_last"] if wanted == "mean" else float(wanted)
+    trained = training_flops(config.models[-1])
+    return write_learning_time(corpus, paths, level, s.folder, s.work, flops=flops, trained=trained)

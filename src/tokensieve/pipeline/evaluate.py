@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..analysis.table import table
-from ..data.bos import disagreement, expected, told
+from ..data.bos import bos_words, disagreement, expected
 from ..data.corpus import Corpus, open_corpus
 from ..data.rows import Rows
 from ..data.scored import join_scores
@@ -74,8 +74,8 @@ def _check_bos(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[str]
             wants = expected(folder)
             if wants is not None and wants.trained and wants.id != corpus.bos_id:
                 raise UserError(
-                    f"sets: the documents of {name} begin with {told(corpus.bos_id)}, those that {folder} was trained on "
-                    f"with {told(wants.id)}: prepare both in the same way"
+                    f"sets: the documents of {name} begin with {bos_words(corpus.bos_id)}, those that {folder} was trained on "
+                    f"with {bos_words(wants.id)}: prepare both in the same way"
                 )
             if note := disagreement(folder, corpus.bos_id, corpus.folder):
                 yield note

@@ -1,8 +1,8 @@
 """What a model was begun from, run by run: so that a comparison charges each arm with all that only it needed.
 
 A *lineage* is a list of links, from the model that a run began with back to the first: ``model`` (the hash of its weights)
-and the figures of the run that made it (``FIGURES``); one from elsewhere has no figures and is the last. It stands in manifests
-as ``begun_from``, since folders may be moved.
+and the figures of the run that made it (``FIGURES``); one from elsewhere has no figures and is the last, one that ``init`` made
+cost nothing by itself. It stands in manifests as ``begun_from``, since folders may be moved.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from ..modeling.folder import model_hash
 from ..runs.manifest import is_done, read_manifest
+from .configs.init import KIND as START
 
 FLOPS = ("flops_student", "flops_scoring", "flops_reference")
 FIGURES = ("tokens_seen", "tokens_trained", *FLOPS)
@@ -26,6 +27,9 @@ def lineage(model: str) -> list[dict[str, Any]]:
         if is_done(folder) and read_manifest(folder)["kind"] == "model":
             manifest = read_manifest(folder, "model", ("summary",))
             return [{**link, **{key: manifest["summary"].get(key) for key in FIGURES}}, *begun_from(manifest)]
+        if is_done(folder) and read_manifest(folder)["kind"] == START:
+            manifest = read_manifest(folder, START, ("source_hash",))
+            return [{**link, **dict.fromkeys(FIGURES, 0)}, *manifest.get("begun_from", [{"model": manifest["source_hash"]}])]
     return [link]
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core import Objective
-from ..core.objective import with_denominator
-from ..core.objectives import COMBINED, OBJECTIVES, objective
+from ..core.objectives import COMBINED, OBJECTIVES, finished, objective
 from ..runs.errors import UserError
-from .config.fields import from_fields
+from .config.fields import from_fields, unknown
+from .config.hints import parameters
 
 
 def objective_of(fields: Mapping[str, Any], allow_code: bool) -> Objective:
@@ -29,9 +30,26 @@ def check_code(fields: Any, allow_code: bool) -> None:
         raise UserError(
             f"objective: {name!r} is code to be imported and called: if you trust it, add --allow_code to the command line"
         )
-    inner = fields.get("of")
-    for part in inner if isinstance(inner, list) else [inner]:
+    inner, instead = fields.get("of"), fields.get("instead")
+    parts = [
+        *(inner if isinstance(inner, list) else [inner]),
+        *(instead.values() if isinstance(instead, Mapping) else []),
+    ]
+    for part in parts:
         check_code(part, allow_code)
+
+
+def check_sources(fields: Any, sources: Sequence[str]) -> None:
+    """Refuse a rule for a source that the corpus has not, however deep it stands."""
+    if not isinstance(fields, Mapping):
+        return
+    instead, inner = fields.get("instead"), fields.get("of")
+    if fields.get("name") == "by_source" and isinstance(instead, Mapping):
+        for name in instead:
+            if name not in sources:
+                raise UserError(f"objective.instead: {unknown(str(name), sources, 'source')}")
+    for part in inner if isinstance(inner, list) else [inner]:
+        check_sources(part, sources)
 
 
 def _made(fields: Any, *place: str) -> Objective:
@@ -41,8 +59,11 @@ def _made(fields: Any, *place: str) -> Objective:
     name = options.pop("name", "clm")
     try:
         if name in OBJECTIVES:
-            denominator = options.pop("denominator", None)
-            return with_denominator(from_fields(OBJECTIVES[name], options, *place), denominator)
+            general = {n: options.pop(n, None) for n in ("denominator", "unit")}
+            make = OBJECTIVES[name]
+            if options.get("of") is not None and "of" in parameters(make):
+                make = functools.partial(make, of=_made(options.pop("of"), *place, "of"))
+            return finished(from_fields(make, options, *place), **general)
         if name in COMBINED and isinstance(options.get("of"), list):
             options["of"] = [_made(part, *place, "of", str(i)) for i, part in enumerate(options["of"])]
         return objective(name, **options)

@@ -23,7 +23,7 @@ from ..data import tokenizer as tok
 from ..data.bos import Bos, bos_of, set_template
 from ..data.build import assemble
 from ..data.build.assemble import Part, allot
-from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, Unit
+from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, WorkUnit
 from ..data.build.workers import results, sampled
 from ..data.corpus import write_dataset_files
 from ..data.read.readers import groups, input_bytes, sample, training_texts
@@ -208,7 +208,7 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
         content_hash=content_hash,
         tokenizer_hash=tokenizer_hash(tokenizer),
         shards=writer.shards,
-        stats=assemble.figures(state, sum(rows), config.length, parts),
+        stats=assemble.corpus_stats(state, sum(rows), config.length, parts),
     )
 
 
@@ -273,11 +273,11 @@ def _sample(config: PrepareConfig, kept: Path, source: Source, progress: bool) -
     return made
 
 
-def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[Unit]:
+def _units(config: PrepareConfig, sources: list[Source]) -> Iterator[WorkUnit]:
     for s, source in enumerate(sources):
         light = replace(source, texts={}, files=source.files[:1])  # all that reading a block needs
         for i, group in enumerate(groups(source, config.unit_bytes)):
-            yield Unit(s, i, light, group)
+            yield WorkUnit(s, i, light, group)
 
 
 def _run_units(config: PrepareConfig, sources: list[Source], setup: Setup, progress: bool) -> list[Part]:

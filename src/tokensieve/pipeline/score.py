@@ -5,8 +5,8 @@ rank r of W writes shards r, r + W, ...   a shard that is there is done; the las
 
 from __future__ import annotations
 
-import re
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,30 +14,28 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..core.stats import STATISTICS
+from ..data.aligned import AlignedFile, check_values
 from ..data.bos import disagreement
-from ..data.columns import BOS_COLUMNS, LOSS_MASKS, OPTIONAL
-from ..data.corpus import COLUMNS as OF_CORPUS
-from ..data.corpus import LATER_COLUMNS, Corpus, open_corpus
+from ..data.corpus import Corpus, open_corpus
 from ..data.half import stored, tell_clipped
-from ..data.rows import Rows, check_targets
-from ..data.scored import DTYPES, join_scores, write_score_shard
+from ..data.rows import Rows, check_targets, collate, is_target
+from ..data.scored import SCORE_DTYPES, join_scores, write_score_shard
 from ..modeling.flops import known_or_none, token_flops
 from ..modeling.folder import model_hash
 from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
-from ..runs.manifest import is_done, note_part, part_is_whole, read_manifest, told_of_part
+from ..runs.manifest import is_done, note_part, part_field, part_is_whole, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
+from ..scoring.context import Context, ablated
 from ..scoring.engine import Scorer
 from . import launch
+from .config.fields import from_fields
+from .configs.init import KIND as START
 from .configs.score import KIND, NOT_WORK, ScoreConfig
 from .lineage import lineage
 from .recipe.cost import Cost, Known
-
-# Columns that need no word of what they hold, and what a column may hold.
-COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy"}
-HOLDS = ("nll", "entropy")
+from .score_columns import COLUMNS, asked, bytes_of, check_asked, check_origin, column_types, columns_of
 
 
 def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
@@ -48,15 +46,14 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
     validate(config)
     launch.check_device(config.device)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
-    check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
     ranks = part or launch.ranks()
-    note = disagreement(config.model, corpus.bos_id, config.corpus)
+    note = _model_fits(config, corpus) if config.model else None
     with stage(out, _work(config, corpus), rank=ranks.rank, alone=part is None) as s:
         if s.done:
             return out
         if note and ranks.rank == 0:
             print(f"tokensieve: {note}", file=sys.stderr, flush=True)
-        scorer = _scorer(config, corpus, ranks)
+        scorer = _scorer(config, corpus, ranks) if config.model else _file(config, corpus)
         s.bind()
         flops = write_shards(config, scorer, corpus, out, ranks)
         if part:
@@ -68,64 +65,63 @@ def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
     return out
 
 
+def _model_fits(config: ScoreConfig, corpus: Corpus) -> str | None:
+    """A note on BOS, if there is something to say; UserError where the model has another tokenizer."""
+    check_tokenizer(config.model, corpus.tokenizer(), config.corpus)
+    return disagreement(config.model, corpus.bos_id, config.corpus)
+
+
 def work(config: ScoreConfig) -> Work:
     """What says which scores they are: the rows, their tokenizer, the model's weights, and how scores are made and stored."""
     return _work(config, open_corpus(config.corpus))
 
 
 def _work(config: ScoreConfig, corpus: Corpus) -> Work:
+    if config.from_file:
+        made_from = {**corpus.identity, "file": _file(config, corpus).identity}
+        return Work.of(KIND, config, NOT_WORK, made_from, columns=asked(config))
     made_from = {**corpus.identity, "model": model_hash(config.model)}
-    plain = all(COLUMNS.get(name) == holds for name, holds in columns_of(config).items())
-    return Work.of(KIND, config, NOT_WORK, made_from, columns=list(columns_of(config)) if plain else config.columns)
+    plain = all(COLUMNS.get(name) == holds for name, holds in asked(config).items())
+    return Work.of(KIND, config, NOT_WORK, made_from, columns=list(asked(config)) if plain else config.columns)
 
 
 def estimate(config: ScoreConfig, known: Known) -> Cost:
     """One forward of every token; a number of each column on the disk."""
     tokens, exact = known.tokens(config.corpus)
-    bytes_each = (2 if config.dtype == "float16" else 4) * len(config.columns)
-    flops = known.forward_flops(config.model, tokens, known.length(config.corpus))
+    bytes_each = bytes_of(config)
+    if config.from_file:
+        return Cost(tokens, 0.0, tokens * bytes_each, exact)
+    length = known.length(config.corpus)
+    context = context_of(config)
+    times, fed_length = (1.0, length) if context is None or length != length else context.cost(int(length))
+    flops = known.forward_flops(config.model, tokens * times, fed_length)
     memory = known.num_parameters(config.model) * (4 if config.model_dtype == "float32" else 2)
     return Cost(tokens, flops, tokens * bytes_each, exact, memory=memory)
 
 
 def validate(config: ScoreConfig) -> None:
-    """Raise UserError for columns or dtypes that do not exist."""
-    _check_columns(config.columns)
-    if config.dtype not in DTYPES:
-        raise UserError(f"dtype: scores are stored as {' or '.join(DTYPES)}, not {config.dtype!r}")
+    """Raise UserError for columns, dtypes or a context that do not exist."""
+    check_origin(config)
+    context_of(config)
+    check_asked(config)
+    if config.dtype not in SCORE_DTYPES:
+        raise UserError(f"dtype: scores are stored as {' or '.join(SCORE_DTYPES)}, not {config.dtype!r}")
     check_dtype(config.model_dtype)
     if config.batch_rows < 0:
         raise UserError("batch_rows must be at least 0")
 
 
-def _check_columns(columns: list[str] | dict[str, str]) -> None:
-    if not columns:
-        raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
-    if isinstance(columns, list):
-        if unknown := [c for c in columns if c not in COLUMNS]:
-            raise UserError(
-                f"columns: unknown column {unknown[0]!r}, one of {', '.join(COLUMNS)}; a name of your own says what it holds, "
-                f"as {{{unknown[0]}: nll}}"
-            )
-        if len(set(columns)) < len(columns):
-            raise UserError("columns: one is named twice")
-        return
-    taken = {*OF_CORPUS, *LATER_COLUMNS, *OPTIONAL, *BOS_COLUMNS, *LOSS_MASKS, "targets", "valid"}
-    taken |= {name for name, s in STATISTICS.items() if s.origin != "column"}
-    for name, holds in columns.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(f"columns: {name!r} is no name for a column: letters, digits and '_' only")
-        if name in taken:
-            raise UserError(f"columns: {name!r} is the name of something else, choose another")
-        if holds not in HOLDS:
-            raise UserError(f"columns.{name}: one of {', '.join(HOLDS)} is needed, not {holds}")
-        if COLUMNS.get(name, holds) != holds:
-            raise UserError(f"columns.{name}: by its name it holds {COLUMNS[name]}, not {holds}")
+def context_of(config: ScoreConfig) -> Context | None:
+    """What is left of each token's context; None: all of it. UserError for what cannot be."""
+    if config.context == "none":
+        return None
+
+    made: Context = from_fields(Context, config.context, "context")
+    return made
 
 
-def columns_of(config: ScoreConfig) -> dict[str, str]:
-    """column -> nll or entropy."""
-    return config.columns if isinstance(config.columns, dict) else {name: COLUMNS[name] for name in config.columns}
+def _file(config: ScoreConfig, corpus: Corpus) -> AlignedFile:
+    return AlignedFile(config.from_file, corpus, list(dict.fromkeys(asked(config).values())))
 
 
 def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
@@ -135,11 +131,24 @@ def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
     model = load_causal_lm(config.model, dtype=config.model_dtype)
     check_vocabulary(model, corpus.vocab_size, config.model)
     check_length(model.config, corpus.length, config.model)
-    device = config.device or launch.device(ranks)
-    return Scorer(model, device=device, batch_rows=config.batch_rows, entropy="entropy" in columns_of(config).values())
+    if config.top_k > model.get_output_embeddings().out_features:
+        raise UserError(f"top_k is {config.top_k}, and the vocabulary of {config.model} smaller")
+    if (context := context_of(config)) is not None:
+        context.check(corpus)
+    device, holds = config.device or launch.device(ranks), asked(config).values()
+    return Scorer(
+        model,
+        device=device,
+        batch_rows=config.batch_rows,
+        entropy="entropy" in holds,
+        rank="target_rank" in holds,
+        top_k=config.top_k,
+    )
 
 
-def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path, ranks: launch.Ranks) -> float | None:
+def write_shards(
+    config: ScoreConfig, scorer: Scorer | AlignedFile, corpus: Corpus, out: Path, ranks: launch.Ranks
+) -> float | None:
     """Score this rank's missing shards, each written while the next is scored; the FLOPs that the whole corpus takes, None
     where they are not known."""
     rows = Rows(join_scores(corpus, verify=None))
@@ -160,7 +169,8 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
         for shard in corpus.manifest["shards"]:
             stop = start + shard["rows"]
             if shard["file"] in todo:
-                columns, clipped = _score_shard(config, scorer, rows, start, stop, bar)
+                blocks = _blocks(config, scorer, corpus, rows, start, stop)
+                columns, clipped = _score_shard(config, blocks, bar)
                 if written is not None:
                     written.result()  # raises what went wrong; and no more than one shard waits in memory
                 written = writer.submit(_write_shard, out / shard["file"], columns, clipped)
@@ -169,7 +179,16 @@ def write_shards(config: ScoreConfig, scorer: Scorer, corpus: Corpus, out: Path,
             start = stop
         if written is not None:
             written.result()
-    return known_or_none(token_flops(scorer.model, corpus.length).forward(corpus.num_rows * corpus.length))
+    return _flops(config, scorer, corpus)
+
+
+def _flops(config: ScoreConfig, scorer: Scorer | AlignedFile, corpus: Corpus) -> float | None:
+    """Of the whole corpus; with less context at most so many. Nobody knows what a file's numbers took."""
+    if config.from_file:
+        return None
+    context, tokens = context_of(config), corpus.num_rows * corpus.length
+    times, length = (1, corpus.length) if context is None else context.cost(corpus.length)
+    return known_or_none(token_flops(scorer.model, length).forward(tokens * times))  # type: ignore[union-attr]
 
 
 def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -> None:
@@ -177,26 +196,53 @@ def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -
     note_part(path, clipped=clipped)
 
 
+def _blocks(
+    config: ScoreConfig, scorer: Any, corpus: Corpus, rows: Any, start: int, stop: int
+) -> Iterator[dict[str, Any]]:
+    """Blocks of rows from ``start`` to ``stop``: column -> [B, length], or [B, length, K]."""
+    if config.from_file:
+        yield from _blocks_of_file(config, scorer, rows, start, stop)
+        return
+    if (context := context_of(config)) is None:
+        batches = scorer.run(rows, start=start, stop=stop)
+    else:
+        batches = ablated(scorer, corpus, rows, context, start=start, stop=stop)
+    for batch in batches:
+        yield {name: batch.of(holds) for name, holds in columns_of(config).items()}
+
+
+def _blocks_of_file(
+    config: ScoreConfig, file: AlignedFile, rows: Any, start: int, stop: int
+) -> Iterator[dict[str, Any]]:
+    target_BT = is_target(collate(rows.__getitems__(range(start, stop)))["targets"])
+    half = config.dtype == "float16"
+    yield {
+        name: check_values(file.read(column, start, stop), target_BT, f"{file.path}: {column}", start, half=half)
+        for name, column in asked(config).items()
+    }
+
+
 def _score_shard(
-    config: ScoreConfig, scorer: Any, rows: Any, start: int, stop: int, bar: Any
+    config: ScoreConfig, blocks: Iterator[dict[str, Any]], bar: Any
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """(column -> [rows, length] as it is stored, column -> values that were too large for that)."""
-    columns = columns_of(config)
+    columns, other = columns_of(config), column_types(config)
     parts: dict[str, list[Any]] = {name: [] for name in columns}
     clipped = dict.fromkeys(columns, 0)
-    for batch in scorer.run(rows, start=start, stop=stop):
-        for name, holds in columns.items():
-            values, count = stored(getattr(batch, holds), DTYPES[config.dtype])
+    for block in blocks:
+        for name in columns:
+            values, count = (block[name], 0) if name in other else stored(block[name], SCORE_DTYPES[config.dtype])
             parts[name].append(values)
             clipped[name] += count
-        bar.update(batch.nll.size)
+        first = next(iter(block.values()))
+        bar.update(first.shape[0] * first.shape[1])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, clipped
 
 
 def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, note: str | None) -> None:
     shards = [{"file": shard["file"], "rows": shard["rows"]} for shard in corpus.manifest["shards"]]
     s.need([shard["file"] for shard in shards])
-    told = [told_of_part(s.folder / shard["file"], "clipped", {}) for shard in shards]
+    told = [part_field(s.folder / shard["file"], "clipped", {}) for shard in shards]
     clipped = {name: sum(t.get(name, 0) for t in told) for name in columns_of(config)}
     tell_clipped(s.folder, clipped, "; dtype: float32 keeps them")
     s.finish(
@@ -207,21 +253,28 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
         clipped=clipped,
         corpus_hash=corpus.content_hash,
         tokenizer_hash=corpus.tokenizer_hash,
-        model_hash=s.work.inputs["model"],
+        model_hash=s.work.inputs.get("model", s.work.inputs.get("file")),
         length=corpus.length,
         isolate_documents=corpus.isolate_documents,
         shards=shards,
         flops=flops,
-        reference_flops=training_flops(config.model),
-        begun_from=lineage(config.model)[1:],
+        reference_flops=training_flops(config.model) if config.model else 0.0,
+        **({"types": column_types(config)} if column_types(config) else {}),
+        **({"context": config.context} if config.context != "none" else {}),
+        begun_from=lineage(config.model)[1:] if config.model else [],
         **({"bos_note": note} if note else {}),
     )
 
 
 def training_flops(model: str) -> float | None:
-    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere."""
+    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere. Of one that
+    `init` made of another, and nobody trained since: those of the other."""
     for folder in (Path(model), Path(model).parent):
-        if is_done(folder) and read_manifest(folder)["kind"] == "model":
+        kind = read_manifest(folder)["kind"] if is_done(folder) else None
+        if kind == "model":
             flops = read_manifest(folder, "model", ("summary",))["summary"]["flops_student"]
+            return None if flops is None else float(flops)
+        if kind == START:
+            flops = read_manifest(folder, START, ("source_flops",))["source_flops"]
             return None if flops is None else float(flops)
     return 0.0

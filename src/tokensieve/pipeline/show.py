@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..analysis.table import table
+from ..analysis.token_classes import CLASSES
 from ..data.corpus import Corpus, open_corpus
 from ..data.half import within
 from ..data.list_columns import column_block
@@ -28,7 +29,7 @@ from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.layout import nll_file, token_files
 from ..runs.manifest import read_manifest
-from .configs.show import ORDER, By, ShowConfig
+from .configs.show import COLUMN_ORDER, By, ShowConfig
 
 
 def run(config: ShowConfig) -> str:
@@ -37,7 +38,7 @@ def run(config: ShowConfig) -> str:
         raise UserError("lines must be at least 3, and width at least 0")
     if not (config.run or config.scores or config.dynamics):
         raise UserError("name a run that logged tokens, or scores or dynamics of the corpus")
-    known = Known(config, open_corpus(config.corpus, verify="size"))
+    known = ShownCorpus(config, open_corpus(config.corpus, verify="size"))
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ if config.color is None else config.color
     width = config.width or min(120, shutil.get_terminal_size((100, 24)).columns)
     shown, left = [], config.lines
@@ -50,7 +51,7 @@ def run(config: ShowConfig) -> str:
     return "\n\n".join(shown)
 
 
-def _row_text(config: ShowConfig, known: Known, row: int, width: int, lines: int, color: bool) -> str:
+def _row_text(config: ShowConfig, known: ShownCorpus, row: int, width: int, lines: int, color: bool) -> str:
     """A legend, and the row's text or its numbers below it."""
     from ..report import shades
     from ..report.terminal import DROPPED, KEPT, PLAIN, kept_legend, paint_tokens
@@ -79,7 +80,7 @@ def _row_text(config: ShowConfig, known: Known, row: int, width: int, lines: int
 
 
 def _colour_by(config: ShowConfig, columns: Mapping[str, Any]) -> By:
-    there = [name for name in ORDER if name in columns]
+    there = [name for name in COLUMN_ORDER if name in columns]
     if config.by is None:
         return there[0]
     if config.by not in there:
@@ -95,7 +96,7 @@ def _colour_by(config: ShowConfig, columns: Mapping[str, Any]) -> By:
 
 def _numbers(columns: Mapping[str, Any], pieces: list[str], width: int, lines: int) -> str:
     """A line a token; columns that do not fit into the width are left out, from the right."""
-    from ..report.shades import CLASSES, fitting_columns, sparkline
+    from ..report.shades import fitting_columns, sparkline
 
     curves = columns.get("curve", np.empty((0, len(pieces))))
     low, high = (float(f(curves)) if curves.size else 0.0 for f in (np.nanmin, np.nanmax))
@@ -116,7 +117,7 @@ def _numbers(columns: Mapping[str, Any], pieces: list[str], width: int, lines: i
     return f"{text}\n... {more:,} more tokens" if more else text
 
 
-class Known:
+class ShownCorpus:
     """What the folders named say of a row's tokens."""
 
     def __init__(self, config: ShowConfig, corpus: Corpus) -> None:

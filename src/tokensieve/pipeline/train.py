@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from ..core import Objective
+from ..core.objective import SecondTarget
 from ..core.stats import score_columns
-from ..data.bos import disagreement, told
+from ..data.bos import bos_words, disagreement
 from ..data.corpus import Corpus, open_corpus
 from ..data.rows import check_targets
 from ..data.scored import join_scores
@@ -43,18 +45,20 @@ from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..training.checkpoints import numbered
 from ..training.guards import GuardConfig, StopSignals
+from ..training.self_test import run_self_test
 from ..training.token_log import FlopsSpent, TokenLogConfig
 from ..training.trainer import HeadOptions, SelectiveTrainer
-from . import launch
+from . import corpus_scope, launch, second
 from .arguments import check_arguments, lora_config, refuse_fields
 from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
 from .configs.train import KIND, NOT_WORK, SPLIT, TrainConfig
 from .equal_compute import check_epochs, check_length_given, steps_for
 from .lineage import lineage
-from .objectives import objective_of
+from .objectives import check_sources, objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
+from .score import training_flops
 
 _ADAM_BYTES = 12  # float32 weights and two moments, of a checkpoint that can be resumed from
 
@@ -74,8 +78,15 @@ class ChangedWork(UserError):
     """Checkpoints of other work: too dear to be thrown away, or gone on from, unasked."""
 
 
+def command(config: TrainConfig) -> Path | str:
+    """What the command line runs: :func:`run` or, with ``self_test``, that."""
+    return self_test(config) if config.self_test else run(config)
+
+
 def run(config: TrainConfig) -> Path:
     """Train and write the model folder; an interrupted run of the same config goes on from its last checkpoint."""
+    if config.self_test:
+        raise UserError("self_test: it writes no folder, so it is no stage of a recipe: give it to tokensieve train")
     validate(config)
     objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
@@ -88,6 +99,7 @@ def run(config: TrainConfig) -> Path:
         made = _with_steps(config, corpus)
         check_epochs(made, training_arguments(made), corpus)
         trainer = _trainer(made, corpus, sets, objective)
+        corpus_scope.find(config, corpus, trainer)
         s.bind()
         _write_config(made, trainer.args, out)
         _train(trainer, going_on)
@@ -95,9 +107,20 @@ def run(config: TrainConfig) -> Path:
         if ranks.rank == 0:
             _tell_override(out / "model")
             _write_metrics(out, trainer.state.log_history)
-            _finish(s, config, corpus, objective, float(trainer.state.epoch or 0.0))
+            _finish(s, config, corpus, objective, trainer)
         launch.wait_for_all(ranks)
     return out
+
+
+def self_test(config: TrainConfig) -> str:
+    """What held of the loss of this very run, on all ranks; UserError with what would have been silently wrong."""
+    validate(config)
+    objective, corpus = _objective(config), open_corpus(config.corpus, verify=config.verify)
+    sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.eval_sets.items()}
+    with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder:  # the Trainer wants a folder to be there
+        training = {**config.training, "report_to": "none", "disable_tqdm": True}
+        trainer = _trainer(dataclasses.replace(config, out=folder, training=training), corpus, sets, objective)
+        return run_self_test(trainer)
 
 
 def work(config: TrainConfig) -> Work:
@@ -116,11 +139,16 @@ def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Wo
         inputs["use_cache"] = False  # runs that were made with one saw across documents
     if config.compute_of is not None:
         inputs["compute_of"] = read_manifest(config.compute_of, KIND)["fingerprint"]
+    objective: Any = config.objective
+    if models := second.folders(objective):  # by what is in them, not by their names
+        inputs["second"] = [model_hash(folder) for folder in models]
+        objective = second.without_folders(objective)
     if config.lora is not None and is_untied(_model_config(config, corpus), config.lora):
         inputs["merged"] = "untied"  # early versions merged such an adapter into the head as well
     if not isinstance(config.model, str):
-        return Work.of(KIND, config, NOT_WORK, inputs)
-    return Work.of(KIND, config, NOT_WORK, {**inputs, "model": model_hash(config.model)}, model=None)
+        return Work.of(KIND, config, NOT_WORK, inputs, objective=objective)
+    inputs["model"] = model_hash(config.model)
+    return Work.of(KIND, config, NOT_WORK, inputs, model=None, objective=objective)
 
 
 def estimate(config: TrainConfig, known: Known) -> Cost:
@@ -175,6 +203,7 @@ def validate(config: TrainConfig) -> None:
     needs = score_columns(objective.needs)
     if needs and not config.scores:
         raise UserError(f"scores: the objective needs the column {needs[0]!r}: name a folder that `score` wrote")
+    second.check(objective, config)
     check_arguments(args)
     check_length_given(config)
     if args.eval_strategy != "no" and not config.eval_sets:
@@ -242,6 +271,7 @@ def _with_steps(config: TrainConfig, corpus: Corpus) -> TrainConfig:
 def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
     quiet_loading()
+    check_sources(config.objective, corpus.sources)
     head = _head(config.head)
     args = training_arguments(config)
     scored = join_scores(corpus, *config.scores, verify=config.verify)
@@ -258,8 +288,8 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
     for name, found in sets.items():
         if found.bos_id != corpus.bos_id:
             raise UserError(
-                f"eval_sets: the documents of {name} begin with {told(found.bos_id)}, those of {config.corpus} with "
-                f"{told(corpus.bos_id)}: prepare both in the same way"
+                f"eval_sets: the documents of {name} begin with {bos_words(found.bos_id)}, those of {config.corpus} with "
+                f"{bos_words(corpus.bos_id)}: prepare both in the same way"
             )
         if found.tokenizer_hash != corpus.tokenizer_hash:
             raise UserError(f"eval_sets: {name} has another tokenizer than {config.corpus}")
@@ -272,11 +302,13 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             eval_dataset={name: join_scores(found, verify=None) for name, found in sets.items()} or None,
             objective=objective,
             head=head,
+            **second.models(objective, config, corpus),
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
-            flops_spent=FlopsSpent(*_flops_spent(config)),
+            flops_spent=FlopsSpent(*_flops_spent(config, objective.second)),
             sources=corpus.sources,
             guards=_guards(config, corpus, args.device.type),
             processing_class=corpus.tokenizer(),
+            thresholds=corpus_scope.found_before(config, corpus, objective),
         )
         trainer.check_steps()
         return trainer
@@ -350,8 +382,9 @@ def _model_config(config: TrainConfig, corpus: Corpus) -> Any:
     )
 
 
-def _flops_spent(config: TrainConfig) -> tuple[float, float]:
-    """(scoring, reference training) of the scores used: every scoring counts, a model's training once. NaN: not known."""
+def _flops_spent(config: TrainConfig, target: SecondTarget | None = None) -> tuple[float, float]:
+    """(scoring, reference training) of the scores and the teacher used: every scoring counts, a model's training once. NaN:
+    not known."""
 
     def known(flops: float | None) -> float:
         return math.nan if flops is None else flops
@@ -361,6 +394,8 @@ def _flops_spent(config: TrainConfig) -> tuple[float, float]:
     for m in manifests:  # scored from a copy of its folder, nobody knows any more what training it took
         spent, before = known(m["reference_flops"]), trained.get(m["model_hash"], 0.0)
         trained[m["model_hash"]] = before if before > spent else spent  # one that is not known stays so
+    if target is not None and target.origin == "teacher" and target.model is not None:
+        trained[model_hash(target.model)] = known(training_flops(target.model))
     return sum(known(m["flops"]) for m in manifests), sum(trained.values())
 
 
@@ -424,13 +459,15 @@ def summarize(out: Path) -> dict[str, Any]:
     }
 
 
-def _finish(s: Stage, config: TrainConfig, corpus: Corpus, objective: Objective, passes: float) -> None:
+def _finish(s: Stage, config: TrainConfig, corpus: Corpus, objective: Objective, trainer: Any) -> None:
     out = s.folder
-    summary = {"objective": objective.name, "scope": objective.scope, **summarize(out), "passes": round(passes, 4)}
+    summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
+    summary["passes"] = round(float(trainer.state.epoch or 0.0), 4)
     write_json(out / "summary.json", summary)
     names = ["train_config.json", "summary.json", layout.TOKEN_LOG, layout.METRICS]
     for folder in ("model", "adapter", layout.TOKENS):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
-    made_of = {"corpus_hash": corpus.content_hash, "tokenizer_hash": corpus.tokenizer_hash, "bos_id": corpus.bos_id}
-    begun = lineage(config.model) if isinstance(config.model, str) else []
-    s.finish(names, **made_of, begun_from=begun, references=_references(config), summary=summary)
+    made_of: dict[str, Any] = {"corpus_hash": corpus.content_hash, "tokenizer_hash": corpus.tokenizer_hash, "bos_id": corpus.bos_id}
+    made_of["begun_from"] = lineage(config.model) if isinstance(config.model, str) else []
+    made_of["references"] = _references(config)
+    s.finish(names, **made_of, summary=summary, **corpus_scope.in_manifest(objective, trainer.thresholds))

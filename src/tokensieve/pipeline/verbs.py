@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..runs.errors import UserError
@@ -41,6 +41,8 @@ class Verb:
     """It may be a stage of a recipe."""
     work: str | None = None
     """The module of its work, below tokensieve.pipeline, where it is another than the config's."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of fields on the command line: `from` is a word of Python's."""
 
     def module(self) -> Any:
         """That of its work: torch and transformers come with it."""
@@ -56,6 +58,10 @@ class Verb:
         """Whether its config has this field; one with ``out`` writes a folder."""
         return any(f.name == field for f in dataclasses.fields(self.config_class()))
 
+    def command(self) -> Callable[[Any], Any]:
+        """What the command line calls with a config: :meth:`runner`, but for a verb that can do something else as well."""
+        return getattr(self.module(), "command", self.runner())
+
     def runner(self) -> Callable[[Any], Any]:
         return self.module().run  # type: ignore[no-any-return]
 
@@ -68,6 +74,14 @@ VERBS: dict[str, Verb] = {
         group="data",
         stage=True,
         work="prepare",
+    ),
+    "init": Verb(
+        "configs.init:InitConfig",
+        "a model to begin with: the first blocks of another one",
+        "tokensieve init --out runs/x/small --model runs/x/base --layers 2",
+        group="models",
+        stage=True,
+        work="init",
     ),
     "train": Verb(
         "configs.train:TrainConfig",
@@ -87,6 +101,7 @@ VERBS: dict[str, Verb] = {
         ranks="all",
         stage=True,
         work="score",
+        aliases={"from": "from_file"},
     ),
     "evaluate": Verb(
         "configs.evaluate:EvaluateConfig",

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.token_classes import CLASSES
 from ..data.half import within
 from ..runs.layout import nll_file
 from .folders import Arm, Dynamics, Run
@@ -24,14 +25,13 @@ from .pieces import PieceTable, shown_text
 
 Array = np.ndarray[Any, Any]
 NONE = 65535
-MAX_TOKENS = 8192
+MAX_PASSAGE = 8192
 """Longer documents are shown in parts: sorting and filtering go by document."""
-CLASS_NAMES = ("H->H", "L->H", "H->L", "L->L")
 
 
 @dataclass
-class Document:
-    """Part of a text as it lies in the corpus: ``spans`` of (row, start, stop), at most MAX_TOKENS tokens."""
+class Passage:
+    """Part of a text as it lies in the corpus: ``spans`` of (row, start, stop), at most MAX_PASSAGE tokens."""
 
     doc_id: int
     source: int
@@ -132,7 +132,7 @@ def _dynamics_view(dynamics: Dynamics, pieces: PieceTable, max_tokens: int, max_
         f"{dynamics.model} at its checkpoints ({corpus.folder.name})", "dynamics", corpus, documents, pieces, frames
     )
     rule = "" if not keep else f" Kept: the top {dynamics.tables['ratio']:.0%} by excess at each checkpoint."
-    view |= {"classes": list(CLASS_NAMES), "note": f"The same text at every checkpoint. {note}{rule}"}
+    view |= {"classes": list(CLASSES), "note": f"The same text at every checkpoint. {note}{rule}"}
     columns = _columns(documents, place, nll, keep or None)
     columns["cls"] = _of_tokens(documents, place, classes, lambda c: np.where(c < 0, 255, c).astype(np.uint8))
     if ref is not None:
@@ -158,10 +158,10 @@ def kept(score: Array, ratio: float) -> Array:
 # --- documents -------------------------------------------------------------------------------------------------------------
 
 
-def _documents(corpus: Any, frames: dict[int, tuple[int, ...]]) -> Iterator[Document]:
+def _documents(corpus: Any, frames: dict[int, tuple[int, ...]]) -> Iterator[Passage]:
     """The texts that lie in these rows, whole where they run on from row to row; ``frames``: row -> the frames it is in."""
     table = corpus.rows.select_columns(["num_tokens", "doc_starts", "doc_ids", "doc_sources"]).with_format("numpy")
-    current: Document | None = None
+    current: Passage | None = None
     for row in sorted(frames):
         found = table[row]
         starts = [*np.asarray(found["doc_starts"]).tolist(), int(found["num_tokens"])]
@@ -172,15 +172,15 @@ def _documents(corpus: Any, frames: dict[int, tuple[int, ...]]) -> Iterator[Docu
                 continue
             if current is not None:
                 yield current
-            current = Document(doc_id, int(np.asarray(found["doc_sources"])[i]), frames[row], [span])
+            current = Passage(doc_id, int(np.asarray(found["doc_sources"])[i]), frames[row], [span])
     if current is not None:
         yield current
 
 
-def _runs_on(document: Document, doc_id: int, frames: tuple[int, ...], span: tuple[int, int, int]) -> bool:
+def _runs_on(document: Passage, doc_id: int, frames: tuple[int, ...], span: tuple[int, int, int]) -> bool:
     """Whether ``span`` is the next row's part of the same text, looked at in the same frames."""
     row, start, stop = span
-    fits = document.tokens + stop - start <= MAX_TOKENS
+    fits = document.tokens + stop - start <= MAX_PASSAGE
     return fits and (doc_id, frames, row - 1, 0) == (
         document.doc_id,
         document.frames,
@@ -189,7 +189,7 @@ def _runs_on(document: Document, doc_id: int, frames: tuple[int, ...], span: tup
     )
 
 
-def _chosen(documents: list[Document], max_tokens: int, max_bytes: int) -> tuple[list[Document], str]:
+def _chosen(documents: list[Passage], max_tokens: int, max_bytes: int) -> tuple[list[Passage], str]:
     """As many documents, drawn with a fixed seed, as fit; in the corpus's order, and a sentence that says so."""
     total, tokens, cost = sum(d.tokens for d in documents), 0, 0.0
     keep = []
@@ -219,7 +219,7 @@ def quantised(nll: Array) -> Array:
 
 
 def _columns(
-    documents: Sequence[Document], place: dict[int, int], nll: dict[int, Array], keep: dict[int, Array] | None
+    documents: Sequence[Passage], place: dict[int, int], nll: dict[int, Array], keep: dict[int, Array] | None
 ) -> dict[str, Array]:
     columns = {"nll": quantised(_by_frame(documents, place, nll))}
     if keep is not None:
@@ -227,7 +227,7 @@ def _columns(
     return columns
 
 
-def _by_frame(documents: Sequence[Document], place: dict[int, int], values: dict[int, Array]) -> Array:
+def _by_frame(documents: Sequence[Passage], place: dict[int, int], values: dict[int, Array]) -> Array:
     parts = [
         values[frame][place[row], start:stop]
         for document in documents
@@ -237,7 +237,7 @@ def _by_frame(documents: Sequence[Document], place: dict[int, int], values: dict
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
-def _of_tokens(documents: Sequence[Document], place: dict[int, int], values: Array, to: Any) -> Array:
+def _of_tokens(documents: Sequence[Passage], place: dict[int, int], values: Array, to: Any) -> Array:
     parts = [values[place[row], start:stop] for d in documents for row, start, stop in d.spans]
     return np.asarray(to(np.concatenate(parts) if parts else np.empty(0, np.float32)))
 
@@ -259,7 +259,7 @@ def _column(path: Path, name: str, corpus: Any, rows: Sequence[int]) -> Array:
 
 
 def _view(
-    name: str, kind: str, corpus: Any, documents: Sequence[Document], pieces: PieceTable, frames: list[dict[str, Any]]
+    name: str, kind: str, corpus: Any, documents: Sequence[Passage], pieces: PieceTable, frames: list[dict[str, Any]]
 ) -> dict[str, Any]:
     ids = corpus.documents()["id"].to_pylist()
     docs = {
@@ -286,7 +286,7 @@ def _packed(
     view: dict[str, Any],
     columns: dict[str, Array],
     corpus: Any,
-    documents: Sequence[Document],
+    documents: Sequence[Passage],
     pieces: PieceTable,
     rows: Sequence[int],
 ) -> dict[str, Any]:
@@ -298,10 +298,10 @@ def _packed(
         for d in documents
     ]
     columns["piece"] = np.concatenate(parts or [np.empty(0)]).astype(np.uint32)
-    return {**view, "columns": {name: packed(values) for name, values in columns.items()}}
+    return {**view, "columns": {name: encoded(values) for name, values in columns.items()}}
 
 
-def packed(values: Array) -> str:
+def encoded(values: Array) -> str:
     """An array as base64 of gzip of its little-endian bytes; equal arrays give equal strings."""
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
     return base64.b64encode(gzip.compress(little.tobytes(), 6, mtime=0)).decode()

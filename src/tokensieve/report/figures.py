@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .folders import Arm, Dynamics, Run, checkpoints, total_flops
+from .folders import Arm, Dynamics, Run, checkpoint_records, total_flops
 from .logged import Columns, logged_tokens
-from .style import CLASSES, DROPPED, KEPT, arm_colours, label_ends, panel, percent, si
+from .style import CLASS_COLOURS, DROPPED_COLOUR, KEPT_COLOUR, arm_colours, label_ends, panel, percent, si
 from .svg import INK
 
 
@@ -103,7 +103,7 @@ def _curves(
 def _line(run: Run, arm: str, on_set: str, value: Callable[[Arm, dict[str, Any]], float]) -> Any:
     found = next((a for a in run.arms if a.name == arm), None)
     on = run.on if on_set == run.target else "all"
-    records = checkpoints(run, arm, on_set, on) if found else []
+    records = checkpoint_records(run, arm, on_set, on) if found else []
     records = [r for r in records if r["tokens_seen"] is not None]
     if found is None or not records:
         return None
@@ -205,11 +205,11 @@ def nll_over_time(run: Run) -> Iterator[Figure]:
     for arm in _scored(run):
         figure, axes = panel("nll, nats a token", "tokens seen")
         ends = []
-        for key, name, colour in (("kept", "kept", KEPT), ("dropped", "dropped", DROPPED)):
+        for key, name, colour in (("kept", "kept", KEPT_COLOUR), ("dropped", "dropped", DROPPED_COLOUR)):
             x, y = windowed(arm.steps, key)
             axes.plot(x, y, color=colour)
             ends.append((float(x[-1]), float(y[-1]), name, colour))
-        records = checkpoints(run, arm.name, run.target) if run.target else []
+        records = checkpoint_records(run, arm.name, run.target) if run.target else []
         if target := [(r["tokens_seen"], r["nll"]) for r in records if r["tokens_seen"] is not None]:
             axes.plot(*zip(*target, strict=True), color=INK, marker="o", linewidth=1)
             ends.append((*target[-1], str(run.target), INK))
@@ -243,12 +243,12 @@ def windowed(steps: Sequence[dict[str, Any]], which: str, windows: int = 60) -> 
 def loss_against_target(run: Run) -> Iterator[Figure]:
     """Figure 7 of the paper: at each checkpoint, the target's nll against that of kept and of dropped tokens."""
     for arm in _scored(run):
-        target = checkpoints(run, arm.name, run.target) if run.target else []
+        target = checkpoint_records(run, arm.name, run.target) if run.target else []
         points = [(r["step"], r["nll"]) for r in target if r["step"]]
         if len(points) < 3:
             continue
         figure, axes = panel(f"{run.target} nll, nats a token", "nll of logged training tokens, nats")
-        for key, colour in (("kept", KEPT), ("dropped", DROPPED)):
+        for key, colour in (("kept", KEPT_COLOUR), ("dropped", DROPPED_COLOUR)):
             x = np.array([_around(arm.steps, key, step, points[0][0]) for step, _ in points])
             y = np.array([nll for _, nll in points])
             axes.plot(x, y, color=colour, marker="o", linewidth=0.8)
@@ -294,12 +294,12 @@ def _excess_histogram(arm: Arm, columns: Columns) -> Figure:
     inside = np.clip(excess, edges[0], edges[-1])
     weights = np.full(len(excess), 1 / len(excess))
     axes.hist([inside[~keep], inside[keep]], edges, weights=[weights[~keep], weights[keep]], stacked=True,
-              color=[DROPPED, KEPT], linewidth=0)  # fmt: skip
+              color=[DROPPED_COLOUR, KEPT_COLOUR], linewidth=0)  # fmt: skip
     axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.yaxis.set_major_formatter(percent)
     top = axes.get_ylim()[1]
-    axes.annotate("kept", (edges[-1], top), ha="right", va="top", color=KEPT)
-    axes.annotate("dropped", (edges[0], top), va="top", color=DROPPED)
+    axes.annotate("kept", (edges[-1], top), ha="right", va="top", color=KEPT_COLOUR)
+    axes.annotate("dropped", (edges[0], top), va="top", color=DROPPED_COLOUR)
     caption = (
         f"{len(excess):,} tokens logged over the whole run, the outermost 1 % put into the last bins. The colours mix where "
         "the threshold moved between steps."
@@ -308,7 +308,7 @@ def _excess_histogram(arm: Arm, columns: Columns) -> Figure:
 
 
 def _threshold(arm: Arm, steps: Sequence[tuple[float, float]]) -> Figure:
-    colour = KEPT
+    colour = KEPT_COLOUR
     x, y = (np.array(v, float) for v in zip(*steps, strict=True))
     figure, axes = panel("lowest score kept, nats", "tokens seen")
     axes.plot(x, y, color=colour, linewidth=0.4, alpha=0.35)
@@ -335,7 +335,7 @@ def dynamics_figures(run: Run, dynamics: Dynamics) -> Iterator[Figure]:
             yield _class_breakdown(dynamics, by, title, rows)
     if tables["samples"]:
         yield _trajectories(dynamics)
-    if kept := [c for c in tables["classes"] if c["class"] in CLASSES and c.get("kept_share") is not None]:
+    if kept := [c for c in tables["classes"] if c["class"] in CLASS_COLOURS and c.get("kept_share") is not None]:
         yield _kept_by_class(dynamics, kept)
     if tables["selection"]:
         yield _kept_under(dynamics)
@@ -348,7 +348,7 @@ def label(name: str) -> str:
 
 def _class_shares(dynamics: Dynamics) -> Figure:
     tables = dynamics.tables
-    rows = [c for c in tables["classes"] if c["class"] in CLASSES]
+    rows = [c for c in tables["classes"] if c["class"] in CLASS_COLOURS]
     figure, axes = _class_bars("share of tokens", [(r["class"], r["share"], r["paper"] or 0.0) for r in rows])
     for i, row in enumerate(r for r in rows if r["paper"] is not None):
         axes.plot([row["paper"]] * 2, [i - 0.4, i + 0.4], color=INK, linewidth=1.2)
@@ -367,7 +367,7 @@ def _class_bars(title: str, shares: Sequence[tuple[str, float, float]]) -> tuple
     figure, axes = panel(title, grid="x")
     figure.set_size_inches(3.5, 1.9)
     for i, (name, share, tick) in enumerate(shares):
-        axes.barh(i, share, height=0.55, color=CLASSES[name], linewidth=0)
+        axes.barh(i, share, height=0.55, color=CLASS_COLOURS[name], linewidth=0)
         free = tick if share - 0.01 < tick < share + 0.12 else share
         axes.annotate(f"{share:.1%}", (free, i), xytext=(5, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(shares)), [label(name) for name, *_ in shares])
@@ -396,9 +396,9 @@ def _over_checkpoints(dynamics: Dynamics, lines: Sequence[tuple[str, str, Sequen
 def _class_curves(dynamics: Dynamics) -> Figure:
     by_class = {
         name: sorted((c for c in dynamics.tables["curves"] if c["class"] == name), key=lambda c: c["checkpoint"])
-        for name in CLASSES
+        for name in CLASS_COLOURS
     }
-    lines = [(label(name), CLASSES[name], [r["nll"] for r in rows]) for name, rows in by_class.items()]
+    lines = [(label(name), CLASS_COLOURS[name], [r["nll"] for r in rows]) for name, rows in by_class.items()]
     title = f"{dynamics.model}: mean nll of each class"
     caption = "Mean over the tokens of a class; classes are those of the whole stretch."
     return Figure(f"{dynamics.name}-curves", "dynamics", title, caption, _over_checkpoints(dynamics, lines))
@@ -411,7 +411,7 @@ def _class_breakdown(dynamics: Dynamics, by: str, title: str, rows: Sequence[dic
     figure, axes = panel("share of the group's tokens", grid="x")
     figure.set_size_inches(3.5, 0.9 + 0.2 * len(groups))
     left = np.zeros(len(groups))
-    for name, colour in CLASSES.items():
+    for name, colour in CLASS_COLOURS.items():
         width = np.array([shares.get((g, name), 0.0) for g in groups])
         axes.barh(range(len(groups)), width, left=left, height=0.7, color=colour, linewidth=0)
         if len(groups) and width[0] > 0.06:
@@ -432,7 +432,7 @@ def _trajectories(dynamics: Dynamics) -> Figure:
 
     figure = Drawing(figsize=(3.5, 2.9))
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
-    for axes, (which, colour) in zip(grid.flat, CLASSES.items(), strict=True):
+    for axes, (which, colour) in zip(grid.flat, CLASS_COLOURS.items(), strict=True):
         for row in [s for s in dynamics.tables["samples"] if s["class"] == which][:8]:
             axes.plot(row["nll"], color=colour, linewidth=0.7, alpha=0.9)
         axes.set_title(label(which), color=colour, pad=3)
@@ -458,7 +458,10 @@ def _kept_under(dynamics: Dynamics) -> Figure:
     selection = dynamics.tables["selection"]
     last = max(s["selected_at"] for s in selection)
     rows = sorted((s for s in selection if s["selected_at"] == last), key=lambda s: s["checkpoint"])
-    lines = [(key, colour, [r[f"{key}_nll"] for r in rows]) for key, colour in (("kept", KEPT), ("dropped", DROPPED))]
+    lines = [
+        (key, colour, [r[f"{key}_nll"] for r in rows])
+        for key, colour in (("kept", KEPT_COLOUR), ("dropped", DROPPED_COLOUR))
+    ]
     title = f"{dynamics.model}: one selection over time"
     caption = (
         f"Tokens of held-out text that the last selection (top {dynamics.tables['ratio']:.0%} by excess) keeps and drops, at "

@@ -220,7 +220,7 @@ def _inputs(manifest: Mapping[str, Any], scores: list[Any], around: list[Folder]
 # --- curves ---------------------------------------------------------------------------------------------------------------
 
 
-def checkpoints(run: Run, arm: str, on_set: str, on: str | None = None) -> list[dict[str, Any]]:
+def checkpoint_records(run: Run, arm: str, on_set: str, on: str | None = None) -> list[dict[str, Any]]:
     """The evaluation's records of one arm on one set, in order of steps; those without a value are left out."""
     on = on or run.on
     found = [r for r in run.results if (r["model"], r["set"], r["on"]) == (arm, on_set, on) and r["nll"] is not None]

@@ -167,11 +167,11 @@ def _stages(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _trainings(run: Run) -> list[tuple[object, ...]]:
-    return [(a.name, _told(a.manifest["config"]["objective"]), a.summary["scope"],
+    return [(a.name, _objective_text(a.manifest["config"]["objective"]), a.summary["scope"],
              a.summary["steps"], f"{a.summary['seconds']:,.0f}") for a in run.arms]  # fmt: skip
 
 
-def _told(objective: Mapping[str, Any]) -> str:
+def _objective_text(objective: Mapping[str, Any]) -> str:
     """An objective in words: its name, and the fields that it was given."""
     given = (f"{k} {v}" for k, v in objective.items() if k != "name" and v not in (None, [], {}))
     return ", ".join([str(objective["name"]), *given])

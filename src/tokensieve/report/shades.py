@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..analysis.token_classes import CLASSES
 from ..data.text import visible, width_of
 from .terminal import PLAIN
 
-Part = tuple[str, str]  # (text, style)
+StyledText = tuple[str, str]  # (text, style)
 
 NLL_EDGES = (1.0, 2.0, 4.0, 6.0)
 NLL_STYLES = ("low", "lower", "middle", "higher", "high")
 EXCESS_EDGES = (-1.0, -0.25, 0.25, 1.0)
 EXCESS_STYLES = ("far below", "below", "near", "above", "far above")
-CLASSES = ("H->H", "L->H", "H->L", "L->L")
 VALUES = {
     "nll": (NLL_EDGES, NLL_STYLES),
     "ref_nll": (NLL_EDGES, NLL_STYLES),
@@ -41,7 +41,7 @@ def styles_of(by: str, values: Sequence[Any]) -> list[str]:
     return [PLAIN if math.isnan(v) else styles[bisect_right(edges, v)] for v in values]
 
 
-def legend_of(by: str, styles: Sequence[str]) -> list[Part]:
+def legend_of(by: str, styles: Sequence[str]) -> list[StyledText]:
     """What each style means and, for classes, the share of tokens that have it."""
     if by == "class":
         counts = [styles.count(c) for c in CLASSES]
@@ -53,7 +53,7 @@ def legend_of(by: str, styles: Sequence[str]) -> list[Part]:
     return [(f"{by} ", PLAIN), *_joined(list(zip(texts, names, strict=True))), (" nats", PLAIN)]
 
 
-def _joined(parts: list[Part], after: Sequence[str] = ()) -> list[Part]:
+def _joined(parts: list[StyledText], after: Sequence[str] = ()) -> list[StyledText]:
     ends = [f"{a}, " for a in after] if after else [" | "] * len(parts)
     made = [p for part, end in zip(parts, ends, strict=True) for p in (part, (end, PLAIN))]
     return [*made[:-1], (made[-1][0].rstrip(", |"), PLAIN)]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from ..analysis.token_classes import CLASSES
 from .folders import Run
 from .svg import INK
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, in tones that stand out from white and from near-black.
 BASELINE, RANDOM = "#858585", "#cc79a7"
 ARMS = ("#2b8cc9", "#d4761c", "#169a78", "#8c7ae6", "#b59a1a")
-KEPT, DROPPED = "#d98a00", "#7d8b99"
-CLASSES = {"H->H": "#cc79a7", "L->H": "#d98a00", "H->L": "#2b8cc9", "L->L": "#858585"}
+KEPT_COLOUR, DROPPED_COLOUR = "#d98a00", "#7d8b99"
+CLASS_COLOURS = dict(zip(CLASSES, ("#cc79a7", "#d98a00", "#2b8cc9", "#858585"), strict=True))
 SIZE = (3.5, 2.5)
 
 RC: dict[str, Any] = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from ..analysis.token_classes import CLASSES
 from ..data.text import visible, width_of
 
 KEPT, DROPPED, PLAIN = "kept", "dropped", "plain"
@@ -30,10 +31,7 @@ ANSI = {
     "near": "\x1b[2m",
     "above": "\x1b[33m",
     "far above": "\x1b[1;33m",
-    "H->H": "\x1b[1;35m",
-    "L->H": "\x1b[1;33m",
-    "H->L": "\x1b[36m",
-    "L->L": "\x1b[2m",
+    **dict(zip(CLASSES, ("\x1b[1;35m", "\x1b[1;33m", "\x1b[36m", "\x1b[2m"), strict=True)),
 }
 # What stands around a run of tokens where there are no colours.
 MARKS = {
@@ -53,34 +51,14 @@ RESET = "\x1b[0m"
 MIN_WIDTH = 20
 
 
-def colour_tokens(
-    pieces: Sequence[str],
-    keep: Sequence[bool],
-    valid: Sequence[bool],
-    *,
-    width: int = 100,
-    lines: int = 30,
-    color: bool = True,
-) -> str:
-    """The running text of ``pieces`` (a text a token, of :func:`~tokensieve.data.text.token_pieces`), kept tokens
-    coloured, after a legend.
-
-    At most ``lines`` lines of at most ``width`` columns (20 at least) after the legend, each of which stands for itself:
-    colours end with it. What does not fit is counted in one more line. A newline of the text is shown as a sign and ends the
-    line. Tokens that are not ``valid`` are plain, whatever ``keep`` says. Without ``color`` kept text stands in [brackets].
-    Raises ValueError if the three differ in length.
-    """
-    styles = [KEPT if k and v else DROPPED if v else PLAIN for k, v in zip(keep, valid, strict=True)]
-    legend = "".join(_paint(text, style, color) for text, style in kept_legend(styles))
-    return "\n".join([legend, *paint_tokens(pieces, styles, width=width, lines=lines, color=color)])
-
-
 def paint_tokens(
     pieces: Sequence[str], styles: Sequence[str], *, width: int = 100, lines: int | None = None, color: bool = True
 ) -> list[str]:
-    """The lines of :func:`colour_tokens` below its legend, for styles of any kind: keys of ANSI, one a token.
+    """The running text of ``pieces`` (a text a token, of ``data.text.token_pieces``) in ``styles``, which are keys of ANSI.
 
-    Without ``color`` a run of one style stands in the brackets that MARKS has for it. ``lines`` None: all of them.
+    At most ``lines`` lines (None: all) of at most ``width`` columns, 20 at least, each of which stands for itself: colours
+    end with it. What does not fit is counted in one more line. A newline of the text is shown as a sign and ends the line.
+    Without ``color`` a run of one style stands in the brackets that MARKS has for it. ValueError if the two differ in length.
     """
     if len(pieces) != len(styles):
         raise ValueError(f"{len(pieces)} pieces, but {len(styles)} tokens")

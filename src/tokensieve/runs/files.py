@@ -24,7 +24,7 @@ WORK = "work.json"
 LOCK = ".lock"
 
 
-PARTS = "parts"
+PART_NOTES = "parts"
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import MANIFEST, PARTS, WORK, describe_files, file_hash, inside, read_json, write_json
+from .files import MANIFEST, PART_NOTES, WORK, describe_files, file_hash, inside, read_json, write_json
 from .versions import versions
 from .work import Work
 
@@ -116,12 +116,12 @@ def check_files(folder: Path | str, manifest: Mapping[str, Any], *, hashes: bool
 def note_part(path: Path, **told: Any) -> None:
     """Write down a finished file's size and hash in ``parts/`` beside it: before there is a manifest, they speak for it.
 
-    ``told``: what else the manifest will say of it, see :func:`told_of_part`.
+    ``told``: what else the manifest will say of it, see :func:`part_field`.
     """
     write_json(_note(path), {**describe_files(path.parent, [path.name])[0], **told})
 
 
-def told_of_part(path: Path, key: str, default: Any) -> Any:
+def part_field(path: Path, key: str, default: Any) -> Any:
     """What :func:`note_part` was told of a part; ``default`` where it was not, by an earlier version."""
     return read_json(_note(path)).get(key, default)
 
@@ -139,4 +139,4 @@ def part_is_whole(path: Path) -> bool:
 
 
 def _note(path: Path) -> Path:
-    return path.parent / PARTS / f"{path.name}.json"
+    return path.parent / PART_NOTES / f"{path.name}.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StaleFolder, UserError
-from .files import PARTS, WORK, _mine, describe_files, locked, read_json, sync, write_json, writing
+from .files import PART_NOTES, WORK, _mine, describe_files, locked, read_json, sync, write_json, writing
 from .manifest import _write_manifest, is_done, read_manifest
 from .work import Work
 
@@ -81,7 +81,7 @@ class Stage:
         for name in files:
             sync(self.folder / name)  # what a library wrote: the manifest must not be on the disk before it
         _write_manifest(self.folder, self.work, describe_files(self.folder, files), fields)
-        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+        shutil.rmtree(self.folder / PART_NOTES, ignore_errors=True)
 
 
 @contextlib.contextmanager

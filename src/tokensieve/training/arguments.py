@@ -14,13 +14,13 @@ from ..runs.errors import UserError
 
 AUTO_BATCH = "it changes how many rows a step has: set per_device_train_batch_size"
 LIGER = "it replaces the head that the token loss is computed with"
-ORDER = "a step's rows follow from seed and epoch alone"
+_ORDER = "a step's rows follow from seed and epoch alone"
 
 # field -> (whether a value of it is kept to, why another one is not)
 KEPT_TO: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "train_sampling_strategy": (lambda v: v in ("random", "sequential"), f"random or sequential: {ORDER}"),
-    "dataloader_in_order": (bool, ORDER),
-    "accelerator_config.split_batches": (lambda v: not v, f"{ORDER}, and per_device_train_batch_size is a rank's"),
+    "train_sampling_strategy": (lambda v: v in ("random", "sequential"), f"random or sequential: {_ORDER}"),
+    "dataloader_in_order": (bool, _ORDER),
+    "accelerator_config.split_batches": (lambda v: not v, f"{_ORDER}, and per_device_train_batch_size is a rank's"),
     "accelerator_config.dispatch_batches": (lambda v: not v, "each rank reads its own rows"),
     "auto_find_batch_size": (lambda v: not v, AUTO_BATCH),
     "average_tokens_across_devices": (bool, "a step is divided by what counts on all ranks together"),

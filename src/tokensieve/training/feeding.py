@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core import Objective
+from ..core.kth import Threshold
 from ..core.stats import score_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows
 from ..data.scan import look_through
 from ..runs.errors import UserError
 from .arguments import check_some_steps
 from .guarded import Guarded
+from .thresholds import find_thresholds
 
 
 class Fed(Guarded):
@@ -21,9 +24,18 @@ class Fed(Guarded):
     The sampler fills the last global batch with ignored rows instead of repeating samples.
     """
 
-    def init_rows(self, model: Any, needs: Collection[str], ignore_columns: Sequence[str]) -> None:
+    def init_rows(
+        self,
+        model: Any,
+        needs: Collection[str],
+        ignore_columns: Sequence[str],
+        thresholds: Mapping[str, Threshold],
+        second: tuple[str, str] | None = None,
+    ) -> None:
         """What :meth:`rows_of` goes by. Before ``Trainer.__init__``, which is given the rows."""
+        self.thresholds = dict(thresholds)
         self._needs, self._ignored, self._vocab_size = needs, tuple(ignore_columns), _vocab_size(model)
+        self._second_columns = second
 
     def rows_of(self, dataset: Any, *, to_train: bool = False) -> Rows:
         """The data set as model inputs; ``to_train``: with what the objective needs. UserError for what is no data set."""
@@ -43,7 +55,8 @@ class Fed(Guarded):
         needs = self._needs if to_train else ()
         statistics = [n for n in ON_REQUEST if n in needs]
         ignored, vocab_size = self._ignored, self._vocab_size
-        return Rows(dataset, score_columns(needs), statistics, ignore_columns=ignored, vocab_size=vocab_size)
+        told: dict[str, Any] = {"second": self._second_columns if to_train else None, "vocab_size": vocab_size}
+        return Rows(dataset, score_columns(needs), statistics, ignore_columns=ignored, **told)
 
     def check_steps(self) -> None:
         """Raise UserError where no step can be done, no row has a token to predict, or a row cannot be read. Writes nothing."""
@@ -59,6 +72,25 @@ class Fed(Guarded):
             )
         check_rows(rows, "the data set")
         look_through(rows)
+
+    def find_thresholds(self, objective: Objective) -> None:
+        """Those of scope corpus that are not there yet: reads the data set twice, each rank its share. Ranks do it together."""
+        from accelerate.utils import broadcast_object_list
+
+        if not objective.corpus_scores:
+            return
+        known = [self.thresholds]  # the first rank's: what lies in a folder may be written meanwhile
+        broadcast_object_list(known)
+        self.thresholds = known[0]
+        if not objective.corpus_scores.keys() <= self.thresholds.keys():
+            args, rows = self.args, self.train_dataset
+            self.thresholds = find_thresholds(
+                objective,
+                rows,
+                rank=args.process_index,
+                num_ranks=args.world_size,
+                reduce=lambda counts: self.accelerator.reduce(counts.to(args.device), "sum").cpu(),
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
@@ -99,7 +131,7 @@ class Fed(Guarded):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        needed = (*ON_REQUEST, *score_columns(self._needs))
+        needed = (*ON_REQUEST, *score_columns(self._needs), *(self._second_columns or ()))
         self._signature_columns += ["row_id", "position_ids", *needed]
 
     def _gather_rows(self, values: Tensor) -> Tensor:

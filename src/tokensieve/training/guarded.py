@@ -20,7 +20,8 @@ from ..runs.layout import checkpoint as checkpoint_folder
 from ..runs.layout import step_of
 from .checkpoints import Split, check_split, last_good, log_bytes, numbered, seal, unseal, verify
 from .dry_step import dry_step, out_of_memory
-from .guards import GuardConfig, NonFinite, all_finite, broken_names, describe, write_record
+from .guards import GuardConfig, NonFinite, all_finite, broken_names, describe_nonfinite, write_record
+from .self_test import tested
 from .step import StepState, all_numbers
 
 
@@ -239,10 +240,12 @@ class Guarded(Trainer):
         run = Path(self.args.output_dir)
         good = [p.name for p in numbered(run) if (p / MANIFEST).exists() and step_of(p) < step]
         if not self.is_world_process_zero():
-            return NonFinite(describe(step, cause, rows, names, rows[0] if rows else None, self.objective_name))
+            return NonFinite(
+                describe_nonfinite(step, cause, rows, names, rows[0] if rows else None, self.objective_name)
+            )
         path, told = write_record(run, step, cause, rows, names, self.guards.documents)
         kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-        what = describe(step, cause, told, names, told[0] if told else None, self.objective_name)
+        what = describe_nonfinite(step, cause, told, names, told[0] if told else None, self.objective_name)
         return NonFinite(f"{what}; {kept}, rows and documents are in {path}")
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -260,6 +263,8 @@ class Guarded(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         self.before_training(prepared[0])
+        if self.guards.self_test:
+            raise tested(self, prepared[0])
         if self.guards.dry_step:
             dry_step(self, prepared[0])
         return prepared

@@ -45,6 +45,8 @@ class GuardConfig:
     """Go on from a checkpoint of another split of the step: rows may be repeated or left out."""
     dry_step: bool = False
     """Before training, one forward and backward of a full micro-batch, thrown away: does it fit into memory?"""
+    self_test: bool = False
+    """Instead of training: hold properties of the loss against its gradients, see self_test.py, and leave by what it raises."""
     documents: Callable[[int, int | None], Sequence[str]] | None = None
     """(row, position) -> names of the documents there, of the whole row without a position; for reports."""
 
@@ -131,7 +133,7 @@ def _finite(tensor: Tensor) -> Tensor:
     return largest.isfinite()
 
 
-def describe(
+def describe_nonfinite(
     step: int,
     cause: str,
     rows: Sequence[Mapping[str, Any]],

@@ -4,6 +4,7 @@
     sequence   one row                                        count, summed over ranks
     batch      one micro-batch of all ranks                   count of the gathered micro-batch
     step       all micro-batches of all ranks                 count, and the weights themselves (a first no-grad pass)
+    corpus     nothing: a threshold of the whole data set     count
 
 Rank r of W holds rows r*B .. (r+1)*B of the global micro-batch, so gathering in rank order gives the rows in the order one
 process would have had them in: W ranks with B rows choose the tokens that one rank with W*B rows would.
@@ -30,12 +31,19 @@ Gather = Callable[[Tensor], Tensor]
 
 
 def known_stats(
-    needs: Collection[str], batch: Mapping[str, Tensor], *, step: int = 0, tokens_seen: Tensor | int = 0
+    needs: Collection[str],
+    batch: Mapping[str, Tensor],
+    *,
+    step: int = 0,
+    tokens_seen: Tensor | int = 0,
+    sources: Sequence[str] = (),
+    thresholds: Mapping[str, float] | None = None,
 ) -> TokenStats:
     """What is known of a batch's tokens before the forward, as far as it is needed; entry t speaks of the target at t + 1."""
     valid = batch["targets"] != IGNORE_INDEX
     there = [name for name in sorted(needs) if name in ROW_STATISTICS or name in score_columns(needs)]
-    stats = TokenStats(valid, step=step, tokens_seen=tokens_seen)
+    run: dict[str, Any] = {"step": step, "tokens_seen": tokens_seen, "thresholds": thresholds or {}}
+    stats = TokenStats(valid, sources=tuple(sources), **run)
     return stats.with_values({name: _of_rows(name, batch, valid) for name in there})
 
 
@@ -73,7 +81,7 @@ def _alone(values: Tensor) -> Tensor:
 
 
 @dataclass
-class Scope:
+class RankScope:
     """The scope of an objective over the ranks of a run. ``gather`` concatenates [B, T] over ranks, in rank order."""
 
     objective: Objective
@@ -83,7 +91,7 @@ class Scope:
 
     @property
     def spans_ranks(self) -> bool:
-        return self.num_ranks > 1 and self.objective.scope != "sequence"
+        return self.num_ranks > 1 and self.objective.scope not in ("sequence", "corpus")
 
     def known(self, stats: TokenStats) -> TokenStats:
         """Statistics of a micro-batch of this rank, as those of all that is ranked with it."""
@@ -175,14 +183,22 @@ Totals = dict[str, Tensor]
 
 
 def selection_totals(
-    objective: Objective, weight: Tensor, valid: Tensor, nll: Tensor, source: Tensor | None = None, num_sources: int = 0
+    objective: Objective,
+    weight: Tensor,
+    valid: Tensor,
+    nll: Tensor,
+    source: Tensor | None = None,
+    num_sources: int = 0,
+    *,
+    minimised: Tensor | None = None,
 ) -> Totals:
     """Sums over the tokens of a batch by name, float64 scalars that add over parts:
 
-    ``valid``, ``kept`` (weight other than 0), ``kept_nll``, ``dropped_nll``, ``weighted_nll`` (sum of weight * nll),
-    ``denominator`` (what the objective divides by). Where weights are not just 0 or 1 also ``abs``, ``square`` (sums of
-    |weight| and weight^2) and ``negative`` (tokens with such a weight). With ``source`` [B, T], the source of each token's
-    target, ``valid_by_source`` and ``kept_by_source`` [num_sources]. A token that is in no sum adds 0 to it, whatever its nll.
+    ``valid``, ``kept`` (weight other than 0), ``kept_nll``, ``dropped_nll``, ``weighted_nll`` (sum of weight * nll, or of
+    weight * ``minimised``: what stands in its place beside second targets), ``denominator`` (what the objective divides by).
+    Where weights are not just 0 or 1 also ``abs``, ``square`` (sums of |weight| and weight^2) and ``negative`` (tokens with
+    such a weight). With ``source`` [B, T], the source of each token's target, ``valid_by_source`` and ``kept_by_source``
+    [num_sources]. A token that is in no sum adds 0 to it, whatever its nll.
     """
     keep = (weight != 0) & valid
     wide = sum_dtype(weight)
@@ -195,6 +211,8 @@ def selection_totals(
         "weighted_nll": torch.where(keep, nll * weight, 0).sum(dtype=wide),
         "denominator": objective.denominator_of(weight, valid),
     }
+    if minimised is not None:
+        totals["weighted_nll"] = torch.where(keep, minimised * weight, 0).sum(dtype=wide)
     if not objective.selects:
         weight_T = torch.where(valid, weight, 0).to(wide)
         totals |= {

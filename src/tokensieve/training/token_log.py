@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class TokenLog:
     """Which of the processes that worked on this run; a resumed one starts its clock again."""
     first_pass: bool = False
     """Whether each step takes a forward of its own to choose its tokens."""
+    beside: Callable[[float], float] | None = None
+    """FLOPs of what runs beside the student for so many tokens: a teacher."""
     skipped: set[int] = field(default_factory=set)
     """Steps whose update was left out because something in them was not finite."""
 
@@ -103,6 +105,7 @@ class TokenLog:
         skipped = step in self.skipped
         self.flops_student += self.flops.train(places, total["kept"])
         self.flops_student += self.flops.forward(places) if self.first_pass else 0.0
+        self.flops_student += self.beside(places) if self.beside is not None else 0.0
         total, low = (_without_update(total), math.inf) if skipped else (total, low)
         self.tokens_seen += round(total["valid"])
         self.tokens_trained += round(total["kept"])
@@ -167,7 +170,7 @@ class TokenLog:
         return self.config.every > 0 and (step == 1 or step % self.config.every == 0)
 
 
-def sample_rows(config: TokenLogConfig, step: int, row_id: Tensor) -> Tensor:
+def logged_rows(config: TokenLogConfig, step: int, row_id: Tensor) -> Tensor:
     """Places of at most ``config.rows`` rows of a batch, those of lowest seeded hash: the same rows however it is split."""
     order = random_uniform(config.seed, step, row_id, torch.zeros_like(row_id))
     order = order.masked_fill(row_id < 0, 2.0)  # an all-padding row says nothing

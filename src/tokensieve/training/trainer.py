@@ -26,8 +26,10 @@ from transformers.trainer_callback import ProgressCallback
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
 from ..core import objective as make_objective
 from ..core.backends import OWN, check_backend
+from ..core.kth import Threshold
 from ..core.objective import sum_dtype
 from ..core.stats import TokenStats, head_statistics
+from ..core.targets import SparseTargets
 from ..data.rows import collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.probe import broken_property
@@ -39,8 +41,19 @@ from .checkpoints import tensors_only
 from .feeding import Fed
 from .guards import GuardConfig
 from .progress import TokenProgress
-from .step import Scope, Totals, broken_claims, check_claims, known_stats, no_zero, packed, selection_totals, unpacked
-from .token_log import FlopsSpent, TokenLog, TokenLogConfig, sample_rows, write_sample
+from .second import SecondTargets, check_second
+from .step import (
+    RankScope,
+    Totals,
+    broken_claims,
+    check_claims,
+    known_stats,
+    no_zero,
+    packed,
+    selection_totals,
+    unpacked,
+)
+from .token_log import FlopsSpent, TokenLog, TokenLogConfig, logged_rows, write_sample
 from .trial_save import trial_save
 
 MODEL_ONLY = ("attention_mask", "position_ids", "labels")
@@ -69,11 +82,13 @@ class SelectiveTrainer(Fed):
         trainer = SelectiveTrainer(model, args, train_dataset=scored, objective=tokensieve.objective("rho1", ratio=0.6))
 
     ``train_dataset`` has ``input_ids`` (``labels`` default to them) and the score columns that the objective needs; how other
-    columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read. ``args`` are
-    plain TrainingArguments. ``sources``, names of the corpus's sources, has selection counted by source. Writes
-    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
-    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
-    it does not support, or where no step can be done; for a row with values that cannot be meant when it is read.
+    columns are read: docs/formats.md, "Data sets of your own". ``ignore_columns``: those that are not to be read.
+    ``thresholds`` of scope corpus: found before training where they are not given. ``args`` are plain TrainingArguments.
+    ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of the
+    corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and
+    ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and
+    is not read, an argument that is not kept to, a head it does not understand, an engine it does not support, or where no
+    step can be done; for a row with values that cannot be meant when it is read.
     """
 
     loss_is_scaled_for_ga = True
@@ -92,12 +107,18 @@ class SelectiveTrainer(Fed):
         head: HeadOptions | None = None,
         guards: GuardConfig | None = None,
         ignore_columns: Sequence[str] = (),
+        thresholds: Mapping[str, Threshold] | None = None,
+        teacher: Any = None,
+        embeddings: Tensor | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective = objective or make_objective("clm")
         self.head = head or HeadOptions()
         _check_arguments(args, kwargs)
-        self.init_rows(model, self.objective.needs, ignore_columns)
+        check_second(self.objective, self.head.backend, teacher)
+        wanted = self.objective.second
+        columns = wanted.columns if wanted is not None and wanted.origin == "columns" else None
+        self.init_rows(model, self.objective.needs, ignore_columns, thresholds or {}, columns)
         kwargs.setdefault("data_collator", collate)
         super().__init__(
             model,
@@ -112,7 +133,11 @@ class SelectiveTrainer(Fed):
         if self.pop_callback(ProgressCallback) is not None:  # not there with disable_tqdm
             self.add_callback(TokenProgress(self))
         self.seam = HeadSeam(self.model)
-        self.scope = Scope(
+        self.second: SecondTargets | None = None
+        if wanted is not None:
+            given = (self.model, teacher, embeddings, args.device, self.compute_loss_context_manager)
+            self.second = SecondTargets(wanted, *given)
+        self.scope = RankScope(
             self.objective, self.accelerator.num_processes, self.accelerator.process_index, self._gather_rows
         )
         self.token_log = TokenLog(
@@ -139,10 +164,14 @@ class SelectiveTrainer(Fed):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As ``Trainer.train``, after what the method relies on was proved of the model as it is fed: ``modeling/probe.py``."""
         self.check_steps()
+        self.find_thresholds(self.objective)
         rows: Any = self.train_dataset
         first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         _refuse_deferred_router_loss(self.objective, self.seam.model)
         self.token_log.flops = token_flops(self.model, len(first["input_ids"]))
+        if self.second is not None and self.second.seam is not None:
+            self.second.flops = token_flops(self.second.teacher, len(first["input_ids"]))
+            self.token_log.beside = self.second.flops_forward
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         with self.guarded(), tensors_only(Path(checkpoint) if checkpoint else None):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
@@ -150,6 +179,10 @@ class SelectiveTrainer(Fed):
     def before_training(self, model: Any) -> None:
         self._proved = []
         self._prove(model, self.train_dataset, self._train_batch_size)
+        if self.second is not None:
+            told = self.second.broken(self.train_dataset, self._train_batch_size, self.args.device)
+            if told := self._first_of_ranks(told):
+                raise UserError(told)
         if self.args.eval_strategy != "no" and self.eval_dataset is not None:
             sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
             for rows in sets:
@@ -210,8 +243,11 @@ class SelectiveTrainer(Fed):
             self._tokens_seen = self._tokens_seen + self._sum_over_ranks(valid)
 
     def _known(self, batch: Mapping[str, Tensor]) -> TokenStats:
-        there = {k: v.to(self.args.device, non_blocking=True) for k, v in batch.items() if k not in MODEL_ONLY}
-        return known_stats(self.objective.needs, there, step=self.state.global_step, tokens_seen=self._tokens_seen)
+        left_out = (*MODEL_ONLY, *(self._second_columns or ()))
+        there = {k: v.to(self.args.device, non_blocking=True) for k, v in batch.items() if k not in left_out}
+        run: dict[str, Any] = {"step": self.state.global_step, "tokens_seen": self._tokens_seen}
+        run["thresholds"] = {name: found.value for name, found in self.thresholds.items()}
+        return known_stats(self.objective.needs, there, sources=self.token_log.sources, **run)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "sum")  # type: ignore[no-any-return]
@@ -248,7 +284,11 @@ class SelectiveTrainer(Fed):
         return {name: nll.statistic(name) for name in head_statistics(self.objective.needs)}
 
     def _forward(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], loss_of: Callable[[LinearNLL], Tensor] | None
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        loss_of: Callable[[LinearNLL], Tensor] | None,
+        second: SparseTargets | None = None,
     ) -> tuple[Any, LinearNLL]:
         """One forward with ``loss_of`` as its loss, or none: (outputs, the head's nll and what else the objective needs)."""
         made: list[LinearNLL] = []
@@ -256,7 +296,7 @@ class SelectiveTrainer(Fed):
 
         def compute(hidden: Tensor, head: LinearHead) -> Tensor | None:
             options: dict[str, Any] = vars(self.head)
-            made.append(LinearNLL(hidden, head, inputs["targets"], statistics=statistics, **options))
+            made.append(LinearNLL(hidden, head, inputs["targets"], statistics=statistics, second=second, **options))
             return None if loss_of is None else loss_of(made[0])
 
         with self.seam.run(compute):
@@ -281,9 +321,15 @@ class SelectiveTrainer(Fed):
             denominator = 1 if num_items_in_batch is None else num_items_in_batch
             return torch.div(loss_sum * (self.accelerator.num_processes * parts), denominator)
 
-        outputs, _ = self._forward(model, inputs, weighted_loss)
+        outputs, _ = self._forward(model, inputs, weighted_loss, self._second_targets(inputs))
         loss: Tensor = outputs.loss / parts  # router losses are means of a micro-batch: averaged over them
         return (loss, outputs) if return_outputs else loss
+
+    def _second_targets(self, inputs: Mapping[str, Tensor]) -> SparseTargets | None:
+        """Of the micro-batch that is worked on, at the share that the objective gives them in this step."""
+        if self.second is None or self.objective.share is None:
+            return None
+        return self.second.of(inputs, self.objective.share(self.step.known[self.step.index]))
 
     def _most_rows(self, weight: Tensor) -> int | None:
         """A bound on the rows with a weight where asking the device for their number would stall it; None on a CPU."""
@@ -307,14 +353,17 @@ class SelectiveTrainer(Fed):
         else:
             length = inputs["targets"].shape[1]
             weight, lowest = self.scope.weigh(step.known[step.index], self._head_statistics(nll), length)
-        self._note(inputs, nll.nll, weight, lowest)
+        self._note(inputs, nll.nll, nll.loss, weight, lowest)
         return weight
 
-    def _note(self, inputs: Mapping[str, Tensor], nll: Tensor, weight: Tensor, lowest: Tensor) -> None:
+    def _note(
+        self, inputs: Mapping[str, Tensor], nll: Tensor, minimised: Tensor, weight: Tensor, lowest: Tensor
+    ) -> None:
         """Remember what was chosen of one micro-batch."""
         valid = inputs["targets"] != IGNORE_INDEX
         source = next_token(inputs["source_id"]) if "source_id" in inputs else None
-        totals = selection_totals(self.objective, weight, valid, nll, source, len(self.token_log.sources))
+        sources = (source, len(self.token_log.sources))
+        totals = selection_totals(self.objective, weight, valid, nll, *sources, minimised=minimised)
         if not self._claims_checked:
             bound = self._bound(weight, self.step.index)
             self.step.broken_claims.append(broken_claims(self.objective, weight, bound))
@@ -438,7 +487,7 @@ class SelectiveTrainer(Fed):
 
     def _note_sample(self, inputs: Mapping[str, Tensor], nll: Tensor, weight: Tensor, valid: Tensor) -> None:
         config, step = self.token_log.config, self.state.global_step + 1
-        for place in sample_rows(config, step, inputs["row_id"]).tolist():
+        for place in logged_rows(config, step, inputs["row_id"]).tolist():
             here = valid[place].nonzero().squeeze(-1)
             self.step.sample.append(
                 {
@@ -455,7 +504,7 @@ class SelectiveTrainer(Fed):
         step = self.state.global_step + 1
         rows: list[dict[str, Any]] = gather_object(self.step.sample)
         if self.is_world_process_zero() and rows:
-            chosen = sample_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
+            chosen = logged_rows(self.token_log.config, step, torch.tensor([r["row"] for r in rows]))
             write_sample(self.token_log.folder, step, [rows[i] for i in chosen.tolist()])
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..objective import Objective, with_denominator
-from . import combined, contrast, controls, entropy, placed, probability, ranked
+from . import combined, contrast, controls, documents, entropy, placed, probability, ranked, second
 
 # name -> factory. A user's own is named by "package.module:factory".
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "clm": controls.clm,
     "random": controls.random,
+    "random_like": controls.random_like,
     "rho1": ranked.rho1,
     "rho1_low_ref": ranked.rho1_low_ref,
     "rho1_low_entropy": ranked.rho1_low_entropy,
@@ -40,6 +41,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "wit": placed.wit,
     "influence": placed.influence,
     "learning_time": placed.learning_time,
+    "smooth": second.smooth,
+    "distill": second.distill,
 }
 
 # Objectives made of those in their option ``of``: a list of {name: ..., option: value}.
@@ -47,7 +50,8 @@ COMBINED: dict[str, Callable[[Sequence[Objective]], Objective]] = {
     "intersect": combined.intersect,
     "union": combined.union,
 }
-SCHEDULE = "schedule"  # {of: {name: ...}, option: NAME, points: [[step, value], ...]}
+SCHEDULE = "schedule"  # {of: {name: ...}, option: NAME, points: [[step, value], ...], over: steps}
+BY_SOURCE = "by_source"  # {of: {name: ...}, instead: {source: {name: ...} or options of the same rule}}
 
 # Published rules that are no weight on a token's nll, with what stands in the way.
 NOT_SERVED = {
@@ -62,34 +66,56 @@ NOT_SERVED = {
 def objective(name: str, **options: Any) -> Objective:
     """The built-in objective ``name``, or ``package.module:factory`` called with the options.
 
-    ``denominator`` is an option of every objective: weight, valid, nonzero or abs, see :class:`Objective`; the rule's own if
-    not given. ``intersect`` and ``union`` take ``of``, a list of objectives as mappings or made; ``schedule`` takes one, the
-    ``option`` that moves and the ``points`` [step, value] it goes through. Raises ValueError for an unknown name (listing those
-    that exist) and for options the objective does not take.
+    ``denominator`` is an option of every objective: weight, valid, nonzero or abs, see :class:`Objective`; ``unit: document``
+    of every one that keeps a ratio by a score. The rule's own if not given. ``smooth`` and ``distill`` take one objective as
+    ``of``, as a mapping or made, ``intersect`` and ``union`` take ``of``, a list of objectives as mappings or made;
+    ``schedule`` takes one, the ``option`` that moves and the ``points`` [step, value] it goes through. Raises ValueError for
+    an unknown name (listing those that exist) and for options the objective does not take.
     """
-    denominator = options.pop("denominator", None)
+    denominator, unit = options.pop("denominator", None), options.pop("unit", None)
+    if name in OBJECTIVES and options.get("of") is not None:
+        options["of"] = _part(options["of"])
     try:
         made = _make(name)(**options)
     except TypeError as e:
         raise ValueError(f"objective {name!r}: {e}") from None
     if not isinstance(made, Objective):
         raise ValueError(f"objective {name!r} gave {type(made).__name__}, not an Objective")
-    return with_denominator(made, denominator)
+    return finished(made, denominator, unit)
+
+
+def finished(made: Objective, denominator: Any = None, unit: Any = None) -> Objective:
+    """The objective with the two options that every one takes; None for those that were not given."""
+    return with_denominator(documents.with_unit(made, unit), denominator)
 
 
 def _make(name: str) -> Callable[..., Objective]:
     """The factory of a name."""
     if name in COMBINED:
         return lambda of: COMBINED[name]([_part(part) for part in of])
-    return _scheduled if name == SCHEDULE else OBJECTIVES[name] if name in OBJECTIVES else _imported(name)
+    made: dict[str, Callable[..., Objective]] = {SCHEDULE: _scheduled, BY_SOURCE: _by_source, **OBJECTIVES}
+    return made[name] if name in made else _imported(name)
 
 
-def _part(part: Objective | Mapping[str, Any]) -> Objective:
-    return part if isinstance(part, Objective) else objective(**part)
+def _part(part: Any) -> Objective:
+    if not isinstance(part, Objective | Mapping):
+        raise ValueError(f"of: an objective, as {{name: rho1}}, is needed, not {part}")
+    return part if isinstance(part, Objective) else objective(**{"name": "clm", **part})
 
 
-def _scheduled(of: Mapping[str, Any], option: str, points: Sequence[Sequence[float]]) -> Objective:
-    return combined.schedule(lambda value: objective(**{**of, option: value}), points)
+def _scheduled(of: Mapping[str, Any], option: str, points: Sequence[Sequence[float]], over: str = "steps") -> Objective:
+    return combined.schedule(lambda value: objective(**{**of, option: value}), points, over)
+
+
+def _by_source(of: Mapping[str, Any], instead: Mapping[str, Any] | None = None) -> Objective:
+    if not isinstance(of, Mapping):
+        raise ValueError(f"of: an objective, as {{name: rho1}}, is needed, not {of}")
+    others = {}
+    for source, part in (instead or {}).items():
+        if not isinstance(part, Mapping):
+            raise ValueError(f"instead.{source}: options, as {{ratio: 0.4}}, or an objective are needed, not {part}")
+        others[source] = _part(part if "name" in part else {**of, **part})
+    return combined.by_source(_part(of), others)
 
 
 def _imported(name: str) -> Callable[..., Objective]:
@@ -97,7 +123,7 @@ def _imported(name: str) -> Callable[..., Objective]:
         raise ValueError(f"objective {name!r} is not served: {NOT_SERVED[name]}")
     module, _, attribute = name.partition(":")
     if not attribute:
-        known = ", ".join([*OBJECTIVES, *COMBINED, SCHEDULE])
+        known = ", ".join([*OBJECTIVES, *COMBINED, SCHEDULE, BY_SOURCE])
         raise ValueError(f"unknown objective {name!r}: one of {known}, or package.module:factory")
     try:
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]

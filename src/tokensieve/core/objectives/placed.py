@@ -95,7 +95,8 @@ def influence(column: str = "influence") -> Objective:
 def learning_time(low: float = 0.0, high: float = 0.5, column: str = "learning_time") -> Objective:
     """Keep tokens that were learned at ``low <= t <= high`` of an earlier run: 0 is its beginning, 1 its end, beyond: never.
 
-    The column says when each token's nll fell below a level, as a share of that run. Done for whole samples in arXiv
+    The column says from when on each token's nll was below a level, as a share of that run: ``tokensieve dynamics
+    --learning_time mean`` over the corpus to be trained on writes it. Done for whole samples in arXiv
     2606.29858; per token it is untested, and the default ours: what was learned in the first half.
     """
     check_range("low", low, 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from ..select import Scope, check_ratio, kept_count, places, top_fraction
 from ..stats import TokenStats
 from .shared import (
     Weigh,
+    above,
     at_place,
     check_column,
     check_range,
@@ -79,9 +82,9 @@ def token_cleaning(
 ) -> Objective:
     """Keep the top ``ratio`` by ``base_nll - ref_nll``: what the reference gained over the model it began from.
 
-    Token Cleaning (arXiv 2502.01968; read in the authors' code) ranks the whole data set at once; here the tokens of ``scope``
-    are ranked, which for a shuffled corpus comes to nearly the same. Both columns are scored beforehand, so the choice is
-    the same in every epoch.
+    Token Cleaning (arXiv 2502.01968; read in the authors' code) ranks the whole data set at once, as ``scope: corpus`` does;
+    the default ranks a step, which for a shuffled corpus comes to nearly the same. Both columns are scored beforehand, so with
+    ``corpus`` the choice is the same in every epoch.
     """
     for option, name in (("base", base), ("reference", reference)):
         check_column(option, name)
@@ -189,6 +192,10 @@ def _both(name: str, ratio: float, scope: Scope, nll: str, entropy: str, *, unio
     check_column("nll", nll)
     check_column("entropy", entropy)
 
+    options = {"ratio": ratio, "scope": scope, "nll": nll, "entropy": entropy}
+    if scope == "corpus":
+        return _both_above(name, options, union=union)
+
     def weigh(stats: TokenStats) -> Tensor:
         group = rows_of(stats, scope)
         one, other = (top_fraction(_lowest(c)(stats), stats.valid, ratio, scope, group=group) for c in (nll, entropy))
@@ -202,10 +209,30 @@ def _both(name: str, ratio: float, scope: Scope, nll: str, entropy: str, *, unio
         name,
         weigh,
         frozenset({nll, entropy}),
-        {"ratio": ratio, "scope": scope, "nll": nll, "entropy": entropy},
+        options,
         scope=scope,
         denominator="weight",
         selects=True,
         static=True,
         most_rows=most_rows,
+    )
+
+
+def _both_above(name: str, options: dict[str, Any], *, union: bool) -> Objective:
+    """Both parts by the thresholds of the whole data set."""
+    parts = [
+        above("low", _lowest(options[c]), {"ratio": options["ratio"], "column": options[c]}) for c in ("nll", "entropy")
+    ]
+    (one, first), (other, second) = parts
+    join = torch.maximum if union else torch.minimum
+    return soft(
+        name,
+        lambda stats: join(one(stats), other(stats)),
+        frozenset({options["nll"], options["entropy"]}),
+        options,
+        scope="corpus",
+        denominator="weight",
+        selects=True,
+        static=True,
+        corpus_scores={**first, **second},
     )

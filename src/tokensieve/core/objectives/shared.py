@@ -8,18 +8,23 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..objective import Denominator, Objective, sum_dtype
-from ..select import Scope, check_ratio, kept_count, places, top_fraction
+from ..objective import CorpusScore, Denominator, Objective, sum_dtype
+from ..select import Scope, above_threshold, check_ratio, kept_count, places, top_fraction
 from ..stats import STATISTICS, TokenStats
 
 Weigh = Callable[[TokenStats], Tensor]
 
 
 def top(name: str, score: Weigh, needs: frozenset[str], options: Mapping[str, Any], **fields: Any) -> Objective:
-    """Keep the top fraction by ``score``; ``options`` hold ratio and scope."""
+    """Keep the top fraction by ``score``; ``options`` hold ratio and scope. Scope corpus is for a score that is ``static``."""
     ratio, scope = options["ratio"], options["scope"]
     check_ratio(ratio)
-    check_scope(scope)
+    check_scope(scope, corpus=fields.get("static", False))
+    if scope == "corpus":
+        keep, ranked = above(name, score, options)
+        return Objective(
+            name, keep, needs, scope, selects=True, score=score, options=options, corpus_scores=ranked, **fields
+        )
     return Objective(
         name,
         weigh=lambda stats: top_fraction(score(stats), stats.valid, ratio, scope, group=rows_of(stats, scope)).float(),
@@ -32,6 +37,16 @@ def top(name: str, score: Weigh, needs: frozenset[str], options: Mapping[str, An
         options=options,
         **fields,
     )
+
+
+def above(name: str, score: Weigh, options: Mapping[str, Any]) -> tuple[Weigh, dict[str, CorpusScore]]:
+    """(weight 1 from the threshold of the whole data set on, what is to be ranked for that)."""
+    called = f"{name} of {', '.join(f'{k}: {v}' for k, v in options.items() if k != 'scope')}"
+
+    def weigh(stats: TokenStats) -> Tensor:
+        return above_threshold(score(stats), stats.valid, stats.threshold(called)).float()
+
+    return weigh, {called: CorpusScore(options["ratio"], score)}
 
 
 def soft(
@@ -48,7 +63,7 @@ def soft(
 
     The default scope gathers nothing: it is for rules in which a token's weight depends on no other row.
     """
-    check_scope(scope)
+    check_scope(scope, corpus="corpus_scores" in fields)
 
     def weigh(stats: TokenStats) -> Tensor:
         weight_T = weight(stats).float()
@@ -113,9 +128,15 @@ def normalised(values: Tensor, stats: TokenStats, scope: Scope) -> Tensor:
 # --- checks ----------------------------------------------------------------------------------------------------------------
 
 
-def check_scope(scope: str) -> None:
+def check_scope(scope: str, *, corpus: bool = False) -> None:
+    """Refuse a scope that does not exist, and ``corpus`` where a rule has no score that stands before training."""
     if scope not in get_args(Scope):
-        raise ValueError(f"unknown scope {scope!r}: sequence, batch or step")
+        raise ValueError(f"unknown scope {scope!r}: sequence, batch, step or corpus")
+    if scope == "corpus" and not corpus:
+        raise ValueError(
+            "scope 'corpus' is one threshold over the whole data set, which scores that change with the student, or from step "
+            "to step, do not have: it is for rho1_low_ref, rho1_low_entropy, rho1_intersection, rho1_union and token_cleaning"
+        )
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from ...runs.errors import UserError
 
-SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 RATIO = 3  # how much larger text is than what it was compressed to, about
 
 

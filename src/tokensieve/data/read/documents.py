@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+NO_TARGET = -100
+"""``IGNORE_INDEX`` of core, which cannot be imported here: processes that read text do not wait for torch."""
+
 
 class Document(NamedTuple):
     """One document. Either ``text``, or ``tokens`` where it came tokenised; ``where`` names file and line in messages."""

@@ -26,7 +26,7 @@ class InputFile(NamedTuple):
     size: int
 
 
-def find(path: str) -> tuple[Path, str, list[Path]]:
+def find_files(path: str) -> tuple[Path, str, list[Path]]:
     """(folder that names are relative to, default name, what the path names)."""
     if path.startswith("package:"):
         return _package(path.removeprefix("package:"))

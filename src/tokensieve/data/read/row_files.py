@@ -12,7 +12,7 @@ from ...runs.files import read_json
 from .compressed import opened
 from .documents import BadRow, Block, Document, Item, Skipped
 from .source import Source
-from .token_rows import READ, kind, tokens_document
+from .token_rows import BESIDE_IDS, kind, tokens_document
 
 _BATCH_ROWS = 256
 
@@ -110,7 +110,7 @@ def _lists(schema: Any) -> list[str]:
     def is_list(kind: Any) -> bool:
         return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
-    return [f.name for f in schema if is_list(f.type) or f.name in READ]
+    return [f.name for f in schema if is_list(f.type) or f.name in BESIDE_IDS]
 
 
 def first_columns(source: Source) -> list[str]:
@@ -255,7 +255,7 @@ def hub_blocks(source: Source, size: int) -> Iterator[Block]:
     rows: list[dict[str, Any]] = []
     start, filled = 1, 0
     for row in stream:
-        wanted = [*columns(source), "id", "source", *READ]
+        wanted = [*columns(source), "id", "source", *BESIDE_IDS]
         rows.append({k: v for k, v in row.items() if k in wanted or (tokenised(source) and isinstance(v, list))})
         filled += sum(len(v) for v in rows[-1].values() if isinstance(v, (str, list)))
         if filled >= size:

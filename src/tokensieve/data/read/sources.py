@@ -22,12 +22,11 @@ import xxhash
 
 from ...runs.errors import UserError
 from ...runs.files import hash_json
-from .compressed import RATIO
-from .compressed import SUFFIXES as COMPRESSED
-from .files import InputFile, find, once, walk
+from .compressed import COMPRESSED, RATIO
+from .files import InputFile, find_files, once, walk
 from .row_files import first_columns, hub_revision
 from .source import Source, SourceConfig
-from .token_rows import READ
+from .token_rows import BESIDE_IDS
 
 _JSON_LINES = (".jsonl", *(form + packed for packed in COMPRESSED for form in (".jsonl", ".json")))
 # Which files of a folder a format reads. An empty tuple: the format does not read single files.
@@ -56,7 +55,7 @@ def resolve(config: SourceConfig, seed: int = 0) -> Source:
         if not hub:
             raise UserError(f"source {config.path}: the name is missing, as in hub:owner/name")
         return Source(config, "hub", hub.split("/")[-1], (), seed)
-    root, name, paths = find(config.path)
+    root, name, paths = find_files(config.path)
     if len(paths) == 1 and _is_dataset(paths[0]):
         if config.format not in ("auto", "datasets", "tokens"):
             raise UserError(f"{config.path} is a datasets folder, it cannot be read as format {config.format!r}")
@@ -164,7 +163,7 @@ def identity(source: Source, unit_bytes: int = 0) -> str:
         return hash_json(["hub", source.config.path, hub_revision(source)])
     since = ["packed across files"] if packs_across(source, unit_bytes) else []
     if "tokens" in (source.format, source.config.format):
-        since += [c for c in READ if c in first_columns(source) and c not in source.config.ignore_columns]
+        since += [c for c in BESIDE_IDS if c in first_columns(source) and c not in source.config.ignore_columns]
     if source.config.path.startswith("package:"):
         return hash_json(["package", _version(source.name), [(f.name, f.size) for f in source.files], *since])
     whole = source.size <= _HASH_WHOLE_BYTES

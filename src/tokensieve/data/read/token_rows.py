@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from .documents import BadRow, Document, Item, Skipped
+from .documents import NO_TARGET, BadRow, Document, Item, Skipped
 
-READ = ("labels", "attention_mask")  # beside input_ids, where they are there
-IGNORED = -100
+BESIDE_IDS = ("labels", "attention_mask")  # beside input_ids, where they are there
 _METADATA = {
     "special_tokens_mask",
     "word_ids",
@@ -41,7 +40,7 @@ def tokens_document(row: Mapping[str, Any], key: str, label: str, where: str, ig
     ids = _plain(row["input_ids"])
     if (wrong := _not_integers(ids)) is not None:
         return BadRow(where, f"column 'input_ids' must be a list of integers, this is {wrong}")
-    given = {name: _plain(row[name]) for name in READ if name in row and name not in ignore}
+    given = {name: _plain(row[name]) for name in BESIDE_IDS if name in row and name not in ignore}
     if isinstance(mask := given.get("attention_mask"), list):
         given["attention_mask"] = [int(m) if isinstance(m, bool) else m for m in mask]
     for name, values in given.items():
@@ -57,7 +56,7 @@ def tokens_document(row: Mapping[str, Any], key: str, label: str, where: str, ig
         ids = [t for t, m in zip(ids, kept, strict=True) if m]
     if not ids:
         return Skipped("empty")
-    return Document(key, label, where, tokens=ids, labels=labels if labels and IGNORED in labels else None)
+    return Document(key, label, where, tokens=ids, labels=labels if labels and NO_TARGET in labels else None)
 
 
 def _plain(values: Any) -> Any:
@@ -81,11 +80,13 @@ def _fault(ids: Sequence[int], given: Mapping[str, Sequence[int]]) -> str | None
             f"column 'attention_mask' holds {mask[odd]} at token {odd}, it must be 0 or 1: if it numbers documents, "
             "give each a row of its own"
         )
-    where = next((i for i, (t, token) in enumerate(zip(labels, ids, strict=False)) if t not in (IGNORED, token)), None)
+    where = next(
+        (i for i, (t, token) in enumerate(zip(labels, ids, strict=False)) if t not in (NO_TARGET, token)), None
+    )
     if where is None:
         return None
-    said = f"column 'labels' holds {labels[where]} at token {where}, which is {ids[where]}: a label is its token or {IGNORED}"
-    shifted = all(t in (IGNORED, after) for t, after in zip(labels, ids[1:], strict=False))
+    said = f"column 'labels' holds {labels[where]} at token {where}, which is {ids[where]}: a label is its token or {NO_TARGET}"
+    shifted = all(t in (NO_TARGET, after) for t, after in zip(labels, ids[1:], strict=False))
     return f"{said} (these look shifted by one: give them unshifted)" if shifted else said
 
 
@@ -97,7 +98,7 @@ def _unread(
         return "column 'doc_starts' says where documents start in the row, which is of a corpus: give each a row of its own"
     for name, value in row.items():
         values = _plain(value)
-        if name in ("input_ids", *READ, *ignore) or not isinstance(values, list) or not values:
+        if name in ("input_ids", *BESIDE_IDS, *ignore) or not isinstance(values, list) or not values:
             continue
         if not all(isinstance(v, (int, float)) for v in values) or _says_nothing(name, values, length, given):
             continue
@@ -105,7 +106,7 @@ def _unread(
             return f"{several}: give each a row of its own, or list {name!r} in ignore_columns"
         if len(values) == length:
             return (
-                f"column {name!r} has an entry for each token and is not read: give 'labels', {IGNORED} where there is no "
+                f"column {name!r} has an entry for each token and is not read: give 'labels', {NO_TARGET} where there is no "
                 f"loss, or list {name!r} in ignore_columns"
             )
     return None
@@ -118,7 +119,7 @@ def _says_nothing(name: str, values: Sequence[Any], length: int, given: Mapping[
         kept = [p for p, m in zip(values, given.get("attention_mask", [1] * length), strict=True) if m]
         return kept == list(range(len(kept)))
     if name in _LOSS_MASKS and len(values) == length:  # a label where there is no loss would be a contradiction
-        return "labels" in given and all(m or t == IGNORED for m, t in zip(values, given["labels"], strict=True))
+        return "labels" in given and all(m or t == NO_TARGET for m, t in zip(values, given["labels"], strict=True))
     return name in _SEGMENTS and len(set(values)) == 1
 
 

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MAX_SEED = 2**32 - 1
-OBJECTIVES = Path(__file__).parents[2] / "core" / "objectives"
+OBJECTIVES_FOLDER = Path(__file__).parents[2] / "core" / "objectives"
 
 
 def check_seed(seed: int) -> None:
@@ -92,7 +92,7 @@ def field_docs(config_class: type) -> dict[str, str]:
     return docs
 
 
-def objective_docs(folder: Path = OBJECTIVES) -> dict[str, str]:
+def objective_docs(folder: Path = OBJECTIVES_FOLDER) -> dict[str, str]:
     """The built-in objectives by name, each with the first line of its docstring: read from the source, which imports torch."""
     docs: dict[str, str] = {}
     for path in folder.glob("*.py"):

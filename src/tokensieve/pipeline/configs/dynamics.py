@@ -35,6 +35,8 @@ class DynamicsConfig:
     """Tokens of each class whose trajectories are written out."""
     seed: int = 0
     """Which tokens these are."""
+    learning_time: float | Literal["mean"] | None = None
+    """Also scores in OUT/learning_time: from when on a token's nll is at most so many nats; mean: the mean nll at the end."""
     model_dtype: str = "float32"
     """What the models compute in: float32, bfloat16 or float16."""
     batch_rows: int = 0

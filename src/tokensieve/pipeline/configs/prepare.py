@@ -37,7 +37,7 @@ class PrepareConfig:
     length: int = 1024
     """Tokens in a row."""
     isolate_documents: bool = False
-    """Make each document a context of its own: positions restart and attention stops at its end."""
+    """Make each document a context of its own (document masking): positions restart and attention stops at its end."""
     max_rows: int | None = None
     """Keep at most this many rows, chosen by the seed; with source weights exactly this many."""
     seed: int = 0

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 KIND = "scores"
-NOT_WORK = ("out", "model", "corpus", "device", "verify")
+NOT_WORK = ("out", "model", "corpus", "from_file", "device", "verify")
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Score every token of a corpus with a reference model."""
+    """Score every token of a corpus with a reference model, or take numbers a token from a file."""
 
     out: str
     """Folder to write."""
-    model: str
-    """The reference model: a Hugging Face folder, or a folder that `train` wrote."""
     corpus: str
     """A folder that `prepare` wrote."""
+    model: str = ""
+    """The reference model: a Hugging Face folder, or a folder that `train` wrote."""
+    from_file: str = ""
+    """Also --from: instead of a model, a .npy or .parquet file of a number a token, made for this corpus (docs/formats.md)."""
     columns: list[str] | dict[str, str] = field(default_factory=lambda: ["ref_nll"])
-    """ref_nll and, if wanted, ref_entropy; or names of your choice and what they hold, as {base_nll: nll, base_h: entropy}."""
+    """ref_nll, ref_entropy, ref_rank; or {my_nll: nll, h: entropy, r: target_rank}; of a file its columns, {name: column}."""
+    top_k: int = 0
+    """Also the columns topk_ids and topk_logp: the so many likeliest entries of each prediction, 8 bytes each; 0 for none."""
+    context: Literal["none"] | dict[str, Any] = "none"
+    """Less before a token: {last: N}, {last: N, stride: S}, {without: problem} or earlier_documents; costs: docs/formats.md."""
     dtype: str = "float16"
     """How scores are stored: float16 (error at most 0.008 nats up to 32, clipped at 65,504) or float32."""
     model_dtype: str = "float32"

@@ -7,7 +7,7 @@ from typing import Literal
 
 By = Literal["kept", "excess", "nll", "ref_nll", "class"]
 # What to colour by, if not said: the first there is.
-ORDER: tuple[By, ...] = ("kept", "excess", "class", "nll", "ref_nll")
+COLUMN_ORDER: tuple[By, ...] = ("kept", "excess", "class", "nll", "ref_nll")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ NOT_WORK = (
     "on_nonfinite",
     "max_skipped_steps",
     "dry_step",
+    "self_test",
     "verify",
     "compute_of",
     "max_epochs",
@@ -77,5 +78,7 @@ class TrainConfig:
     """skip: how many steps of the run at most."""
     dry_step: Literal["auto", "always", "never"] = "auto"
     """A first step for its memory only, thrown away: auto on a GPU."""
+    self_test: bool = False
+    """Instead of training: is this loss what it says, as configured and launched? Nothing is written; exit code 2 if not."""
     verify: Literal["full", "size"] = "full"
     """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""

@@ -24,6 +24,8 @@ class Cost:
     """Models in the folder it leaves: those that it saves on its way, the last one among them."""
     memory: float = 0
     """Bytes that its model takes at the least while it works: weights, and for training gradients and Adam's moments."""
+    model: Any = None
+    """The shapes (on the meta device) of the model it leaves, where they are not those that it begins with."""
 
 
 class Known:
@@ -84,8 +86,10 @@ class Known:
             return model_shapes(model_config(model, **({} if size is None else {"vocab_size": size})))
         path = Path(model).parent if Path(model).name == "model" else Path(model)
         if path in self._configs and not self._done[path]:
+            if (left := self.costs.get(path, Cost()).model) is not None:
+                return left
             begun = self._configs[path]
-            return self.model(begun.model, begun.corpus)
+            return self.model(begun.model, getattr(begun, "corpus", ""))
         return model_shapes(read_config(model)) if Path(model).is_dir() else None
 
     def num_parameters(self, model: str | Mapping[str, Any], corpus: str = "") -> float:

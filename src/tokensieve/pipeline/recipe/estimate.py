@@ -19,14 +19,14 @@ from ...runs.manifest import is_done, read_manifest
 from ..verbs import VERBS
 from .cost import Cost, Known
 from .jobs import visible_gpus
-from .load import Recipe, Stage
+from .load import Recipe, RecipeStage
 
 _UNSURE = 0.25
 """A share that a corpus not yet prepared may be larger than is estimated: an arm is not refused for less."""
 DONE, TO_DO, AGAIN, UNKNOWN = "done", "to do", "to be redone", "?"
 
 
-def describe(recipe: Recipe) -> str:
+def describe_plan(recipe: Recipe) -> str:
     """The plan as a table: a line a stage, and the sum of what is still to do."""
     states = states_of(recipe)
     costs = costs_of(recipe, states)
@@ -38,7 +38,7 @@ def describe(recipe: Recipe) -> str:
     return text
 
 
-def needs_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
+def needs_of(stages: Sequence[RecipeStage]) -> dict[str, frozenset[str]]:
     """stage -> the earlier stages that it waits for: those whose folders it reads, and those that check what it reads."""
     needs: dict[str, frozenset[str]] = {}
     for i, stage in enumerate(stages):
@@ -48,13 +48,13 @@ def needs_of(stages: Sequence[Stage]) -> dict[str, frozenset[str]]:
     return needs
 
 
-def _reads(stage: Stage, before: Sequence[Stage]) -> set[str]:
+def _reads(stage: RecipeStage, before: Sequence[RecipeStage]) -> set[str]:
     """The stages before it whose folders, or what lies in them, its fields name, however the path is spelled."""
     named = set(_paths(stage.fields))
     return {s.name for s in before if s.writes and {Path(os.path.abspath(s.folder)), s.folder.resolve()} & named}
 
 
-def check_jobs(recipe: Recipe, stages: Sequence[Stage], jobs: int) -> None:
+def check_jobs(recipe: Recipe, stages: Sequence[RecipeStage], jobs: int) -> None:
     """Refuse (UserError) more processes than there are GPUs, where there are any, or than memory has room for models."""
     if jobs < 1:
         raise UserError(f"jobs must be at least 1, not {jobs}")
@@ -104,7 +104,7 @@ def states_of(recipe: Recipe) -> dict[str, str]:
     return states
 
 
-def _state(stage: Stage, ready: bool) -> str:
+def _state(stage: RecipeStage, ready: bool) -> str:
     if not is_done(stage.folder):
         return TO_DO
     try:
@@ -130,7 +130,7 @@ def _paths(value: Any) -> Iterator[Path]:
             yield from _paths(inside)
 
 
-def is_dear(stage: Stage) -> bool:
+def is_dear(stage: RecipeStage) -> bool:
     """Whether in its folder stands work of a kind that a recipe does again only if it is told to."""
     kind = read_manifest(stage.folder)["kind"]
     modules = [verb.config_module() for verb in VERBS.values() if verb.stage]
@@ -153,7 +153,7 @@ def known_of(recipe: Recipe, states: Mapping[str, str]) -> Known:
     return known
 
 
-def _estimated(stage: Stage, config: Any, known: Known) -> Cost:
+def _estimated(stage: RecipeStage, config: Any, known: Known) -> Cost:
     estimate = getattr(stage.module(), "estimate", None)
     try:
         return Cost() if estimate is None else estimate(config, known)

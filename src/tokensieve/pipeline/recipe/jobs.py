@@ -19,8 +19,8 @@ from typing import Any
 from ...runs.errors import Stopped, UserError
 from ...runs.layout import BESIDE
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-Work = Callable[..., None]
+HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+Function = Callable[..., None]
 
 
 class StagesFailed(UserError):
@@ -58,7 +58,7 @@ def num_threads(count: int | None) -> Iterator[None]:
 
 
 def side_by_side(
-    work: Mapping[str, tuple[Work, tuple[Any, ...]]],
+    work: Mapping[str, tuple[Function, tuple[Any, ...]]],
     needs: Mapping[str, frozenset[str]],
     *,
     jobs: int,
@@ -134,7 +134,7 @@ class _Pool:
     def free(self) -> int:
         return len(self._workers) - len(self.busy())
 
-    def start(self, name: str, function: Work, args: tuple[Any, ...]) -> None:
+    def start(self, name: str, function: Function, args: tuple[Any, ...]) -> None:
         place = next(i for i, w in enumerate(self._workers) if w is None or w.name is None)
         worker = self._workers[place]
         if worker is None or not worker.process.is_alive():  # an idle one may have died
@@ -236,7 +236,7 @@ def _signals_to(pool: _Pool) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    before = {number: signal.signal(number, hand_on) for number in HANDED_ON}
     try:
         yield received
     finally:
@@ -277,7 +277,7 @@ def _interrupt(number: int, frame: Any) -> None:
     raise _Interrupted(number)
 
 
-def _attempt(function: Work, args: tuple[Any, ...]) -> Ended:
+def _attempt(function: Function, args: tuple[Any, ...]) -> Ended:
     try:
         function(*args)
         return Ended()

@@ -21,7 +21,7 @@ RESOLVED = "recipe.yaml"
 
 
 @dataclass(frozen=True)
-class Stage:
+class RecipeStage:
     """One stage, resolved: no settings or references are left in its config."""
 
     name: str
@@ -48,7 +48,7 @@ class Recipe:
 
     name: str
     out: Path
-    stages: tuple[Stage, ...]
+    stages: tuple[RecipeStage, ...]
     source: Mapping[str, Any]
     cells: Cells
 
@@ -60,7 +60,7 @@ class Recipe:
 
 def load(config: RecipeConfig) -> Recipe:
     """Read, resolve and check a recipe: every stage's fields are parsed before the first one runs."""
-    path = find(config.recipe)
+    path = find_recipe(config.recipe)
     source = read_yaml(path)
     for key in source:
         if key not in KEYS:
@@ -117,16 +117,18 @@ def _fill(value: Any, settings: Mapping[str, Any], where: Path) -> Any:
 
 def _stages(
     path: Path, stages: Mapping[Any, Any], settings: dict[str, Any], out: Path, allow_code: bool
-) -> list[Stage]:
+) -> list[RecipeStage]:
     """The stages; one error for all that is wrong in any of them."""
-    made, wrong = list[Stage](), list[UserError]()
+    made, wrong = list[RecipeStage](), list[UserError]()
     for name, fields in stages.items():
         try:
             made.append(_stage(path, name, fields, settings, out, made, allow_code))
         except UserError as e:
             wrong.append(e)
             verb = fields.get("verb") if isinstance(fields, dict) else None
-            made.append(Stage(str(name), str(verb), out / str(name), {}))  # a later @stage of this name is no error
+            made.append(
+                RecipeStage(str(name), str(verb), out / str(name), {})
+            )  # a later @stage of this name is no error
     if wrong:
         raise wrong[0] if len(wrong) == 1 else UserError("; ".join(map(str, wrong)))
     return made
@@ -156,7 +158,7 @@ def stage_verbs() -> list[str]:
     return [name for name, verb in VERBS.items() if verb.stage]
 
 
-def find(recipe: str) -> Path:
+def find_recipe(recipe: str) -> Path:
     """A recipe's file: a path, or a name among those shipped with the package."""
     path = Path(recipe)
     if path.is_file():
@@ -169,8 +171,8 @@ def find(recipe: str) -> Path:
 
 
 def _stage(
-    path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Path, before: list[Stage], allow_code: bool
-) -> Stage:
+    path: Path, name: Any, fields: Any, settings: dict[str, Any], out: Path, before: list[RecipeStage], allow_code: bool
+) -> RecipeStage:
     where = f"{path.name}: stage {name}"
     if not isinstance(name, str):
         raise UserError(f"{where}: YAML reads this name as {type(name).__name__}: put it in quotes")
@@ -192,7 +194,7 @@ def _stage(
     if allow_code and VERBS[verb].takes("allow_code"):
         resolved["allow_code"] = True
     validate(verb, make_config(verb, resolved, where), where)  # typos are found before the first stage runs
-    return Stage(name, verb, out / name, resolved)
+    return RecipeStage(name, verb, out / name, resolved)
 
 
 def _resolve(value: Any, settings: Mapping[str, Any], folders: Mapping[str, Path], where: str) -> Any:

@@ -36,9 +36,9 @@ from ..config.yaml_text import read_yaml
 from ..configs.report import ReportConfig
 from ..configs.run import KIND, RecipeConfig
 from ..verbs import VERBS
-from .estimate import check_filled, check_jobs, describe, is_dear, needs_of
+from .estimate import check_filled, check_jobs, describe_plan, is_dear, needs_of
 from .jobs import num_threads, side_by_side
-from .load import RESOLVED, Recipe, Stage, load
+from .load import RESOLVED, Recipe, RecipeStage, load
 from .registration import REGISTRATION, register
 
 
@@ -46,7 +46,7 @@ def run(config: RecipeConfig) -> Path | str:
     """Do what is to do; the run folder. With ``dry_run`` the plan, as text."""
     recipe = load(config)
     if config.dry_run:
-        return describe(recipe)
+        return describe_plan(recipe)
     only, redo = ([n for name in names for n in recipe.cells.named(name)] for names in (config.only, config.redo))
     chosen = [s for s in recipe.stages if not only or s.name in only]
     check_filled(recipe, chosen)
@@ -59,7 +59,7 @@ def run(config: RecipeConfig) -> Path | str:
     return recipe.out
 
 
-def _run_stages(recipe: Recipe, chosen: Sequence[Stage], config: RecipeConfig) -> None:
+def _run_stages(recipe: Recipe, chosen: Sequence[RecipeStage], config: RecipeConfig) -> None:
     """In order, or side by side where they do not need each other."""
     place = {
         stage.name: f"[{number}/{len(chosen)}] {stage.name} ({stage.verb})" for number, stage in enumerate(chosen, 1)
@@ -129,7 +129,7 @@ def _unfinish(recipe: Recipe) -> None:
     (recipe.out / MANIFEST).unlink(missing_ok=True)
 
 
-def run_stage(recipe: Recipe, stage: Stage, allow_changed: bool = False, redo: Collection[str] = ()) -> None:
+def run_stage(recipe: Recipe, stage: RecipeStage, allow_changed: bool = False, redo: Collection[str] = ()) -> None:
     """Do one stage, or skip it if it is done; a folder that other work left there is removed first.
 
     Training is not removed: checkpoints of other work, unless ``allow_changed``, and a finished run, unless ``redo`` names

@@ -1,0 +1,1 @@
+"""Documents to rows: units of work, packing, and the corpus made of their parts."""

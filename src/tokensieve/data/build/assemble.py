@@ -1,0 +1,194 @@
+"""Parts -> corpus: choose rows, number sources and documents in row order, and write the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...runs.errors import UserError
+from ...runs.files import atomic_file
+from ..corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels
+from ..read.documents import NO_TARGET
+from .units import Counts, read_table
+
+MAX_SOURCES = 1 << 15  # an index into them is an int16
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished unit."""
+
+    source_index: int
+    stem: Path  # path without ".rows.arrow"
+    counts: Counts
+
+
+@dataclass
+class Tally:
+    """Figures of the rows that were kept."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Assembly:
+    """State of the pass over the parts."""
+
+    numbers: dict[str, int] = field(default_factory=dict)  # source name -> index, in the order of their first document
+    by_source: list[Tally] = field(default_factory=list)
+    num_documents: int = 0
+    no_targets: int = 0  # tokens that labels say are none
+
+
+def allot(
+    available: Sequence[int], weights: Sequence[float | None], max_rows: int | None, labels: Sequence[str]
+) -> list[int]:
+    """Rows to take from each source: all of them, at most ``max_rows`` over all, or exactly ``max_rows`` in the given shares.
+
+    Without weights a cap takes from each source in proportion to what it has. Shares are rounded so that they add up.
+    """
+    if max_rows is None or (weights[0] is None and sum(available) <= max_rows):
+        return list(available)
+    shares = [float(w) if w is not None else float(n) for w, n in zip(weights, available, strict=True)]
+    wanted = _round_to_sum([s / sum(shares) * max_rows for s in shares], max_rows)
+    for has, needs, label in zip(available, wanted, labels, strict=True):
+        if needs > has:
+            raise UserError(f"source {label} has {has} rows, its weight needs {needs} of max_rows {max_rows}")
+    return wanted
+
+
+def _round_to_sum(values: list[float], total: int) -> list[int]:
+    """Largest remainders: each value goes to its floor or the next integer, and they add up to ``total``."""
+    floors = [int(v) for v in values]
+    by_remainder = sorted(range(len(values)), key=lambda i: (floors[i] - values[i], i))
+    for i in by_remainder[: total - sum(floors)]:
+        floors[i] += 1
+    return floors
+
+
+def assemble(
+    parts: Sequence[Part], rows: Sequence[int], out: Path, length: int, shard_rows: int, seed: int
+) -> tuple[ShardWriter, Assembly]:
+    """Write the shards and ``documents.parquet``; ``rows[s]`` is how many rows source s gives, chosen by the seed."""
+    labels = any(p.counts.labels for p in parts)
+    state, writer = Assembly(), ShardWriter(out, length, shard_rows, labels=labels)
+    schema = pa.schema(list(DOCUMENT_COLUMNS.items()))
+    with atomic_file(out / "documents.parquet") as f, pq.ParquetWriter(f, schema) as documents:
+        for part, chosen in _choose(parts, rows, seed):
+            if len(chosen):
+                table, docs = _take(part, chosen, state)
+                if labels:
+                    table = with_labels(table)
+                    state.no_targets += _no_targets(table)
+                writer.write(table)
+                documents.write_table(docs.cast(schema))
+    writer.close()
+    return writer, state
+
+
+def _choose(parts: Sequence[Part], rows: Sequence[int], seed: int) -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
+    """(part, its chosen row numbers, ascending). A larger count takes the same rows and more."""
+    for s, wanted in enumerate(rows):
+        mine = [p for p in parts if p.source_index == s]
+        total = sum(p.counts.rows for p in mine)
+        chosen = np.arange(total)
+        if wanted < total:
+            chosen = np.sort(np.random.default_rng([seed, s]).permutation(total)[:wanted])
+        start = 0
+        for part in mine:
+            end = start + part.counts.rows
+            lo, hi = np.searchsorted(chosen, [start, end])
+            yield part, chosen[lo:hi] - start
+            start = end
+
+
+def _take(part: Part, chosen: npt.NDArray[np.int64], state: Assembly) -> tuple[pa.Table, pa.Table]:
+    """The chosen rows and their documents, renumbered."""
+    table = read_table(Path(f"{part.stem}.rows.arrow"))
+    docs = read_table(Path(f"{part.stem}.docs.arrow"))
+    if len(chosen) < len(table):
+        table = table.take(chosen)
+    names = np.array([_number(name, state) for name in part.counts.sources], np.int16)
+    pieces = table["doc_ids"].combine_chunks().flatten().to_numpy()  # [P]
+    kept = np.unique(pieces)  # documents of which at least one piece is in
+    sources = names[docs["source"].to_numpy()]  # [D]
+    table = with_documents(table, state.num_documents + np.searchsorted(kept, pieces), sources[pieces])
+    tokens = np.bincount(pieces, _piece_tokens(table), minlength=len(docs))[kept].astype(np.int64)
+    docs = docs.take(kept)
+    numbers = pa.array(state.num_documents + np.arange(len(kept)), pa.int64())
+    docs = docs.set_column(0, "doc_id", numbers).set_column(2, "source", pa.array(sources[kept], pa.int16()))
+    _count(docs, tokens, state)
+    state.num_documents += len(kept)
+    return table, docs
+
+
+def _no_targets(table: pa.Table) -> int:
+    labels = table["labels"].combine_chunks().flatten().to_numpy()
+    padding = len(labels) - int(table["num_tokens"].to_numpy().sum())
+    return int((labels == NO_TARGET).sum()) - padding
+
+
+def _number(name: str, state: Assembly) -> int:
+    if name not in state.numbers:
+        if len(state.numbers) == MAX_SOURCES:
+            raise UserError(f"more than {MAX_SOURCES} source names in the rows: set a name for the source")
+        state.numbers[name] = len(state.numbers)
+        state.by_source.append(Tally())
+    return state.numbers[name]
+
+
+def _piece_tokens(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Tokens of each piece, ``[P]``: up to the next piece of the row, or to the end of its text."""
+    starts = table["doc_starts"].combine_chunks()
+    flat = starts.flatten().to_numpy().astype(np.int64)
+    last = np.cumsum(starts.value_lengths().to_numpy()) - 1
+    ends = np.append(flat[1:], 0)
+    ends[last] = table["num_tokens"].to_numpy()
+    return np.asarray(ends - flat)
+
+
+def _count(docs: pa.Table, tokens: npt.NDArray[np.int64], state: Assembly) -> None:
+    """Add documents to their sources' figures; a document that is partly in counts its bytes in proportion."""
+    share = tokens / docs["num_tokens"].to_numpy()
+    size = np.rint(docs["num_bytes"].to_numpy() * share).astype(np.int64)
+    source = docs["source"].to_numpy()
+    for i in np.unique(source):
+        tally, mine = state.by_source[i], source == i
+        tally.documents += int(mine.sum())
+        tally.tokens += int(tokens[mine].sum())
+        tally.bytes += int(size[mine].sum())
+
+
+def corpus_stats(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> dict[str, Any]:
+    """``stats`` of a corpus's manifest."""
+    tokens = sum(t.tokens for t in state.by_source)
+    size = sum(t.bytes for t in state.by_source)
+    unknown = sum(p.counts.unknown for p in parts)  # of all that was read, be it kept or not
+    skipped: dict[str, int] = {}
+    for part in parts:
+        for reason, n in part.counts.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + n
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "padding": 1 - tokens / (rows * length),
+        **({"no_targets": state.no_targets} if state.no_targets else {}),
+        "documents": state.num_documents,
+        "bytes": size,
+        "bytes_per_token": size / tokens,
+        "by_source": {name: vars(state.by_source[i]) for name, i in state.numbers.items()},
+        "bad_rows": sum(p.counts.num_bad_rows for p in parts),
+        "skipped": dict(sorted(skipped.items())),
+        "unknown": unknown,
+        "unknown_share": unknown / max(1, sum(p.counts.tokens for p in parts)),
+        "token_bytes_exact": all(p.counts.token_bytes_exact for p in parts),
+    }

@@ -29,7 +29,10 @@ def lineage(model: str) -> list[dict[str, Any]]:
             return [{**link, **{key: manifest["summary"].get(key) for key in FIGURES}}, *begun_from(manifest)]
         if is_done(folder) and read_manifest(folder)["kind"] == START:
             manifest = read_manifest(folder, START, ("source_hash",))
-            return [{**link, **dict.fromkeys(FIGURES, 0)}, *manifest.get("begun_from", [{"model": manifest["source_hash"]}])]
+            return [
+                {**link, **dict.fromkeys(FIGURES, 0)},
+                *manifest.get("begun_from", [{"model": manifest["source_hash"]}]),
+            ]
     return [link]
 
 

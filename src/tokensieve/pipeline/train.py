@@ -467,7 +467,11 @@ def _finish(s: Stage, config: TrainConfig, corpus: Corpus, objective: Objective,
     names = ["train_config.json", "summary.json", layout.TOKEN_LOG, layout.METRICS]
     for folder in ("model", "adapter", layout.TOKENS):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
-    made_of: dict[str, Any] = {"corpus_hash": corpus.content_hash, "tokenizer_hash": corpus.tokenizer_hash, "bos_id": corpus.bos_id}
+    made_of: dict[str, Any] = {
+        "corpus_hash": corpus.content_hash,
+        "tokenizer_hash": corpus.tokenizer_hash,
+        "bos_id": corpus.bos_id,
+    }
     made_of["begun_from"] = lineage(config.model) if isinstance(config.model, str) else []
     made_of["references"] = _references(config)
     s.finish(names, **made_of, summary=summary, **corpus_scope.in_manifest(objective, trainer.thresholds))

@@ -77,7 +77,7 @@ def check_jobs(recipe: Recipe, stages: Sequence[RecipeStage], jobs: int) -> None
         )
 
 
-def check_filled(recipe: Recipe, stages: Sequence[Stage]) -> None:
+def check_filled(recipe: Recipe, stages: Sequence[RecipeStage]) -> None:
     """Refuse (UserError) a training that would go through its corpus more often than its ``max_epochs``, as far as is known."""
     limited = [s for s in stages if s.verb == "train" and s.fields.get("max_epochs") is not None]
     if not limited:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from tokensieve.pipeline.configs.run import RecipeConfig
-from tokensieve.pipeline.recipe.arms import ARMS
+from tokensieve.pipeline.recipe.arms import WORDS
 from tokensieve.pipeline.recipe.load import load
-from tokensieve.pipeline.recipe.registration import changes, content, register, sentence
+from tokensieve.pipeline.recipe.registration import changes, content, register, registered
 from tokensieve.report.folders import read_seeds
 from tokensieve.report.verdict import arms_table, verdict
 from tokensieve.runs.errors import UserError
@@ -180,7 +180,7 @@ def test_an_arm_that_its_text_cannot_fill(tmp_path: Path, tokensieve: Any) -> No
 
 
 def test_every_word_has_a_line(tmp_path: Path) -> None:
-    assert all(function.__doc__ for function in ARMS.values())
+    assert all(function.__doc__ for function in WORDS.values())
 
 
 # --- what is written down before the first run ---------------------------------------------------------------------------
@@ -190,19 +190,19 @@ def test_registration_says_what_was_changed(tmp_path: Path) -> None:
     plan = {"seeds": [0, 1], "target": "a", "arms": {"clm": {}, "rho1": {"ratio": 0.6}}}
     register(tmp_path, plan, [])
     first = read_json(tmp_path / "registration.json")
-    assert sentence(first).endswith("before the first run, and not changed since.")
+    assert registered(first).endswith("before the first run, and not changed since.")
     register(tmp_path, plan, ["clm-seed0"])
     assert read_json(tmp_path / "registration.json") == first
     register(tmp_path, {**plan, "target": "b", "arms": {"clm": {}, "rho1": {"ratio": 0.5}}}, ["clm-seed0"])
     found = read_json(tmp_path / "registration.json")
     assert found["plan"] == plan
-    assert 'CHANGED since: arms.rho1.ratio 0.6 -> 0.5; target "a" -> "b".' in sentence(found)
+    assert 'CHANGED since: arms.rho1.ratio 0.6 -> 0.5; target "a" -> "b".' in registered(found)
     assert content(found) != content(first)
 
 
 def test_registered_late_says_so(tmp_path: Path) -> None:
     register(tmp_path, {"seeds": [0]}, ["clm-seed0", "rho1-seed0"])
-    assert "when 2 cells were there already" in sentence(read_json(tmp_path / "registration.json"))
+    assert "when 2 cells were there already" in registered(read_json(tmp_path / "registration.json"))
     assert changes({"a": 1}, {"b": 2}) == ["a 1 -> nothing", "b nothing -> 2"]
 
 

@@ -13,10 +13,10 @@ from ..analysis.speedup import as_json, effective
 from ..evaluation.documents import read_documents
 from ..runs.files import read_json
 from .configs.compare import CompareConfig
-from .recipe.registration import sentence
+from .recipe.registration import registered
 
 Documents = Mapping[tuple[str, str, str], Mapping[str, Any]]
-AXES = ("flops_total", "tokens_seen")
+SPEEDUP_AXES = ("flops_total", "tokens_seen")
 
 
 def findings(config: CompareConfig, seeds: Sequence[CompareConfig], rows: Sequence[Row]) -> dict[str, Any]:
@@ -30,11 +30,11 @@ def findings(config: CompareConfig, seeds: Sequence[CompareConfig], rows: Sequen
     on = "solution" if config.solution else "all"
     made: dict[str, Any] = {"runs": len(each), "differences": _differences(config, seeds, each, declared)}
     if config.curve:
-        made["speedups"] = {axis: _speedups(config, each, axis) for axis in AXES}
+        made["speedups"] = {axis: _speedups(config, each, axis) for axis in SPEEDUP_AXES}
     said = verdicts(each, config.baseline, config.target, on, declared)
     made["sentences"] = [*rises(each, config.baseline), *said]
     if config.registration is not None:
-        made["registration"] = sentence(read_json(config.registration))
+        made["registration"] = registered(read_json(config.registration))
     return made
 
 

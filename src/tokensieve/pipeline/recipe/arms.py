@@ -6,7 +6,7 @@
       rho1: {ratio: 0.6}                           what else it says are options of the word
 
 An arm's function is given what the study says and gives stages of a recipe, the last of them the arm itself; what all seeds
-share is found later, by what mentions ``${seed}``. A new word is a function here and a line in ``ARMS``.
+share is found later, by what mentions ``${seed}``. A new word is a function here and a line in ``WORDS``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..config.fields import unknown
 from ..configs.study import StudyConfig
 
 Stages = dict[str, dict[str, Any]]
-COMMON = ("is", "compute_of", "rival", "epochs", "train")
+ANY_WORD = ("is", "compute_of", "rival", "epochs", "train")
 """What any arm may say beside the options of its word."""
 
 
 @dataclass(frozen=True)
-class Arm:
+class StudyArm:
     """One arm as its function sees it."""
 
     name: str
@@ -81,7 +81,7 @@ class Arm:
         return str(self.study.longer if goes_on else self.study.student.get("corpus", "@corpus"))
 
     def _own(self) -> tuple[str, ...]:
-        return tuple(f"{self.name}_{part}" for part in PARTS)
+        return tuple(f"{self.name}_{part}" for part in OWN_PARTS)
 
     def one(self, objective: Mapping[str, Any], corpus: str | None = None, **instead: Any) -> Stages:
         """A student with this objective; on another corpus than all, and with scores of it, where the objective needs them."""
@@ -112,7 +112,7 @@ class Arm:
         return steps_of(self.study, f"arm {self.name}: {self.word}")
 
 
-PARTS = ("first", "init", "base", "reference", "scores")
+OWN_PARTS = ("first", "init", "base", "reference", "scores")
 """What stages that an arm needs for itself are called, after its name."""
 
 
@@ -136,17 +136,17 @@ def _merged(*each: Mapping[str, Any]) -> dict[str, Any]:
 # --- the words ------------------------------------------------------------------------------------------------------------
 
 
-def clm(arm: Arm, *, corpus: str | None = None) -> Stages:
+def every_token(arm: StudyArm, *, corpus: str | None = None) -> Stages:
     """Every token."""
     return arm.one({"name": "clm"}, corpus)
 
 
-def random(arm: Arm, *, ratio: float = 0.6, corpus: str | None = None, **options: Any) -> Stages:
+def by_chance(arm: StudyArm, *, ratio: float = 0.6, corpus: str | None = None, **options: Any) -> Stages:
     """As many tokens as a rule keeps, by chance."""
     return arm.one({"name": "random", "ratio": ratio, "seed": "${seed}", **options}, corpus)
 
 
-def random_profile(arm: Arm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
+def random_profile(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
     """By chance, but of every token id as many as the rule keeps."""
     of = {"name": rule, **options}
     scores = arm.one(of, corpus)[arm.name].get("scores", [])
@@ -155,17 +155,17 @@ def random_profile(arm: Arm, *, rule: str = "rho1", corpus: str | None = None, *
     return {**made, **arm.one({"name": "random_like", "of": of, "seed": "${seed}"}, corpus, **fields)}
 
 
-def rule(arm: Arm, *, rule: str | None = None, corpus: str | None = None, **options: Any) -> Stages:
+def rule(arm: StudyArm, *, rule: str | None = None, corpus: str | None = None, **options: Any) -> Stages:
     """Any objective, by its name."""
     return arm.one({"name": rule or arm.word, **options}, corpus)
 
 
-def mix(arm: Arm, *, rule: str = "clm", corpus: str = "mixed", **options: Any) -> Stages:
+def mix(arm: StudyArm, *, rule: str = "clm", corpus: str = "mixed", **options: Any) -> Stages:
     """Curated text mixed into the corpus: a stage of the recipe, ``mixed``."""
     return arm.one({"name": rule, **options}, corpus)
 
 
-def anneal(arm: Arm, *, share: float = 0.2, curated: str = "curated") -> Stages:
+def anneal(arm: StudyArm, *, share: float = 0.2, curated: str = "curated") -> Stages:
     """clm, then for the last ``share`` of the steps clm on the curated text, while the rate falls to nothing."""
     if not 0 < share < 1:
         raise UserError(f"arm {arm.name}: share is a part of the steps, between 0 and 1, not {share}")
@@ -181,32 +181,34 @@ def anneal(arm: Arm, *, share: float = 0.2, curated: str = "curated") -> Stages:
     }
 
 
-def from_reference(arm: Arm, *, rule: str = "clm", reference: str = "reference", **options: Any) -> Stages:
+def from_reference(arm: StudyArm, *, rule: str = "clm", reference: str = "reference", **options: Any) -> Stages:
     """The student goes on from the reference model."""
     return arm.one({"name": rule, **options}, model=arm.at(reference))
 
 
-def curated_only(arm: Arm, *, curated: str = "curated") -> Stages:
+def curated_only(arm: StudyArm, *, curated: str = "curated") -> Stages:
     """Every token of the curated text and nothing else; how often it may be seen, ``epochs`` says."""
     return arm.one({"name": "clm"}, curated)
 
 
-def documents(arm: Arm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
+def whole_documents(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
     """Whole documents are kept or dropped, by the mean of what the rule ranks tokens by."""
     return arm.one({"name": rule, "unit": "document", **options}, corpus)
 
 
-def wrong_domain(arm: Arm, *, curated: str = "wrong", rule: str = "rho1", **options: Any) -> Stages:
+def wrong_domain(arm: StudyArm, *, curated: str = "wrong", rule: str = "rho1", **options: Any) -> Stages:
     """A negative control: the reference has read other text, a stage of the recipe, ``wrong``."""
     return _other_reference(arm, {"name": rule, **options}, corpus=arm.at(curated))
 
 
-def reversed_(arm: Arm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
+def reversed_(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
     """A negative control: what the rule would drop."""
     return arm.one({"name": rule, "reverse": True, **options}, corpus)
 
 
-def small_reference(arm: Arm, *, layers: Any = None, model: Any = None, rule: str = "rho1", **options: Any) -> Stages:
+def small_reference(
+    arm: StudyArm, *, layers: Any = None, model: Any = None, rule: str = "rho1", **options: Any
+) -> Stages:
     """A smaller reference: begun from ``layers`` of the base model, or a model of this config trained as the base was."""
     if (layers is None) == (model is None):
         raise UserError(f"arm {arm.name}: {arm.word} needs either layers or model")
@@ -217,12 +219,12 @@ def small_reference(arm: Arm, *, layers: Any = None, model: Any = None, rule: st
     return {**before, **_other_reference(arm, {"name": rule, **options}, model=f"@{next(iter(before))}")}
 
 
-def sparse(arm: Arm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
+def sparse(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
     """A rule whose dropped tokens cost no backward."""
     return arm.one({"name": rule, **options}, corpus, backward="sparse")
 
 
-def _other_reference(arm: Arm, objective: Mapping[str, Any], **instead: Any) -> Stages:
+def _other_reference(arm: StudyArm, objective: Mapping[str, Any], **instead: Any) -> Stages:
     """A rule with scores of a reference of its own: that of the recipe, trained with some fields changed."""
     reference, scores = f"{arm.name}_reference", f"{arm.name}_scores"
     return {
@@ -232,15 +234,15 @@ def _other_reference(arm: Arm, objective: Mapping[str, Any], **instead: Any) -> 
     }
 
 
-ARMS: dict[str, Callable[..., Stages]] = {
-    "clm": clm,
-    "random": random,
+WORDS: dict[str, Callable[..., Stages]] = {
+    "clm": every_token,
+    "random": by_chance,
     "random_profile": random_profile,
     "mix": mix,
     "anneal": anneal,
     "from_reference": from_reference,
     "curated_only": curated_only,
-    "documents": documents,
+    "documents": whole_documents,
     "wrong_domain": wrong_domain,
     "reversed": reversed_,
     "small_reference": small_reference,
@@ -249,21 +251,21 @@ ARMS: dict[str, Callable[..., Stages]] = {
 }
 
 
-def stages_of(arm: Arm) -> Stages:
+def stages_of(arm: StudyArm) -> Stages:
     """The stages of an arm. UserError for a word that nobody knows, and for options that it does not take."""
-    function = ARMS.get(arm.word) or _rule(arm)
-    options = {k: v for k, v in arm.said.items() if k not in COMMON}
+    function = WORDS.get(arm.word) or _rule(arm)
+    options = {k: v for k, v in arm.said.items() if k not in ANY_WORD}
     taken = inspect.signature(function).parameters
-    known = [*[name for name in taken if name not in ("arm", "options")], *COMMON]
+    known = [*[name for name in taken if name not in ("arm", "options")], *ANY_WORD]
     if "options" not in taken and (wrong := [name for name in options if name not in known]):
         raise UserError(f"arm {arm.name}: {unknown(wrong[0], known, 'field')}")
     return function(arm, **options)
 
 
-def _rule(arm: Arm) -> Callable[..., Stages]:
+def _rule(arm: StudyArm) -> Callable[..., Stages]:
     from ...core.objectives import COMBINED, OBJECTIVES, SCHEDULE
 
     rules = (*OBJECTIVES, *COMBINED, SCHEDULE)
     if arm.word not in rules and ":" not in arm.word:
-        raise UserError(f"arm {arm.name}: {unknown(arm.word, [*ARMS, *rules], 'arm')}")
+        raise UserError(f"arm {arm.name}: {unknown(arm.word, [*WORDS, *rules], 'arm')}")
     return rule

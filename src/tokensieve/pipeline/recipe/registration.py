@@ -52,7 +52,7 @@ def content(registration: Mapping[str, Any]) -> dict[str, Any]:
     return {"begun": registration["begun"], "plan": registration["plan"], "changes": changed}
 
 
-def sentence(registration: Mapping[str, Any]) -> str:
+def registered(registration: Mapping[str, Any]) -> str:
     """Whether what was registered stood."""
     when = str(registration["registered"])[:10]
     first = (

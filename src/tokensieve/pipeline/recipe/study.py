@@ -18,7 +18,7 @@ from typing import Any
 from ...runs.errors import UserError
 from ..config.fields import WrongFields, from_fields, unknown
 from ..configs.study import StudyConfig
-from .arms import Arm, Stages, stages_of, steps_of
+from .arms import Stages, StudyArm, stages_of, steps_of
 from .registration import REGISTRATION, TEST
 
 SEED = "${seed}"
@@ -88,7 +88,7 @@ def _with_arms(
     _check(study, said, own)
     made: Stages = {}
     for name in _ordered(said):
-        for stage, fields in stages_of(Arm(name, said[name], study, own, allow_code)).items():
+        for stage, fields in stages_of(StudyArm(name, said[name], study, own, allow_code)).items():
             if stage in own or made.get(stage, fields) != fields or (stage in said and stage != name):
                 raise UserError(f"arm {name}: there is another stage {stage!r} already, call it otherwise")
             made[stage] = fields

@@ -224,9 +224,9 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
     corpus = {**words(tmp_path, "corpus", 60), "vocab_size": 270}
     others = {n: {**words(tmp_path, n, 12), "tokenizer": "@corpus"} for n in ("curated", "target", "web")}
     kept = {n: source["stages"][n] for n in ("base", "reference", "scores")}
-    training = {**TRAINING, "max_steps": 2}
-    kept["base"] = {**kept["base"], "training": training}
-    kept["reference"] = {**kept["reference"], "training": training}
+    training = {**TRAINING, "max_steps": 1}
+    for name in ("base", "reference"):  # the same for all seeds, as a model from elsewhere would be
+        kept[name] = {**kept[name], "training": training, "seed": 0}
     study = {**STUDY, "student": {"training": training}, "forgetting": ["web"]}
     arms = {"clm": {}, "rho1": {}, "clm_equal": {"is": "clm", "compute_of": "rho1", "epochs": 9}}
     source |= {"stages": {"corpus": corpus, **others, **kept}, "study": study, "arms": arms}
@@ -251,7 +251,6 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
     assert verdict(runs) == " ".join([*found["sentences"], found["registration"]])
     assert [cells[0] for cells in arms_table(runs)[1]] == ["base", "reference", "clm", "rho1", "clm_equal"]
     assert [a.corpus for a in runs[1].arms] == [run / "corpus"] * 3
-    assert tokensieve("check", run).code == 0
     before = {p: p.stat().st_mtime_ns for p in run.glob("*-seed*/manifest.json")}
     path.write_text(yaml.safe_dump({**source, "study": {**study, "students": 3}}, sort_keys=False))
     done = tokensieve("run", path)

@@ -8,7 +8,7 @@ DATA ?= data/math
 # one worker (loadscope), so that what they share is made once; files in their own order, where the long ones do not come last.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help setup check test test-kernels demo bench bench-references study-demo study-math mutants faults clean
+.PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -54,14 +54,17 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 	$(BIN)/python benchmarks/score.py --save
 	$(BIN)/python benchmarks/score.py --dtype bfloat16 --batch_sizes 1 2 4 --save --name score-bfloat16
 
+study: setup ## a study from its registration to its verdict, recipes/study-tiny.yaml; go on with what was stopped by the same
+	$(BIN)/tokensieve run study-tiny --jobs 2
+
 bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text
 	$(BIN)/python benchmarks/references.py --data $(DATA) --out runs/references --save
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
-	$(BIN)/python benchmarks/study.py demo --seeds 0 1 2 --out runs/study-demo
+	$(BIN)/tokensieve run demo --seeds '[0, 1, 2]' --jobs 2 --out runs/study-demo
 
 study-math: setup ## recipes/math-tiny.yaml, one seed; DATA=folder with the maths text
-	$(BIN)/python benchmarks/study.py math-tiny --seeds 0 --out runs/study-math --set '{data: $(DATA)}'
+	$(BIN)/tokensieve run math-tiny --seeds '[0]' --jobs 2 --out runs/study-math --set '{data: $(DATA)}'
 
 mutants: setup ## break the method on purpose, one bug at a time, and see a test fail for each
 	$(TEST_ENV) $(BIN)/python tests/mutants/run.py

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import gc
+import os
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from study import environment
 
 from tokensieve.analysis.table import table
 from tokensieve.runs.files import write_json
+from tokensieve.runs.versions import versions
 
 Call = Callable[[], Any]
 
@@ -89,3 +91,22 @@ def report(name: str, title: str, about: str, tables: list[list[dict[str, str]]]
     stem = folder / f"{name}-{datetime.date.today().isoformat()}-{device}"
     stem.with_suffix(".md").write_text(f"# {title}\n\n{text}\n", encoding="utf-8")
     write_json(stem.with_suffix(".json"), {"environment": where, "records": records})
+
+
+def environment() -> dict[str, str]:
+    """When and on what."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
+    found = versions()
+    keep = {k: found[k] for k in ("tokensieve", "torch", "transformers", "python", "revision") if k in found}
+    threads = os.environ.get("OMP_NUM_THREADS", "default")
+    return {
+        "on": datetime.date.today().isoformat(),
+        "cpu": cpu or platform.processor(),
+        "cores": str(os.cpu_count()),
+        "threads": threads,
+        "allocator": Path(os.environ.get("LD_PRELOAD") or "the system's").name,
+        **keep,
+    }

@@ -261,28 +261,32 @@ THREE = " on target (± is half of the 95 % t interval over 3 seeds, paired), at
     [
         (
             seeds_of([4.8, 4.7, 4.75], "cheap"),
-            f"Pays: rho1 ends 0.250 ± 0.124 nats below clm{THREE}0.80 times clm's total compute, scoring and reference "
+            f"Pays in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}"
+            "0.80 times clm's total compute, scoring and reference "
             "included.",
         ),
         (
             seeds_of([4.8, 4.7, 4.75], "equal"),
-            f"Pays: rho1 ends 0.250 ± 0.124 nats below clm{THREE}clm's total compute, scoring and reference included.",
+            f"Pays in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}"
+            "clm's total compute, scoring and reference included.",
         ),
         (
             seeds_of([4.8, 4.7, 4.75], "dear"),
-            f"Better, but dearer: rho1 ends 0.250 ± 0.124 nats below clm{THREE}1.90 times clm's total compute, scoring and "
+            f"Better, but dearer in total compute: rho1 ends 0.250 ± 0.124 nats below clm{THREE}"
+            "1.90 times clm's total compute, scoring and "
             "reference included.",
         ),
         (
             seeds_of([5.2, 5.3, 5.25], "cheap"),
-            f"Worse: rho1 ends 0.250 ± 0.124 nats above clm{THREE}0.80 times clm's total compute, scoring and reference "
+            f"Worse, but cheaper in total compute: rho1 ends 0.250 ± 0.124 nats above clm{THREE}"
+            "0.80 times clm's total compute, scoring and reference "
             "included.",
         ),
         (
             # Two standard errors are .19: the old rule would have called this a win.
             seeds_of([4.9, 4.8, 4.6], "cheap"),
             f"Cannot tell with these seeds: rho1 ends 0.233 ± 0.379 nats below clm{THREE}0.80 times clm's total compute, "
-            "scoring and reference included.",
+            "scoring and reference included. About 6 seeds would tell a difference of this size, four times in five.",
         ),
         (
             seeds_of([4.8], "dear"),
@@ -297,13 +301,14 @@ THREE = " on target (± is half of the 95 % t interval over 3 seeds, paired), at
         (
             seeds_of([5.0, 5.0], "cheap"),
             "Cannot tell with these seeds: rho1 ends 0.000 ± 0.000 nats from clm on target (± is half of the 95 % t interval "
-            "over 2 seeds, paired), at equal tokens seen and 0.80 times clm's total compute, scoring and reference included.",
+            "over 2 seeds, paired), at equal tokens seen and 0.80 times clm's total compute, scoring and reference included. "
+            "No number of seeds tells a difference of 0.",
         ),
         (
             seeds_of([4.8, None, 4.7], "cheap", 2000),
             "Cannot tell with these seeds: rho1 ends 0.250 ± 0.635 nats below clm on target (± is half of the 95 % t interval "
             "over 2 of 3 seeds, paired), at 2.00 times clm's tokens seen and 0.80 times clm's total compute, scoring and "
-            "reference included.",
+            "reference included. About 3 seeds would tell a difference of this size, four times in five.",
         ),
         (
             seeds_of([None, 4.7], "cheap"),
@@ -324,8 +329,8 @@ def test_a_price_that_is_not_known_is_not_paid() -> None:
     for rows in seeds:
         del rows[-1]["flops_scoring"]
     assert verdicts(seeds, "clm", "target") == [
-        "Better, at a price that is not known: rho1 ends 0.250 ± 0.124 nats below clm on target (± is half of the 95 % t "
-        "interval over 3 seeds, paired), at equal tokens seen and a total compute that is not known."
+        "Better, at a total compute that is not known: rho1 ends 0.250 ± 0.124 nats below clm on target (± is half of the 95 % "
+        "t interval over 3 seeds, paired), at equal tokens seen and a total compute that is not known."
     ]
 
 
@@ -335,7 +340,7 @@ def test_what_decides_does_not_read_as_nothing() -> None:
     for rows in seeds:
         rows[-1]["flops_scoring"] = 0.01
     (said,) = verdicts(seeds, "clm", "target")
-    assert said.startswith("Better, but dearer: rho1 ends 2e-04 ± 2e-05 nats below clm on target")
+    assert said.startswith("Better, but dearer in total compute: rho1 ends 2e-04 ± 2e-05 nats below clm on target")
     assert "and just over 1.00 times clm's total compute" in said
 
 
@@ -378,11 +383,12 @@ def test_swapped_arms_flip_the_direction(ends: list[tuple[float, float]]) -> Non
     assert (there.mean, there.sd) == (-(back.mean or 0.0), back.sd)
     said, swapped = sentence(seeds, "rho1", ["clm"], "target"), sentence(seeds, "clm", ["rho1"], "target")
     assert (" below " in said, " above " in said) == (" above " in swapped, " below " in swapped)
-    flipped = {"Pays": "Worse", "Worse": "Pays"}
+    flipped = {"Pays in total compute": "Does not pay in total compute"}
+    flipped |= {worse: better for better, worse in flipped.items()}
     assert word(there, 1.0) == flipped.get(word(back, 1.0), word(back, 1.0))
     assert word(there, 1.1) in (
-        "Better, but dearer",
-        "Worse",
+        "Better, but dearer in total compute",
+        "Does not pay in total compute",
         "Cannot tell with these seeds",
         "One seed decides nothing",
     )

@@ -171,7 +171,7 @@ def test_folder(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) ->
     done = tokensieve(*command, "--runs.clm", tiny.clm, "--runs.rho1", tiny.rho1)
     assert done.code == 0, done.err
     manifest = read_manifest(tmp_path / "out", "comparison")
-    assert [f["file"] for f in manifest["files"]] == ["comparison.json", "table.txt", "table.md"]
+    assert [f["file"] for f in manifest["files"]] == ["comparison.json", "verdict.json", "table.txt", "table.md"]
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["arm"] for row in rows] == ["base", "clm", "rho1"]
     text = (tmp_path / "out" / "table.txt").read_text()
@@ -238,3 +238,129 @@ def test_a_changed_evaluation_is_noticed(tiny: Any, evaluation: Path, tokensieve
     done = tokensieve(*command, "--runs.clm", tiny.clm)
     assert done.code == 2
     assert "evaluation.json has other bytes than were written" in done.error
+
+
+# --- several seeds, total compute ------------------------------------------------------------------------------------------
+
+
+def test_a_mean_over_sets_counts_each_once(tiny: Any) -> None:
+    results = [*RESULTS, *({**r, "set": "web", "nll": r["nll"] + 2, "bits_per_byte": 1.0} for r in RESULTS)]
+    rows = compare(config(tiny, target="mean", mean=["target", "web"], others=["target", "web"]), results)
+    assert [row["nll"] for row in rows] == [8.0, 5.0, 4.5]
+    assert rows[1]["others"] == {"target": 4.0, "web": 6.0}
+
+
+def test_total_flops_and_forgetting(tiny: Any) -> None:
+    results = [*RESULTS, record("base", None, None, 4.25)]
+    rows = {r["arm"]: r for r in compare(config(tiny, students=4, forgetting=["target"]), results)}
+    summary = json.loads((tiny.rho1 / "summary.json").read_text())
+    beside = summary["flops_scoring"] + summary["flops_reference"]
+    assert rows["rho1"]["flops_total"] == summary["flops_student"] + beside
+    assert rows["rho1"]["flops_amortised"] == pytest.approx(summary["flops_student"] + beside / 4)
+    assert rows["clm"]["flops_total"] == rows["clm"]["flops_amortised"] == rows["clm"]["flops_student"]
+    assert rows["rho1"]["forgetting"] == {"target": 3.5 - 4.25}
+    assert "rho1_x" not in rows
+
+
+def test_what_only_one_arm_was_begun_from_is_charged_to_it(tiny: Any) -> None:
+    """A student that goes on from another student's end would show half of the tokens and FLOPs that made it."""
+    from tokensieve.pipeline import lineage
+
+    figures = {
+        "tokens_seen": 10,
+        "tokens_trained": 6,
+        "flops_student": 100.0,
+        "flops_scoring": 0.0,
+        "flops_reference": 0.0,
+    }
+    base, first, reference = ({"model": m, **figures} for m in ("base", "first", "reference"))
+    plain = {"inputs": {}, "begun_from": [base], "summary": figures}
+    two_parts = {**plain, "begun_from": [first, base]}
+    scored = {**plain, "references": [{"model": "reference", "flops": 40.0, "begun_from": [base]}]}
+    small = {**plain, "references": [{"model": "small", "flops": 40.0, "begun_from": [{"model": "s", **figures}]}]}
+    unknown = {"inputs": {"model": "elsewhere"}, "summary": figures}
+    free = lineage.shared([plain, two_parts, scored, small])
+    assert free == {"base"}
+    assert lineage.charged(plain, free) == figures
+    assert lineage.charged(two_parts, free)["flops_student"] == 200.0
+    assert lineage.charged(two_parts, free)["tokens_seen"] == 20
+    assert lineage.charged(scored, free)["flops_reference"] == 0.0
+    assert lineage.charged(small, free)["flops_reference"] == 100.0
+    assert lineage.total(lineage.charged(unknown, lineage.shared([plain, unknown]))) is None
+    own = {**scored, "begun_from": [reference, base], "summary": {**figures, "flops_reference": 40.0}}
+    assert lineage.charged(own, free)["flops_reference"] == 0.0  # counted where the student goes on from it
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tiny: Any, tokensieve: Any, evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """clm and rho1 with another seed, their evaluation, and clm at rho1's total compute."""
+    root = tmp_path_factory.mktemp("seeds")
+    common = ("--corpus", tiny.corpus, "--model", tiny.base, "--seed", 1, "--training.save_strategy", "no")
+    steps = ("--training.max_steps", 4)
+    assert tokensieve("train", "--out", root / "clm", *common, *steps).code == 0
+    rho1 = ("--scores", tiny.scores, "--objective.name", "rho1", "--objective.ratio", 0.6)
+    assert tokensieve("train", "--out", root / "rho1", *common, *steps, *rho1).code == 0
+    equal = tokensieve("train", "--out", root / "equal", *common, "--compute_of", root / "rho1")
+    assert equal.code == 0, equal.err
+    models = [w for m in ("clm", "rho1") for w in (f"--models.{m}", root / m)]
+    sets = ("--sets.target", tiny.target, "--sets.maths", tiny.maths)
+    done = tokensieve("evaluate", "--out", root / "evaluation", "--models.base", tiny.base, *models, *sets)
+    assert done.code == 0, done.err
+    return root
+
+
+def test_equal_compute_is_no_less_and_less_than_a_step_more(two_seeds: Path) -> None:
+    """A rival that was given less would let an arm pay that does not."""
+    rho1, equal = (json.loads((two_seeds / n / "summary.json").read_text()) for n in ("rho1", "equal"))
+    wanted = sum(rho1[key] for key in ("flops_student", "flops_scoring", "flops_reference"))
+    step = equal["flops_student"] / equal["steps"]
+    assert wanted <= equal["flops_student"] < wanted + 1.01 * step
+    assert equal["passes"] == pytest.approx(equal["steps"] * rho1["passes"] / rho1["steps"], abs=1e-3)
+
+
+def test_two_seeds(two_seeds: Path, tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:
+    command = ["compare", "--out", tmp_path / "out", "--target", "target", "--others", "maths"]
+    command += ["--evaluation", f"[{evaluation}, {two_seeds}/evaluation]"]
+    command += [w for arm in ("clm", "rho1") for w in (f"--runs.{arm}", f"[{getattr(tiny, arm)}, {two_seeds}/{arm}]")]
+    done = tokensieve(*command)
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [(r["run"], r["arm"]) for r in rows] == [(i, a) for i in (0, 1) for a in ("base", "clm", "rho1")]
+    found = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    first, other = found["differences"]
+    assert (first["arm"], first["rival"], first["set"], other["set"]) == ("rho1", "clm", "target", "maths")
+    ends = {(r["run"], r["arm"]): r["nll"] for r in rows}
+    assert first["values"] == [ends[i, "rho1"] - ends[i, "clm"] for i in (0, 1)]
+    assert first["documents"][0] <= first["mean"] <= first["documents"][1]
+    assert first["interval"][0] < first["mean"] < first["interval"][1]
+    text = (tmp_path / "out" / "table.txt").read_text()
+    assert "Means over 2 seeds" in text
+    assert "rho1 - clm" in text
+    assert found["sentences"][0] in text
+
+
+@pytest.mark.parametrize(
+    ("clm", "rho1", "said"),
+    [
+        ("{tiny}/clm", "[{tiny}/rho1, {two}/rho1]", "runs.clm: 1 folders, and evaluation has 2"),
+        ("[{tiny}/clm, {tiny}/clm]", "[{tiny}/rho1, {two}/rho1]", "runs.clm: {tiny}/clm is named twice"),
+        ("[{two}/clm, {tiny}/clm]", "[{tiny}/rho1, {two}/rho1]", "evaluated other weights under the name 'clm'"),
+    ],
+)
+def test_a_missing_or_mixed_up_seed(
+    clm: str, rho1: str, said: str, two_seeds: Path, tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path
+) -> None:
+    """Paired by place, seeds of another order would be subtracted from each other."""
+    places = {"tiny": tiny.root, "two": two_seeds}
+    evaluations = f"[{evaluation}, {two_seeds}/evaluation]"
+    command = ("compare", "--out", tmp_path / "out", "--target", "target", "--evaluation", evaluations)
+    done = tokensieve(*command, "--runs.clm", clm.format(**places), "--runs.rho1", rho1.format(**places))
+    assert done.code == 2
+    assert said.format(**places) in done.error
+
+
+def test_more_passes_than_allowed(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    common = ("--corpus", tiny.corpus, "--model", tiny.base, "--training.max_steps", 400)
+    done = tokensieve("train", "--out", tmp_path / "out", *common, "--max_epochs", 1)
+    assert done.code == 2
+    assert "times: max_epochs is 1; prepare more text, or train for fewer steps" in done.error

@@ -279,3 +279,41 @@ def test_another_process_in_the_folder(tiny: Any, tokensieve: Any, tmp_path: Pat
     with locked(tmp_path / "out"):
         done = tokensieve("evaluate", "--out", tmp_path / "out", "--models.b", tiny.base, "--sets.target", tiny.target)
     assert (done.code, "another process is at work in" in done.error) == (2, True)
+
+
+# --- last checkpoints averaged, sums by document ---------------------------------------------------------------------------
+
+
+def test_average_of_the_last_checkpoints(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """The mean of the weights, evaluated; not the mean of their nll."""
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "out"
+    done = tokensieve("evaluate", "--out", out, "--models.clm", tiny.clm, "--sets.t", tiny.target, "--average", 2)
+    assert done.code == 0, done.err
+    (record,) = json.loads((out / "evaluation.json").read_text())
+    assert (record["step"], record["averaged"]) == (4, 2)
+    first, last = (AutoModelForCausalLM.from_pretrained(tiny.clm / f) for f in ("checkpoint-2", "model"))
+    mean = {k: (v.double() + last.state_dict()[k].double()) / 2 for k, v in first.state_dict().items()}
+    last.load_state_dict(mean)
+    last.save_pretrained(tmp_path / "mean" / "model")
+    total, tokens, _ = truth(tmp_path / "mean", open_corpus(tiny.target), "all")
+    assert record["nll"] == pytest.approx(total / tokens, rel=1e-5)
+    done = tokensieve(
+        "evaluate", "--out", tmp_path / "x", "--models.clm", tiny.clm, "--sets.t", tiny.target, "--average", 3
+    )
+    assert (done.code, "has 2 checkpoints with its last, 3 are to be averaged" in done.error) == (2, True)
+
+
+def test_sums_by_document_add_up(evaluated: Path, records: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+    """Documents lie across rows, and a row holds several: every target belongs to one, once."""
+    from tokensieve.evaluation.documents import read_documents
+
+    found = read_documents(evaluated)
+    assert found is not None
+    last = {(m, s, on): r for (m, step, s, on), r in records.items() if step in (None, 4) and m in ("base", "rho1")}
+    assert set(found) == set(last)
+    for key, record in last.items():
+        assert int(found[key]["tokens"].sum()) == record["tokens"]
+        assert float(found[key]["nll"].sum() / found[key]["tokens"].sum()) == pytest.approx(record["nll"], rel=1e-12)
+        assert len(set(found[key]["document"].tolist())) == len(found[key]["document"])

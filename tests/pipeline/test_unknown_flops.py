@@ -50,7 +50,7 @@ def test_it_is_trained_scored_and_compared(model_type: str, tiny: Any, tmp_path:
     evaluate.run(evaluate.EvaluateConfig(str(tmp_path / "eval"), models=arms, sets={"t": str(tiny.target)}))
     compare.run(compare.CompareConfig(str(tmp_path / "table"), str(tmp_path / "eval"), arms, "t"))
     lines = (tmp_path / "table" / "table.txt").read_text().splitlines()
-    assert lines[3].split().count("?") == 3
+    assert lines[3].split().count("?") == 4
     assert "a total compute that is not known" in lines[-1]
     steps = [json.loads(line) for line in (tmp_path / "rho1" / "tokens.jsonl").read_text().splitlines()]
     assert total_flops(Arm("rho1", tmp_path, {}, steps), 1) != total_flops(Arm("rho1", tmp_path, {}, steps), 1)

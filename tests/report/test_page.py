@@ -298,9 +298,9 @@ def test_verdict_of_seeds(seeds: Path) -> None:
     ("gains", "opening"),
     [
         ((-0.2,), "One seed decides nothing:"),
-        ((-0.2, -0.19), "Worse:"),
+        ((-0.2, -0.19), "Does not pay in total compute:"),
         ((0.3, -0.2), "Cannot tell with these seeds:"),
-        ((0.2, 0.19), "Better, but dearer:"),
+        ((0.2, 0.19), "Better, but dearer in total compute:"),
     ],
 )
 def test_verdict_is_honest(gains: tuple[float, ...], opening: str, tmp_path: Path) -> None:

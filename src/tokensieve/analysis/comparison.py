@@ -1,7 +1,7 @@
 """Arms of one experiment side by side: end values, who reached whose end with how many tokens, and what it all came to.
 
 One paired difference and one sentence, for every place that says how a run went. A *row* is a row of ``comparison.json``;
-``seeds`` are such rows, a list for each run of the same recipe.
+``seeds`` are such rows, a list for each run of the same recipe: ``by_seed`` takes them apart.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from itertools import pairwise
 from typing import Any
 
 from ..data.text import visible
+from .certainty import MOST_SEEDS, seeds_needed
 
 Row = Mapping[str, Any]
 TOTAL = ("flops_student", "flops_scoring", "flops_reference")
 """What total compute adds up."""
-CONTROLS = ("clm", "random")
+CONTROLS = ("clm", "random", "random_like")
 """Objectives that choose by no score: arms with these are what the others are held against."""
 PLUS_MINUS = "± is half of the 95 % t interval over seeds"
 """What every ± over seeds means, in tables and sentences. It is also what decides."""
@@ -187,9 +188,25 @@ def paired(first: Sequence[float | None], second: Sequence[float | None]) -> Ove
     return over_seeds(None if a is None or b is None else a - b for a, b in pairs)
 
 
-def difference(seeds: Sequence[Sequence[Row]], first: str, second: str) -> OverSeeds:
-    """nll of arm ``first`` minus nll of arm ``second`` at the end, nats, paired by seed; negative: the first is better."""
-    return paired(_values(seeds, first, "nll"), _values(seeds, second, "nll"))
+def by_seed(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of ``comparison.json`` for each seed, in order: they say which by ``run``, where there are several."""
+    runs: dict[int, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row.get("run", 0), []).append(row)
+    return list(runs.values())
+
+
+def difference(seeds: Sequence[Sequence[Row]], first: str, second: str, on_set: str | None = None) -> OverSeeds:
+    """nll of arm ``first`` minus nll of arm ``second`` at the end, nats, paired by seed; negative: the first is better.
+
+    On the set that the rows are about, or on one of their ``others``.
+    """
+    return paired(_nll(seeds, first, on_set), _nll(seeds, second, on_set))
+
+
+def _nll(seeds: Sequence[Sequence[Row]], arm: str, on_set: str | None) -> list[float | None]:
+    rows = [next((r for r in rows if r["arm"] == arm), {}) for rows in seeds]
+    return [row.get("nll") if on_set is None else row.get("others", {}).get(on_set) for row in rows]
 
 
 def plus_minus(figure: OverSeeds, form: str) -> str:
@@ -219,18 +236,23 @@ def trained(rows: Sequence[Row]) -> list[str]:
     return [r["arm"] for r in rows if "tokens_seen" in r]
 
 
-def choosers(rows: Sequence[Row], baseline: str) -> list[str]:
-    """The arms that a verdict is about: those whose objective goes by more than chance."""
+def choosers(rows: Sequence[Row], baseline: str, declared: Mapping[str, str] | None = None) -> list[str]:
+    """The arms that a verdict is about: those whose objective goes by more than chance; in a study, which declares who is held
+    against whom, all that are neither the baseline nor what another is held against."""
+    if declared is not None:
+        lengths = [r["arm"] for r in rows if "length_of" in r]
+        return [arm for arm in trained(rows) if arm not in (baseline, *lengths, *declared.values())]
     return [r["arm"] for r in rows if r.get("objective", "clm") not in CONTROLS and r["arm"] != baseline]
 
 
-def rivals(rows: Sequence[Row], arm: str, baseline: str) -> list[str]:
-    """What ``arm`` is held against: the baseline, the random control, and the controls that share what follows the objective
-    in its name (rho1_mixed: clm_mixed, random_mixed)."""
+def rivals(rows: Sequence[Row], arm: str, baseline: str, declared: Mapping[str, str] | None = None) -> list[str]:
+    """What ``arm`` is held against: first what is declared to be its rival, the baseline, the random control, and the controls
+    that share what follows the objective in its name (rho1_mixed: clm_mixed, random_mixed)."""
     objectives = {r["arm"]: str(r.get("objective")) for r in rows if "tokens_seen" in r}
     own = objectives.get(arm, "")
     suffix = arm.removeprefix(own) if own and arm.startswith(own) else ""
-    found = [baseline, *[name for name, objective in objectives.items() if objective == "random"][:1]]
+    chance = [name for name, objective in objectives.items() if objective == "random"][:1]
+    found = [(declared or {}).get(arm, baseline), baseline, *chance]
     if suffix and own not in CONTROLS:
         found += [
             name for name, objective in objectives.items() if objective in CONTROLS and name == objective + suffix
@@ -241,17 +263,27 @@ def rivals(rows: Sequence[Row], arm: str, baseline: str) -> list[str]:
 # --- the verdict -----------------------------------------------------------------------------------------------------------
 
 
-def verdicts(seeds: Sequence[Sequence[Row]], baseline: str, target: str, on: str = "all") -> list[str]:
-    """A sentence for each arm that chooses by a score, in the order of the rows; ``target`` and ``on`` are the set's."""
+def verdicts(
+    seeds: Sequence[Sequence[Row]],
+    baseline: str,
+    target: str,
+    on: str = "all",
+    declared: Mapping[str, str] | None = None,
+) -> list[str]:
+    """A sentence for each arm that chooses by a score, in the order of the rows; ``target`` and ``on`` are the set's.
+
+    ``declared``: of a study, arm -> what its verdict is against where that is not the baseline; then each arm has a sentence.
+    """
     rows = seeds[0]
     where = target if on == "all" else f"{target} ({on}s)"
-    return [sentence(seeds, arm, rivals(rows, arm, baseline), where) for arm in choosers(rows, baseline)]
+    arms = choosers(rows, baseline, declared)
+    return [sentence(seeds, arm, rivals(rows, arm, baseline, declared), where) for arm in arms]
 
 
 def sentence(seeds: Sequence[Sequence[Row]], arm: str, others: Sequence[str], where: str) -> str:
     """The word, how far ``arm`` ends from each of ``others`` with its ±, on which set, and at what price.
 
-    The first of ``others`` is the baseline: word and price are against it, over the seeds that have both.
+    The first of ``others`` is the rival: word and price are against it, over the seeds that have both.
     """
     gaps = {other: difference(seeds, arm, other) for other in others}
     baseline, gap = next(iter(gaps.items()))
@@ -261,23 +293,34 @@ def sentence(seeds: Sequence[Sequence[Row]], arm: str, others: Sequence[str], wh
     sides = [_side(each, other, gap.n) for other, each in gaps.items()]
     ends = ", ".join(sides[:-1]) + (" and " if sides[1:] else "") + sides[-1]
     price = f"{_seen(_times(seeds, arm, baseline, 'tokens_seen'), baseline)} and {_compute(compute, baseline)}"
-    return f"{word(gap, compute)}: {_shown(arm)} ends {ends} on {_shown(where)}{_over(gap.n, len(seeds))}, {price}."
+    said = f"{word(gap, compute)}: {_shown(arm)} ends {ends} on {_shown(where)}{_over(gap.n, len(seeds))}, {price}."
+    return said + (f" {_more(gap)}" if gap.interval is not None and not gap.is_decided else "")
+
+
+def _more(gap: OverSeeds) -> str:
+    """How many seeds it would take, where these cannot tell."""
+    needed = seeds_needed(gap.mean or 0.0, gap.sd or 0.0)
+    if gap.mean == 0:
+        return "No number of seeds tells a difference of 0."
+    number = f"More than {MOST_SEEDS}" if needed is None else f"About {needed}"
+    return f"{number} seeds would tell a difference of this size, four times in five."
 
 
 def word(gap: OverSeeds, compute: float | None) -> str:
-    """What a difference from the baseline came to. It *pays* only where it is better for no more total compute.
+    """What a difference from the rival came to, and on which axis. It *pays* only where it is better for no more total compute.
 
-    ``compute`` is total compute over the baseline's: student, scoring and reference.
+    ``compute`` is total compute over the rival's: student, scoring and reference.
     """
     if gap.interval is None:
         return "One seed decides nothing" if gap.n else "No verdict"
     if not gap.is_decided:
         return "Cannot tell with these seeds"
-    if gap.interval[0] > 0:
-        return "Worse"
+    worse = gap.interval[0] > 0
     if compute is None:
-        return "Better, at a price that is not known"
-    return "Pays" if compute <= 1 else "Better, but dearer"
+        return f"{'Worse' if worse else 'Better'}, at a total compute that is not known"
+    if worse:
+        return "Does not pay in total compute" if compute >= 1 else "Worse, but cheaper in total compute"
+    return "Pays in total compute" if compute <= 1 else "Better, but dearer in total compute"
 
 
 def _times(seeds: Sequence[Sequence[Row]], arm: str, baseline: str, *keys: str) -> float | None:

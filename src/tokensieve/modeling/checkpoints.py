@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..runs.errors import UserError
 from ..runs.files import MANIFEST
 from ..runs.layout import checkpoints, token_lines
 from .folder import model_folder
@@ -22,21 +23,45 @@ class Checkpoint:
     step: int | None = None
     tokens_seen: int | None = None
     tokens_trained: int | None = None
+    is_last: bool = False
+    """Where its run, or what there is of it, ends."""
+    averaged: tuple[Path, ...] = ()
+    """Folders whose weights' mean it stands for; none: those of ``folder`` alone."""
 
 
-def checkpoints_of(name: str, folder: str, every: bool) -> Iterator[Checkpoint]:
+def checkpoints_of(name: str, folder: str, every: bool, average: int = 1) -> Iterator[Checkpoint]:
     """The model of a folder and, with ``every``, the checkpoints of the run it belongs to, in order of steps.
 
-    An unfinished run, which has no model yet, gives its checkpoints alone.
+    An unfinished run, which has no model yet, gives its checkpoints alone. ``average``: the last one stands for the mean of so
+    many of the run, and a run that kept no other for itself. UserError for a run that kept some, but fewer.
     """
     log = {line["step"]: line for line in _token_lines(Path(folder))}
-    last, found = max(log, default=None), _whole(Path(folder)) if every else []
+    last, whole = max(log, default=None), _whole(Path(folder)) if every or average > 1 else []
+    found = whole if every else []
     finished = not found or any((Path(folder) / sub / "config.json").is_file() for sub in ("", "model"))
-    for step, path in found:
-        if step != last or not finished:  # the last one is the model itself
-            yield Checkpoint(name, path, step, *_seen(log, step))
-    if finished:
-        yield Checkpoint(name, model_folder(folder), last, *_seen(log, last))
+    made = [Checkpoint(name, path, step, *_seen(log, step)) for step, path in found if step != last or not finished]
+    if finished:  # the last one is the model itself
+        made.append(Checkpoint(name, model_folder(folder), last, *_seen(log, last)))
+    paths = (*(path for step, path in whole if step != last), made[-1].folder)[-average:]
+    if 1 < len(paths) < average:
+        raise UserError(f"{folder} has {len(paths)} checkpoints with its last, {average} are to be averaged: save more")
+    averaged = paths if len(paths) > 1 else ()
+    yield from made[:-1]
+    yield replace(made[-1], is_last=True, averaged=averaged)
+
+
+def average_into(model: Any, folders: Sequence[Path]) -> None:
+    """Give ``model`` the mean of the weights of these folders, added up in float64; shapes must be the same. In place."""
+    from .load import load_causal_lm
+
+    sums: dict[str, Any] = {}
+    for folder in folders:
+        for key, weight in load_causal_lm(folder).state_dict().items():
+            sums[key] = sums.get(key, 0) + weight.double()
+    state = model.state_dict()
+    if any(sums[key].shape != weight.shape for key, weight in state.items()):
+        raise UserError(f"{folders[0]} and {folders[-1]} are models of other shapes: they have no mean")
+    model.load_state_dict({key: (sums[key] / len(folders)).to(weight.dtype) for key, weight in state.items()})
 
 
 def _whole(folder: Path) -> list[tuple[int, Path]]:

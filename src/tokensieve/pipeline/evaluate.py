@@ -16,8 +16,9 @@ from ..data.rows import Rows
 from ..data.scored import join_scores
 from ..evaluation import ngram
 from ..evaluation.baselines import NGRAMS, baseline_figures
+from ..evaluation.documents import DOCUMENTS, DocumentSums
 from ..evaluation.sums import Sums
-from ..modeling.checkpoints import Checkpoint, checkpoints_of
+from ..modeling.checkpoints import Checkpoint, average_into, checkpoints_of
 from ..modeling.folder import model_hash, read_config
 from ..modeling.load import check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
@@ -45,7 +46,7 @@ def run(config: EvaluateConfig) -> Path:
             check_length(read_config(folder), corpus.length, folder)
             check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
     notes = list(_check_bos(config, sets))
-    targets = [t for name, folder in config.models.items() for t in checkpoints_of(name, folder, config.checkpoints)]
+    targets = _targets(config)
     with stage(out, _work(config, sets, targets)) as s:
         if s.done:
             return out
@@ -53,12 +54,16 @@ def run(config: EvaluateConfig) -> Path:
             print(f"tokensieve: {note}", file=sys.stderr, flush=True)
         figures = baseline_figures(config.baselines, sets)
         results = [_record(Checkpoint(label, Path()), name, record) for label, name, record in figures]
-        results += [record for target in targets for record in _results(config, target, sets)]
+        by_document = DocumentSums()
+        results += [record for target in targets for record in _results(config, target, sets, by_document)]
         s.bind()
         write_json(out / "evaluation.json", results)
+        by_document.write(out / DOCUMENTS)
         with atomic_file(out / "table.txt", "w") as f:
             f.write(render(results) + "\n")
-        s.finish(["evaluation.json", "table.txt"], results=len(results), **({"bos_notes": notes} if notes else {}))
+        s.finish(
+            ["evaluation.json", DOCUMENTS, "table.txt"], results=len(results), **({"bos_notes": notes} if notes else {})
+        )
     return out
 
 
@@ -78,14 +83,20 @@ def _check_bos(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[str]
 
 def work(config: EvaluateConfig) -> Work:
     """What says which evaluation it is: the models' names and weights, the rows of the sets, and what baselines count."""
-    targets = [t for name, folder in config.models.items() for t in checkpoints_of(name, folder, config.checkpoints)]
+    targets = _targets(config)
     return _work(config, {name: open_corpus(folder) for name, folder in config.sets.items()}, targets)
+
+
+def _targets(config: EvaluateConfig) -> list[Checkpoint]:
+    names = config.models.items()
+    return [t for name, folder in names for t in checkpoints_of(name, folder, config.checkpoints, config.average)]
 
 
 def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Checkpoint]) -> Work:
     baselines = [open_corpus(folder, verify="size") for folder in config.baselines]
     inputs = {
         "models": [(t.name, t.step, model_hash(t.folder)) for t in targets],
+        "averaged": [(t.name, [model_hash(f) for f in t.averaged]) for t in targets if t.averaged],
         "sets": {name: corpus.content_hash for name, corpus in sets.items()},
         "isolated_sets": {name: corpus.isolate_documents for name, corpus in sets.items()},
         "baselines": [b.content_hash for b in baselines],
@@ -114,6 +125,8 @@ def validate(config: EvaluateConfig) -> None:
         raise UserError("sets: name at least one evaluation set")
     if config.batch_rows < 0:
         raise UserError("batch_rows must be at least 0")
+    if config.average < 1:
+        raise UserError("average must be at least 1: the last checkpoint alone")
     if config.baselines and (taken := [name for name in config.models if name in NGRAMS]):
         raise UserError(f"models: {taken[0]!r} is the name of a baseline, choose another")
 
@@ -140,9 +153,13 @@ def render(results: list[dict[str, Any]]) -> str:
     return "\n".join([table(lines, list(lines[0])), *sorted(notes)])
 
 
-def _results(config: EvaluateConfig, target: Checkpoint, sets: dict[str, Corpus]) -> Iterator[dict[str, Any]]:
+def _results(
+    config: EvaluateConfig, target: Checkpoint, sets: dict[str, Corpus], by_document: DocumentSums
+) -> Iterator[dict[str, Any]]:
     quiet_loading()
     model = load_causal_lm(target.folder)
+    if target.averaged:
+        average_into(model, target.averaged)
     scorer = Scorer(model, device=config.device, batch_rows=config.batch_rows)
     for name, corpus in sets.items():
         check_vocabulary(model, corpus.vocab_size, str(target.folder))
@@ -155,10 +172,13 @@ def _results(config: EvaluateConfig, target: Checkpoint, sets: dict[str, Corpus]
                 for i, nll_T in enumerate(batch.nll):
                     sums.add(batch.start + i, nll_T)
                 bar.update(batch.nll.size)
+        if target.is_last:
+            by_document.add(target.name, name, sums)
         for record in sums.records():
             yield _record(target, name, record)
 
 
 def _record(target: Checkpoint, name: str, figures: dict[str, Any]) -> dict[str, Any]:
     trained = {"step": target.step, "tokens_seen": target.tokens_seen, "tokens_trained": target.tokens_trained}
-    return {"model": target.name, **trained, "set": name, **figures}
+    averaged = {"averaged": len(target.averaged)} if target.averaged else {}
+    return {"model": target.name, **trained, **averaged, "set": name, **figures}

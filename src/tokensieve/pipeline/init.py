@@ -15,6 +15,7 @@ from ..runs.errors import UserError
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from .configs.init import KIND, NOT_WORK, InitConfig
+from .lineage import lineage
 from .recipe.cost import Cost, Known
 from .score import training_flops
 
@@ -86,6 +87,7 @@ def _finish(s: Stage, config: InitConfig, model: Any) -> None:
         kept_blocks=list(range(config.layers)),
         num_parameters=_num_parameters(model),
         source_flops=training_flops(config.model),
+        begun_from=lineage(config.model),
         **({"bos_id": known.id} if known is not None and known.trained else {}),
     )
 

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 def run(config: ReportConfig) -> str:
     """Write the page; its path, as text."""
-    from ..report.folders import read_run
+    from ..report.folders import read_run, read_seeds
     from ..report.page import write
 
     validate(config)
     folders = _folders(config.runs)
     runs = [
-        read_run(f, config.corpus or _written(f, "corpus"), config.scores or _written(f, "scores")) for f in folders
+        run
+        for f in folders
+        for run in read_seeds(f)
+        or [read_run(f, config.corpus or _written(f, "corpus"), config.scores or _written(f, "scores"))]
     ]
     _check_fit(config, runs)
     _check_seeds(runs)

@@ -24,7 +24,7 @@ from ..data.corpus import Corpus, open_corpus
 from ..data.rows import check_targets
 from ..data.scored import join_scores
 from ..data.tokenizer import auto_override
-from ..modeling.flops import token_flops
+from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.folder import model_hash, read_config
 from ..modeling.load import (
     check_dtype,
@@ -33,6 +33,7 @@ from ..modeling.load import (
     check_vocabulary,
     load_causal_lm,
     model_config,
+    model_shapes,
     new_causal_lm,
     quiet_loading,
 )
@@ -53,6 +54,8 @@ from .arguments import check_arguments, lora_config, refuse_fields
 from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
 from .configs.train import KIND, NOT_WORK, SPLIT, TrainConfig
+from .equal_compute import check_epochs, check_length_given, steps_for
+from .lineage import lineage
 from .objectives import check_sources, objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
@@ -94,16 +97,18 @@ def run(config: TrainConfig) -> Path:
         if s.done:
             return out
         going_on = _check_unfinished(config, s)
-        trainer = _trainer(config, corpus, sets, objective)
+        made = _with_steps(config, corpus)
+        check_epochs(made, training_arguments(made), corpus)
+        trainer = _trainer(made, corpus, sets, objective)
         corpus_scope.find(config, corpus, trainer)
         s.bind()
-        _write_config(config, trainer.args, out)
+        _write_config(made, trainer.args, out)
         _train(trainer, going_on)
         save_model(trainer, out, lora=config.lora is not None, dtype=config.dtype)
         if ranks.rank == 0:
             _tell_override(out / "model")
             _write_metrics(out, trainer.state.log_history)
-            _finish(s, corpus, objective, trainer.thresholds)
+            _finish(s, config, corpus, objective, trainer)
         launch.wait_for_all(ranks)
     return out
 
@@ -133,6 +138,8 @@ def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Wo
         inputs["isolated_sets"] = {name: found.isolate_documents for name, found in sets.items()}
     if config.training.get("use_cache") and any(c.isolate_documents for c in [corpus, *sets.values()]):
         inputs["use_cache"] = False  # runs that were made with one saw across documents
+    if config.compute_of is not None:
+        inputs["compute_of"] = read_manifest(config.compute_of, KIND)["fingerprint"]
     objective: Any = config.objective
     if models := second.folders(objective):  # by what is in them, not by their names
         inputs["second"] = [model_hash(folder) for folder in models]
@@ -151,14 +158,17 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     (corpus_tokens, exact), done = known.tokens(config.corpus), known.manifest(config.out, KIND) is not None
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size) * length
     steps = args.max_steps if args.max_steps > 0 else corpus_tokens * args.num_train_epochs / step
-    tokens, copies = steps * step, _num_checkpoints(args, steps)
     if (model := known.model(config.model, config.corpus)) is None:
+        steps = steps if config.compute_of is None else math.nan
+        tokens, copies = steps * step, _num_checkpoints(args, steps)
         return Cost(tokens, math.nan, math.nan, False, max(1, copies))
     parameters = sum(p.numel() for p in model.parameters())
     model = model if config.lora is None else with_lora(model, config.lora)
-    trained = tokens * float(_objective(config).options.get("ratio", 1.0))
-    counted = token_flops(model, length, sparse=config.backward == "sparse", strict=config.strict)
-    flops = counted.train(tokens, trained)
+    each_token = _token_flops(config, model, length).train(1, share_trained(config))
+    if config.compute_of is not None:
+        steps, exact = known.total_flops(config.compute_of) / (step * each_token), False
+    tokens, copies = steps * step, _num_checkpoints(args, steps)
+    flops = tokens * each_token
     each = 4 if args.save_only_model else _ADAM_BYTES
     memory = parameters * (4 + _ADAM_BYTES if config.lora is None else 4)
     return Cost(tokens, flops, parameters * (4 + each * copies), exact and done, max(1, copies), memory)
@@ -197,6 +207,7 @@ def validate(config: TrainConfig) -> None:
     second.check(objective, config)
     check_arguments(args)
     check_backward(config.backward, config.strict, args)
+    check_length_given(config)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
     if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
@@ -206,6 +217,11 @@ def validate(config: TrainConfig) -> None:
     check_dtype(config.dtype)
     if not isinstance(config.model, str):
         model_config(config.model)
+
+
+def share_trained(config: TrainConfig) -> float:
+    """The share of its tokens that an objective trains on, as far as its options say; else all."""
+    return float(_objective(config).options.get("ratio", 1.0))
 
 
 def _objective(config: TrainConfig) -> Objective:
@@ -238,6 +254,27 @@ def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
         if launch.ranks().rank == 0:
             print(f"tokensieve: {out}: going on from checkpoints of {changed}", file=sys.stderr, flush=True)
     return bool(found)
+
+
+def _token_flops(config: TrainConfig, model: Any, length: float) -> TokenFlops:
+    return token_flops(model, length, sparse=config.backward == "sparse", strict=config.strict)
+
+
+def _with_steps(config: TrainConfig, corpus: Corpus) -> TrainConfig:
+    """The config with ``max_steps`` where ``compute_of`` says how long to train."""
+    if config.compute_of is None:
+        return config
+    args, flops = (
+        training_arguments(config),
+        _token_flops(config, model_shapes(_model_config(config, corpus)), corpus.length),
+    )
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
+    valid = min(
+        1.0, corpus.stats["tokens"] / max(1, corpus.num_rows * corpus.length)
+    )  # padding is computed, not trained
+    share = share_trained(config) * valid * (1 - 1 / corpus.length)
+    steps = steps_for(config, flops, rows * corpus.length, share, sum(_flops_spent(config)))
+    return dataclasses.replace(config, training={**config.training, "max_steps": steps})
 
 
 def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
@@ -373,6 +410,16 @@ def _flops_spent(config: TrainConfig, target: SecondTarget | None = None) -> tup
     return sum(known(m["flops"]) for m in manifests), sum(trained.values())
 
 
+def _references(config: TrainConfig) -> list[dict[str, Any]]:
+    """The models whose scores were used, what training them took, and what they were begun from: each once."""
+    manifests = [read_manifest(s, "scores") for s in config.scores]
+    found = {m["model_hash"]: m for m in manifests}
+    return [
+        {"model": name, "flops": m["reference_flops"], "begun_from": m.get("begun_from", [])}
+        for name, m in found.items()
+    ]
+
+
 def _write_config(config: TrainConfig, args: Any, out: Path) -> None:
     """The resolved config beside the run: ours, and every TrainingArgument as it came out."""
     if launch.ranks().rank == 0:
@@ -399,7 +446,8 @@ def summarize(out: Path) -> dict[str, Any]:
     """The figures of a finished run, from its logs.
 
     ``steps``, ``tokens_seen``, ``tokens_trained``, ``flops_student``, ``flops_scoring``, ``flops_reference``, ``seconds``,
-    ``kept_share`` (tokens_trained / tokens_seen), ``kept_share_by_source``.
+    ``ran_alone`` (no other stage of its recipe beside it: only then are ``seconds`` a measurement), ``kept_share``
+    (tokens_trained / tokens_seen), ``kept_share_by_source``.
     """
     lines = layout.token_lines(out)
     if not lines:
@@ -416,17 +464,25 @@ def summarize(out: Path) -> dict[str, Any]:
         "steps": last["step"],
         **{key: last[key] for key in keys},
         "seconds": layout.seconds(out),
+        "ran_alone": layout.ran_alone(out),
         "kept_share": last["tokens_trained"] / max(1, last["tokens_seen"]),
         "kept_share_by_source": {name: kept[name] / valid[name] for name in sorted(valid)},
     }
 
 
-def _finish(s: Stage, corpus: Corpus, objective: Objective, thresholds: Mapping[str, Any]) -> None:
+def _finish(s: Stage, config: TrainConfig, corpus: Corpus, objective: Objective, trainer: Any) -> None:
     out = s.folder
     summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
+    summary["passes"] = round(float(trainer.state.epoch or 0.0), 4)
     write_json(out / "summary.json", summary)
     names = ["train_config.json", "summary.json", layout.TOKEN_LOG, layout.METRICS]
     for folder in ("model", "adapter", layout.TOKENS):
         names += sorted(str(p.relative_to(out)) for p in (out / folder).glob("*") if p.is_file())
-    made_of = {"corpus_hash": corpus.content_hash, "tokenizer_hash": corpus.tokenizer_hash, "bos_id": corpus.bos_id}
-    s.finish(names, **made_of, summary=summary, **corpus_scope.in_manifest(objective, thresholds))
+    made_of: dict[str, Any] = {
+        "corpus_hash": corpus.content_hash,
+        "tokenizer_hash": corpus.tokenizer_hash,
+        "bos_id": corpus.bos_id,
+    }
+    made_of["begun_from"] = lineage(config.model) if isinstance(config.model, str) else []
+    made_of["references"] = _references(config)
+    s.finish(names, **made_of, summary=summary, **corpus_scope.in_manifest(objective, trainer.thresholds))

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..analysis.comparison import TOTAL
+from ..analysis.comparison import TOTAL, by_seed
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.layout import TOKEN_LOG, token_files, token_lines
@@ -88,6 +88,8 @@ class Run:
     results: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     compared: Mapping[str, Any] = field(default_factory=dict)
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """verdict.json of a comparison over several seeds, of which this run is one."""
     dynamics: list[Dynamics] = field(default_factory=list)
 
     @property
@@ -131,16 +133,39 @@ def read_run(path: Path | str, corpus: Path | str | None = None, scores: Path | 
     return _read_stages(path, manifest, stages, extra)
 
 
-def _read_stages(path: Path, manifest: Mapping[str, Any], stages: list[Folder], extra: list[Folder]) -> Run:
+def read_seeds(path: Path | str) -> list[Run]:
+    """A folder that ``run`` wrote with several seeds, as a run for each, in their order; of any other folder nothing."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    runs = []
+    for place, (seed, cells) in enumerate(manifest.get("seeds", {}).items()):
+        folders = {name: manifest["stages"][cell]["folder"] for name, cell in cells.items()}
+        config = {**manifest["config"], "settings": {**(manifest["config"].get("settings") or {}), "seed": int(seed)}}
+        of_seed = {**manifest, "config": config, "fingerprint": f"{manifest['fingerprint']} seed {seed}"}
+        of_seed["stages"] = {name: manifest["stages"][cell] for name, cell in cells.items()}
+        stages = [_folder(path / folder, name) for name, folder in folders.items()]
+        runs.append(_read_stages(path, of_seed, stages, [], place))
+    return runs
+
+
+def _at(value: Any, place: int) -> Any:
+    """What a comparison notes of one of its seeds: a list where there are several."""
+    return value[place] if isinstance(value, list) else value
+
+
+def _read_stages(
+    path: Path, manifest: Mapping[str, Any], stages: list[Folder], extra: list[Folder], place: int = 0
+) -> Run:
     compared = _of_kind(stages, "comparison")[-1:]
     evaluated = _of_kind(stages, "evaluation")
     if compared:
-        evaluated = [e for e in evaluated if e.manifest["fingerprint"] == compared[0].manifest["inputs"]["evaluation"]]
+        wanted = _at(compared[0].manifest["inputs"]["evaluation"], place)
+        evaluated = [e for e in evaluated if e.manifest["fingerprint"] == wanted]
     trained = [s for s in _of_kind(stages, "model") if (s.path / TOKEN_LOG).is_file()]
     if compared:
-        wanted = compared[0].manifest["inputs"]["runs"]
+        of_arm = {arm: _at(p, place) for arm, p in compared[0].manifest["inputs"]["runs"].items()}
         by_print = {s.manifest["fingerprint"]: s for s in trained}
-        trained = [Folder(arm, by_print[p].path, by_print[p].manifest) for arm, p in wanted.items() if p in by_print]
+        trained = [Folder(arm, by_print[p].path, by_print[p].manifest) for arm, p in of_arm.items() if p in by_print]
     around = [*extra, *stages]
     return Run(
         name=str(manifest["config"]["name"]),
@@ -149,10 +174,17 @@ def _read_stages(path: Path, manifest: Mapping[str, Any], stages: list[Folder], 
         arms=[_arm(s, around) for s in trained],
         corpora=_of_kind(stages, "corpus"),
         results=read_json(evaluated[-1].path / "evaluation.json") if evaluated else [],
-        rows=read_json(compared[0].path / "comparison.json") if compared else [],
+        rows=[dict(r) for r in by_seed(read_json(compared[0].path / "comparison.json"))[place]] if compared else [],
         compared=compared[0].manifest["config"] if compared else {},
+        found=_found(compared[0].path) if compared else {},
         dynamics=[_dynamics(s, around) for s in _of_kind(stages, "dynamics")],
     )
+
+
+def _found(comparison: Path) -> dict[str, Any]:
+    """Of a comparison of an earlier version nothing."""
+    path = comparison / "verdict.json"
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def _folder(path: Path, name: str | None = None) -> Folder:

@@ -14,6 +14,8 @@ def verdict(runs: Sequence[Run]) -> str:
     run = runs[0]
     if not run.rows or run.baseline is None:
         return "This run compares no arms, so there is no verdict."
+    if run.found.get("runs") == len(runs) and "registration" in run.found:  # a study, whose rivals are declared
+        return " ".join([*run.found["sentences"], run.found["registration"]])
     said = verdicts([r.rows for r in runs], run.baseline, str(run.target), run.on)
     said = [*rises([r.rows for r in runs], run.baseline), *said] if said else said
     return " ".join(said) or f"No arm that chooses by a score stands beside {run.baseline}, so there is no verdict."

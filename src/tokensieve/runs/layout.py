@@ -23,6 +23,8 @@ TIMES = "times.jsonl"
 METRICS = "metrics.jsonl"
 TOKENS = "tokens"
 """The folder of what was logged token by token."""
+BESIDE = "TOKENSIEVE_BESIDE"
+"""Set in the environment of a process that works beside others of its recipe: its times are not what the work takes."""
 CHECKPOINT = "checkpoint-"
 """The Trainer's own prefix; the number of optimizer steps done follows."""
 
@@ -61,6 +63,11 @@ def seconds(run: Path) -> float:
     """Training time over all processes that worked on the run: each one's clock starts at 0."""
     total: float = sum({line["process"]: line["seconds"] for line in log_lines(run / TIMES)}.values())
     return round(total, 3)
+
+
+def ran_alone(run: Path) -> bool:
+    """Whether no process of the run had another stage of its recipe beside it."""
+    return not any(line.get("beside") for line in log_lines(run / TIMES))
 
 
 def token_file(run: Path, step: int) -> Path:

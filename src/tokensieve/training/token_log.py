@@ -23,7 +23,7 @@ from ..core import random_uniform
 from ..modeling.flops import TokenFlops, known_or_none
 from ..runs.errors import UserError
 from ..runs.files import atomic_file
-from ..runs.layout import TIMES, TOKEN_LOG, log_lines, token_file, token_files
+from ..runs.layout import BESIDE, TIMES, TOKEN_LOG, log_lines, token_file, token_files
 from .step import Totals, unpacked
 
 
@@ -144,7 +144,8 @@ class TokenLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         _append(self.folder / TOKEN_LOG, lines)
         seconds = round(time.monotonic() - self.started, 3)
-        _append(self.folder / TIMES, [{"process": self.process, "step": lines[-1]["step"], "seconds": seconds}])
+        line = {"process": self.process, "step": lines[-1]["step"], "seconds": seconds}
+        _append(self.folder / TIMES, [{**line, "beside": True} if BESIDE in os.environ else line])
 
     def rewind(self, step: int, *, write: bool) -> None:
         """Go back to a checkpoint's step: later lines were written by a run that did not get to save. Restores the sums."""

@@ -15,13 +15,15 @@ class RecipeConfig:
     """Run the stages of a recipe that are not done yet."""
 
     recipe: str
-    """YAML file, or the name of one that is shipped (demo, math-tiny)."""
+    """YAML file, or the name of one that is shipped (demo, math-tiny, study-tiny)."""
     out: str | None = None
     """Folder of the run; the recipe's own `out` if not given."""
     set: dict[str, Any] = field(default_factory=dict)
     """Values for the recipe's settings."""
+    seeds: list[int] = field(default_factory=list)
+    """Once for each of these ${seed}, and the arms compared over all of them; the recipe's own seeds if not given."""
     only: list[str] = field(default_factory=list)
-    """Only these stages; their inputs must be there."""
+    """Only these stages, or all cells of them; their inputs must be there."""
     allow_changed: bool = False
     """Of unfinished `train` stages: go on from their checkpoints although the recipe or its data changed since."""
     redo: list[str] = field(default_factory=list)

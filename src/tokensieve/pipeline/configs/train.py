@@ -27,6 +27,8 @@ NOT_WORK = (
     "dry_step",
     "self_test",
     "verify",
+    "compute_of",
+    "max_epochs",
 )
 
 
@@ -48,6 +50,10 @@ class TrainConfig:
     """name -> a folder that `prepare` wrote: its nll is logged while training (every fifth, see training.eval_steps)."""
     training: dict[str, Any] = field(default_factory=dict)
     """Any field of transformers.TrainingArguments."""
+    compute_of: str | None = None
+    """A folder that `train` wrote: train for as many steps as cost what it cost in all, with scoring and reference."""
+    max_epochs: float | None = None
+    """Refuse to go through the corpus more often than this."""
     lora: dict[str, Any] | None = None
     """Train a LoRA adapter instead of all weights: fields of peft.LoraConfig (r, target_modules ...)."""
     seed: int = 0

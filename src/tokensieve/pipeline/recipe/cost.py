@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runs.manifest import is_done, read_manifest
+from ..lineage import total
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,20 @@ class Known:
         """Of a model; NaN where its shapes are not known."""
         shapes = self.model(model, corpus)
         return math.nan if shapes is None else float(sum(p.numel() for p in shapes.parameters()))
+
+    def total_flops(self, run: str) -> float:
+        """What a run of `train` costs in all: its own training, scoring and reference; NaN where nobody knows."""
+        if (manifest := self.manifest(run, "model")) is not None:
+            spent = total(manifest["summary"])
+            return math.nan if spent is None else spent
+        config, parts = self._configs.get(Path(run)), [self._flops(run)]
+        scores = list(getattr(config, "scores", []))
+        models = {str(getattr(self._configs.get(Path(s)), "model", s)) for s in scores}
+        return math.fsum([*parts, *(self._flops(folder) for folder in [*scores, *models])])
+
+    def _flops(self, folder: str) -> float:
+        cost = self.costs.get(Path(folder).parent if Path(folder).name == "model" else Path(folder), Cost())
+        return math.nan if cost.flops is None else cost.flops
 
     def forward_flops(self, model: str, tokens: float, length: float) -> float:
         """One forward of so many tokens through a model; NaN where its shapes are not known."""

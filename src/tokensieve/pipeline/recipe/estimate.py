@@ -21,6 +21,8 @@ from .cost import Cost, Known
 from .jobs import visible_gpus
 from .load import Recipe, RecipeStage
 
+_UNSURE = 0.25
+"""A share that a corpus not yet prepared may be larger than is estimated: an arm is not refused for less."""
 DONE, TO_DO, AGAIN, UNKNOWN = "done", "to do", "to be redone", "?"
 
 
@@ -75,6 +77,24 @@ def check_jobs(recipe: Recipe, stages: Sequence[RecipeStage], jobs: int) -> None
         )
 
 
+def check_filled(recipe: Recipe, stages: Sequence[RecipeStage]) -> None:
+    """Refuse (UserError) a training that would go through its corpus more often than its ``max_epochs``, as far as is known."""
+    limited = [s for s in stages if s.verb == "train" and s.fields.get("max_epochs") is not None]
+    if not limited:
+        return
+    states = states_of(recipe)
+    known = known_of(recipe, states)
+    for stage in (s for s in limited if states[s.name] != DONE):
+        (there, exact), wanted = known.tokens(stage.fields["corpus"]), known.costs[stage.folder].tokens
+        allowed = float(stage.fields["max_epochs"])
+        if wanted is not None and wanted > there * allowed * (1 if exact else 1 + _UNSURE):
+            raise UserError(
+                f"stage {stage.name}: {Path(stage.fields['corpus']).name} has {'' if exact else 'about '}{_si(there).strip()} "
+                f"tokens, and the arm needs {_si(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it "
+                "more text, or fewer steps"
+            )
+
+
 def states_of(recipe: Recipe) -> dict[str, str]:
     """stage -> done, to do, to be redone (its work is another than what stands there, or it reads a stage that is not done),
     or ? where that cannot be said."""
@@ -119,12 +139,18 @@ def is_dear(stage: RecipeStage) -> bool:
 
 def costs_of(recipe: Recipe, states: Mapping[str, str]) -> dict[str, Cost]:
     """name -> cost of every stage, in order: later stages build on what earlier ones would give."""
+    known = known_of(recipe, states)
+    return {stage.name: known.costs[stage.folder] for stage in recipe.stages}
+
+
+def known_of(recipe: Recipe, states: Mapping[str, str]) -> Known:
+    """What is known of the stages' folders, with the cost of each."""
     known = Known()
     for stage in recipe.stages:
         config = stage.config()
         known.add(stage.folder, config, states[stage.name] == DONE)
         known.costs[stage.folder] = _estimated(stage, config, known)
-    return {stage.name: known.costs[stage.folder] for stage in recipe.stages}
+    return known
 
 
 def _estimated(stage: RecipeStage, config: Any, known: Known) -> Cost:

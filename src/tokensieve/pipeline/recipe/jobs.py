@@ -17,6 +17,7 @@ from multiprocessing import connection, get_context
 from typing import Any
 
 from ...runs.errors import Stopped, UserError
+from ...runs.layout import BESIDE
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 Function = Callable[..., None]
@@ -123,7 +124,8 @@ class _Pool:
     """The processes, started as they are needed, each again if it died."""
 
     def __init__(self, jobs: int, threads: int | None) -> None:
-        self.threads, self._context = threads, get_context("spawn")  # a fork of a process that runs threads may hang
+        self.threads, self.jobs = threads, jobs
+        self._context = get_context("spawn")  # a fork of a process that runs threads may hang
         self._workers: list[_Worker | None] = [None] * jobs
 
     def busy(self) -> list[str]:
@@ -136,7 +138,7 @@ class _Pool:
         place = next(i for i, w in enumerate(self._workers) if w is None or w.name is None)
         worker = self._workers[place]
         if worker is None or not worker.process.is_alive():  # an idle one may have died
-            worker = self._workers[place] = _Worker(self._context, place, self.threads)
+            worker = self._workers[place] = _Worker(self._context, place, self.threads, beside=self.jobs > 1)
         worker.name = name
         with contextlib.suppress(OSError):  # it died just now: its death will come out where its answer would
             worker.pipe.send((function, args))
@@ -172,10 +174,11 @@ class _Pool:
 class _Worker:
     """One process, and the stage it is at, if any."""
 
-    def __init__(self, context: Any, place: int, threads: int | None) -> None:
+    def __init__(self, context: Any, place: int, threads: int | None, *, beside: bool = False) -> None:
         self.name: str | None = None
         self.pipe, theirs = context.Pipe()
-        with _environment(_variables(place, threads)):  # before the process imports anything: it is read once
+        variables = {**_variables(place, threads), **({BESIDE: "1"} if beside else {})}
+        with _environment(variables):  # before the process imports anything: it is read once
             self.process = context.Process(target=_main, args=(theirs, threads), daemon=False)
             self.process.start()
         theirs.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from ..config.fields import unknown
 from ..config.yaml_text import read_yaml
 from ..configs.run import RecipeConfig
 from ..verbs import VERBS, make_config, validate
+from .study import SEED, Cells, cells_of, seeds_of
 
-KEYS = ("name", "out", "settings", "threads", "requires", "templates", "stages", "report")
+KEYS = ("name", "out", "settings", "threads", "requires", "templates", "seeds", "stages", "arms", "study", "report")
 RESOLVED = "recipe.yaml"
 
 
@@ -49,6 +50,7 @@ class Recipe:
     out: Path
     stages: tuple[RecipeStage, ...]
     source: Mapping[str, Any]
+    cells: Cells
 
     @property
     def threads(self) -> int | None:
@@ -77,12 +79,40 @@ def load(config: RecipeConfig) -> Recipe:
             raise UserError(f"{path}: {key}: text is needed, not {source[key]}")
     out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
     _check_requirements(path, source.get("requires") or [], settings)
-    made = _stages(path, stages, settings, out, config.allow_code)
+    seeds = seeds_of(path, source, config.seeds)
+    cells = _cells(path, source, settings, out, seeds, config.allow_code)
+    made = _stages(path, cells.stages, settings, out, config.allow_code)
+    known = [*cells.stages, *cells.of]
     for asked, names in (("only", config.only), ("redo", [name for name in config.redo if name != "all"])):
         for name in names:
-            if name not in stages:
-                raise UserError(f"{asked}: {unknown(name, stages, 'stage')}")
-    return Recipe(source.get("name") or path.stem, out, tuple(made), {**source, "settings": settings})
+            if name not in known:
+                raise UserError(f"{asked}: {unknown(name, known, 'stage')}")
+    source = {**source, "settings": settings, **({"seeds": list(seeds)} if seeds else {})}
+    return Recipe(source.get("name") or path.stem, out, tuple(made), source, cells)
+
+
+def _cells(
+    path: Path,
+    source: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    out: Path,
+    seeds: Sequence[int],
+    allow_code: bool,
+) -> Cells:
+    """The stages over seeds and arms: nothing but the recipe's stages where it has neither."""
+    if not seeds and not {"arms", "study"} & set(source):
+        return Cells(dict(source["stages"]))
+    kept = {**settings, "seed": SEED} if seeds else settings
+    filled = {key: _fill(source[key], kept, path) for key in ("stages", "arms", "study") if key in source}
+    return cells_of(path, filled, out, seeds, allow_code)
+
+
+def _fill(value: Any, settings: Mapping[str, Any], where: Path) -> Any:
+    if isinstance(value, dict):
+        return {k: _fill(v, settings, where) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_fill(v, settings, where) for v in value]
+    return _filled(value, settings, where)
 
 
 def _stages(

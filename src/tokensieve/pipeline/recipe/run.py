@@ -9,6 +9,8 @@
       text:  {verb: prepare, sources: [...]}
       model: {verb: train, corpus: "@text", ...}          @stage is that stage's folder
     report: true                        report.html and figures/ at the end
+    seeds: [0, 1]                       what says ${seed}, and what reads it, once for each: see study.py
+    arms: {clm: {}, rho1: {ratio: 0.6}} students by a word each, compared as study: says: see arms.py
 
 A stage that is done is skipped; one whose config or inputs changed is removed and done again. Training is not: a finished one
 only with ``--redo``, one with checkpoints not at all. A recipe is data: nothing in it is executed.
@@ -16,6 +18,7 @@ only with ``--redo``, one with checkpoints not at all. A recipe is data: nothing
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
 import sys
@@ -33,9 +36,10 @@ from ..config.yaml_text import read_yaml
 from ..configs.report import ReportConfig
 from ..configs.run import KIND, RecipeConfig
 from ..verbs import VERBS
-from .estimate import check_jobs, describe_plan, is_dear, needs_of
+from .estimate import check_filled, check_jobs, describe_plan, is_dear, needs_of
 from .jobs import num_threads, side_by_side
 from .load import RESOLVED, Recipe, RecipeStage, load
+from .registration import REGISTRATION, register
 
 
 def run(config: RecipeConfig) -> Path | str:
@@ -43,10 +47,12 @@ def run(config: RecipeConfig) -> Path | str:
     recipe = load(config)
     if config.dry_run:
         return describe_plan(recipe)
-    chosen = [s for s in recipe.stages if not config.only or s.name in config.only]
+    only, redo = ([n for name in names for n in recipe.cells.named(name)] for names in (config.only, config.redo))
+    chosen = [s for s in recipe.stages if not only or s.name in only]
+    check_filled(recipe, chosen)
     check_jobs(recipe, chosen, config.jobs)
     _start(recipe)
-    _run_stages(recipe, chosen, config)
+    _run_stages(recipe, chosen, dataclasses.replace(config, redo=redo))
     if not config.only:
         _finish(recipe)
         _report(recipe)
@@ -96,6 +102,7 @@ def _start(recipe: Recipe) -> None:
     if path.is_file():
         source = read_yaml(path)
         if source == _source(recipe):
+            _register(recipe)
             return
         if source.get("name") != recipe.name:
             raise UserError(f"{recipe.out} is a run of the recipe {source.get('name')!r}: choose another out")
@@ -103,7 +110,15 @@ def _start(recipe: Recipe) -> None:
         raise UserError(f"{there[0]} is there already, but no run of a recipe wrote it: choose another out")
     with atomic_file(path, "w") as f:
         yaml.safe_dump(_source(recipe), f, sort_keys=False, allow_unicode=True)
+    _register(recipe)
     _unfinish(recipe)
+
+
+def _register(recipe: Recipe) -> None:
+    """Of a study: what decides, written down before the first cell is begun."""
+    if recipe.cells.plan is not None:
+        cells = [s for s in recipe.stages if s.verb == "train" and s.folder.exists()]
+        register(recipe.out, recipe.cells.plan, [s.name for s in cells])
 
 
 def _source(recipe: Recipe) -> dict[str, Any]:
@@ -151,6 +166,15 @@ def _say(lines: Iterable[str]) -> None:
         print(f"      {line}", flush=True)
 
 
+def _of_seed(recipe: Recipe, seed: int) -> dict[str, str]:
+    """stage -> the folder of its cell of this seed, or of itself where it is the same for all."""
+    cells = {cell: name for name, by_seed in recipe.cells.of.items() for cell in by_seed.values()}
+    own = {by_seed[seed] for by_seed in recipe.cells.of.values()}
+    return {
+        cells.get(s.name, s.name): s.name for s in recipe.stages if s.writes and (s.name in own or s.name not in cells)
+    }
+
+
 def _finish(recipe: Recipe) -> None:
     """The run's own manifest: its recipe as it was resolved, and what each stage came to."""
     stages = {
@@ -164,6 +188,7 @@ def _finish(recipe: Recipe) -> None:
         KIND,
         config={"name": recipe.name, "settings": recipe.source["settings"]},
         inputs={name: s["fingerprint"] for name, s in stages.items()},
-        files=describe_files(recipe.out, [RESOLVED]),
+        files=describe_files(recipe.out, [RESOLVED, *([REGISTRATION] if recipe.cells.plan is not None else [])]),
         stages=stages,
+        **({"seeds": {str(seed): _of_seed(recipe, seed) for seed in recipe.cells.seeds}} if recipe.cells.of else {}),
     )

@@ -1,0 +1,259 @@
+"""Studies: which cells a recipe with arms and seeds becomes, what is refused beforehand, and what is written down first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tokensieve.pipeline.configs.run import RecipeConfig
+from tokensieve.pipeline.recipe.arms import WORDS
+from tokensieve.pipeline.recipe.load import load
+from tokensieve.pipeline.recipe.registration import changes, content, register, registered
+from tokensieve.report.folders import read_seeds
+from tokensieve.report.verdict import arms_table, verdict
+from tokensieve.runs.errors import UserError
+from tokensieve.runs.files import read_json
+
+TRAINING = {"per_device_train_batch_size": 1, "max_steps": 8, "save_strategy": "no"}
+STUDY = {"student": {"training": TRAINING}, "sets": {"target": "@target", "web": "@web"}, "target": "target"}
+
+
+def recipe(tmp_path: Path, **changes: Any) -> Path:
+    (tmp_path / "t.jsonl").write_text('{"text": "a b c"}\n')
+    prepare = {"verb": "prepare", "sources": [{"path": str(tmp_path / "t.jsonl")}], "vocab_size": 257, "length": 16}
+    model = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 16}  # fmt: skip
+    train = {"verb": "train", "corpus": "@corpus", "seed": "${seed}", "training": TRAINING}
+    stages = {
+        **{name: dict(prepare) for name in ("corpus", "curated", "mixed", "wrong", "target", "web")},
+        "base": {**train, "model": model},
+        "reference": {**train, "corpus": "@curated", "model": "@base"},
+        "scores": {"verb": "score", "model": "@reference", "corpus": "@corpus"},
+    }
+    given = {"name": "s", "out": str(tmp_path / "run"), "seeds": [0, 1], "stages": stages, "study": STUDY,
+             "arms": {"clm": None, "rho1": {"ratio": 0.5}}, **changes}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    return tmp_path / "recipe.yaml"
+
+
+def loaded(path: Path, **fields: Any) -> Any:
+    return load(RecipeConfig(str(path), **fields))
+
+
+def stage(made: Any, name: str) -> Any:
+    return next(s for s in made.stages if s.name == name)
+
+
+def test_cells_are_what_differs_by_seed(tmp_path: Path) -> None:
+    made = loaded(recipe(tmp_path))
+    names = [s.name for s in made.stages]
+    assert names[:6] == ["corpus", "curated", "mixed", "wrong", "target", "web"]
+    each = [
+        f"{name}-seed{seed}" for name in ("base", "reference", "scores", "clm", "rho1", "evaluation") for seed in (0, 1)
+    ]
+    assert names[6:] == [*each, "table"]
+    rho1 = stage(made, "rho1-seed1")
+    assert rho1.fields["seed"] == 1
+    assert rho1.fields["model"] == str(tmp_path / "run" / "base-seed1")
+    assert rho1.fields["scores"] == [str(tmp_path / "run" / "scores-seed1")]
+    assert rho1.fields["objective"] == {"name": "rho1", "ratio": 0.5}
+    assert rho1.fields["max_epochs"] == 1
+    table = stage(made, "table")
+    assert table.fields["runs"]["rho1"] == [str(tmp_path / "run" / f"rho1-seed{s}") for s in (0, 1)]
+    assert table.fields["others"] == ["web"]
+    assert [Path(f).name for f in table.fields["evaluation"]] == ["evaluation-seed0", "evaluation-seed1"]
+    assert made.cells.named("rho1") == ["rho1-seed0", "rho1-seed1"]
+
+
+def test_seeds_of_the_command_line_and_of_a_recipe_without_arms(tmp_path: Path) -> None:
+    made = loaded(recipe(tmp_path), seeds=[3])
+    assert stage(made, "clm-seed3").fields["seed"] == 3
+    path = recipe(tmp_path)
+    source = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({k: v for k, v in source.items() if k not in ("arms", "study")}, sort_keys=False))
+    names = [s.name for s in loaded(path).stages]
+    assert "scores-seed1" in names
+    assert "corpus" in names
+
+
+def test_equal_compute_comes_after_what_it_is_equal_to(tmp_path: Path) -> None:
+    arms = {"clm_equal": {"is": "clm", "compute_of": "rho1"}, "clm": {}, "rho1": {}}
+    made = loaded(recipe(tmp_path, arms=arms, study={**STUDY, "longer": "@web"}))
+    equal = stage(made, "clm_equal-seed0")
+    assert equal.fields["compute_of"] == str(tmp_path / "run" / "rho1-seed0")
+    assert "max_steps" not in equal.fields["training"]
+    assert equal.fields["corpus"] == str(tmp_path / "run" / "web")
+    assert stage(made, "table").fields["rivals"] == {"rho1": "clm_equal"}
+
+
+def test_lengths_are_runs_whose_schedules_end_there(tmp_path: Path) -> None:
+    made = loaded(recipe(tmp_path, study={**STUDY, "lengths": [0.25, 0.5, 2]}))
+    steps = {s: stage(made, f"clm_x{s}-seed0").fields["training"]["max_steps"] for s in ("0.25", "0.5", "2")}
+    assert steps == {"0.25": 2, "0.5": 4, "2": 16}
+    assert list(stage(made, "table").fields["curve"]) == ["clm_x0.25", "clm_x0.5", "clm_x2"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "fields"),
+    [
+        ("mix", {"corpus": "mixed", "objective": {"name": "clm"}}),
+        ("curated_only", {"corpus": "curated", "objective": {"name": "clm"}}),
+        ("from_reference", {"model": "reference-seed0", "objective": {"name": "clm"}}),
+        ("wrong_domain", {"objective": {"name": "rho1"}, "scores": ["wrong_domain_scores-seed0"]}),
+        ("reversed", {"objective": {"name": "rho1", "reverse": True}, "scores": ["scores-seed0"]}),
+        ("high_loss", {"objective": {"name": "high_loss"}, "corpus": "corpus"}),
+        ("random", {"objective": {"name": "random", "ratio": 0.6, "seed": 0}}),
+        ("anneal", {"corpus": "curated", "model": "anneal_first-seed0"}),
+    ],
+)
+def test_a_word_is_an_arm(arm: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    made = loaded(recipe(tmp_path, arms={"clm": {}, arm: {}}))
+
+    def name(value: Any) -> Any:
+        return [Path(v).name for v in value] if isinstance(value, list) else Path(value).name
+
+    found = stage(made, f"{arm}-seed0").fields
+    assert {k: v if isinstance(v, dict) else name(v) for k, v in found.items() if k in fields} == fields
+
+
+def test_an_arm_with_stages_of_its_own(tmp_path: Path) -> None:
+    small = {"is": "small_reference", "model": {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 1}}
+    with pytest.raises(UserError, match="model"):  # what a model's config says is checked as anywhere
+        loaded(recipe(tmp_path, arms={"clm": {}, "small": {**small, "model": {"model_type": "lama"}}}))
+    made = loaded(recipe(tmp_path, arms={"clm": {}, "small": small, "rho1_mix": {"is": "mix", "rule": "rho1"}}))
+    assert Path(stage(made, "small_reference-seed1").fields["model"]).name == "small_base-seed1"
+    assert Path(stage(made, "small-seed1").fields["scores"][0]).name == "small_scores-seed1"
+    assert Path(stage(made, "rho1_mix-seed1").fields["scores"][0]).name == "scores_mixed-seed1"
+    anneal = loaded(recipe(tmp_path, arms={"clm": {}, "anneal": {"share": 0.25}}))
+    steps = [stage(anneal, f"{n}-seed0").fields["training"]["max_steps"] for n in ("anneal_first", "anneal")]
+    assert steps == [6, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"arms": {"clm": {}, "rho2": {}}}, "arm rho2: unknown arm 'rho2', did you mean 'rho1'?"),
+        ({"arms": {"clm": {}, "rho1": {"ratoi": 0.5}}}, "arm rho1: objective: unknown field 'ratoi'"),
+        ({"arms": {"clm": {"ratio": 0.5}}}, "arm clm: unknown field 'ratio'"),
+        ({"arms": {"clm": {}, "a": {"is": "mix", "corpus": "no"}}}, "arm a: mix needs a stage 'no' in the recipe"),
+        ({"arms": {"rho1": {}}}, "study: baseline: unknown arm 'clm'"),
+        (
+            {"arms": {"clm": {"compute_of": "rho"}, "rho1": {}}},
+            "arm clm: compute_of: unknown arm 'rho', did you mean 'rho1'",
+        ),
+        (
+            {"arms": {"clm": {"compute_of": "rho1"}, "rho1": {"compute_of": "clm"}}},
+            "arm clm: compute_of goes round in a circle",
+        ),
+        ({"arms": {"clm": {}, "x": {"is": "no.mod:f"}}}, "is code to be imported and called"),
+        ({"arms": {"clm": {}, "corpus": {"is": "clm"}}}, "arm corpus: there is another stage 'corpus' already"),
+        ({"arms": {"clm": {}, "small_reference": {}}}, "small_reference needs either layers or model"),
+        ({"arms": []}, "arms: a mapping of arm to what it says"),
+        ({"seeds": []}, "seeds: a study needs at least one"),
+        ({"seeds": [0, 0]}, "seeds: 0 is named twice"),
+        ({"seeds": ["a"]}, "seeds: a list of whole numbers of at least 0 is needed"),
+        ({"study": {**STUDY, "target": "taget"}}, "study: target: unknown set 'taget', did you mean 'target'?"),
+        ({"study": {**STUDY, "sets": {"target": "@tagret"}}}, "sets: target: unknown stage '@tagret', did you mean"),
+        ({"study": {**STUDY, "forgetting": ["wbe"]}}, "study: forgetting: unknown set 'wbe', did you mean 'web'?"),
+        ({"study": {**STUDY, "lengths": [1]}}, "study: lengths: 1 is no other length"),
+        ({"study": {**STUDY, "lenghts": [2]}}, "unknown field 'lenghts', did you mean 'lengths'?"),
+        ({"study": {**STUDY, "student": {}, "lengths": [2]}}, "lengths needs student.training.max_steps"),
+    ],
+)
+def test_refused_beforehand(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as e:
+        loaded(recipe(tmp_path, **changed))
+    assert said in str(e.value)
+
+
+def test_an_arm_that_its_text_cannot_fill(tmp_path: Path, tokensieve: Any) -> None:
+    """It would go through the same rows again and again, and a table would show tokens seen as if they were fresh."""
+    done = tokensieve("run", recipe(tmp_path), "--seeds", "[0]")
+    assert done.code == 2
+    assert "stage clm-seed0: corpus has about" in done.error
+    assert "at most 1 passes are allowed" in done.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_word_has_a_line(tmp_path: Path) -> None:
+    assert all(function.__doc__ for function in WORDS.values())
+
+
+# --- what is written down before the first run ---------------------------------------------------------------------------
+
+
+def test_registration_says_what_was_changed(tmp_path: Path) -> None:
+    plan = {"seeds": [0, 1], "target": "a", "arms": {"clm": {}, "rho1": {"ratio": 0.6}}}
+    register(tmp_path, plan, [])
+    first = read_json(tmp_path / "registration.json")
+    assert registered(first).endswith("before the first run, and not changed since.")
+    register(tmp_path, plan, ["clm-seed0"])
+    assert read_json(tmp_path / "registration.json") == first
+    register(tmp_path, {**plan, "target": "b", "arms": {"clm": {}, "rho1": {"ratio": 0.5}}}, ["clm-seed0"])
+    found = read_json(tmp_path / "registration.json")
+    assert found["plan"] == plan
+    assert 'CHANGED since: arms.rho1.ratio 0.6 -> 0.5; target "a" -> "b".' in registered(found)
+    assert content(found) != content(first)
+
+
+def test_registered_late_says_so(tmp_path: Path) -> None:
+    register(tmp_path, {"seeds": [0]}, ["clm-seed0", "rho1-seed0"])
+    assert "when 2 cells were there already" in registered(read_json(tmp_path / "registration.json"))
+    assert changes({"a": 1}, {"b": 2}) == ["a 1 -> nothing", "b nothing -> 2"]
+
+
+# --- from its registration to its page -------------------------------------------------------------------------------------
+
+
+def words(tmp_path: Path, name: str, documents: int) -> dict[str, Any]:
+    lines = [
+        json.dumps({"id": f"{name}{i}", "text": f"{name} has {i} and {i * i} of {i % 7}"}) for i in range(documents)
+    ]
+    (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return {"verb": "prepare", "sources": [{"path": str(tmp_path / f"{name}.jsonl")}], "length": 16}
+
+
+def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
+    """And says so when its plan was changed after it had begun; the cells that are there stay."""
+    path = recipe(tmp_path)
+    source = yaml.safe_load(path.read_text())
+    corpus = {**words(tmp_path, "corpus", 60), "vocab_size": 270}
+    others = {n: {**words(tmp_path, n, 12), "tokenizer": "@corpus"} for n in ("curated", "target", "web")}
+    kept = {n: source["stages"][n] for n in ("base", "reference", "scores")}
+    training = {**TRAINING, "max_steps": 1}
+    for name in ("base", "reference"):  # the same for all seeds, as a model from elsewhere would be
+        kept[name] = {**kept[name], "training": training, "seed": 0}
+    study = {**STUDY, "student": {"training": training}, "forgetting": ["web"]}
+    arms = {"clm": {}, "rho1": {}, "clm_equal": {"is": "clm", "compute_of": "rho1", "epochs": 9}}
+    source |= {"stages": {"corpus": corpus, **others, **kept}, "study": study, "arms": arms}
+    path.write_text(yaml.safe_dump(source, sort_keys=False))
+    done = tokensieve("run", path)
+    assert done.code == 0, done.err
+    run = tmp_path / "run"
+    table = (run / "table" / "table.txt").read_text()
+    assert "before the first run, and not changed since." in table
+    assert "rho1 - clm_equal" in table
+    found = read_json(run / "table" / "verdict.json")
+    assert len(found["sentences"]) == 1
+    rows = {(r["run"], r["arm"]): r for r in read_json(run / "table" / "comparison.json")}
+    for seed in (0, 1):
+        assert 1 <= rows[seed, "clm_equal"]["flops_total"] / rows[seed, "rho1"]["flops_total"] < 1.5
+        assert (
+            rows[seed, "rho1"]["forgetting"]["web"]
+            == rows[seed, "rho1"]["others"]["web"] - rows[seed, "base"]["others"]["web"]
+        )
+    runs = read_seeds(run)
+    assert [r.seed for r in runs] == [0, 1]
+    assert verdict(runs) == " ".join([*found["sentences"], found["registration"]])
+    assert [cells[0] for cells in arms_table(runs)[1]] == ["base", "reference", "clm", "rho1", "clm_equal"]
+    assert [a.corpus for a in runs[1].arms] == [run / "corpus"] * 3
+    before = {p: p.stat().st_mtime_ns for p in run.glob("*-seed*/manifest.json")}
+    path.write_text(yaml.safe_dump({**source, "study": {**study, "students": 3}}, sort_keys=False))
+    done = tokensieve("run", path)
+    assert done.code == 0, done.err
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert "CHANGED since: students 1 -> 3." in (run / "table" / "table.txt").read_text()

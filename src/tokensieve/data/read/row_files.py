@@ -143,7 +143,7 @@ def first_columns(source: Source) -> list[str]:
         block = next((parquet_blocks if parquet else jsonl_blocks)(source, 1))
         row = dict.fromkeys(block.payload[1]) if parquet else json.loads(block.payload.decode("utf-8-sig"))
         return list(row) if isinstance(row, dict) else []
-    except (UserError, ValueError, StopIteration):
+    except (UserError, ValueError, RecursionError, StopIteration):
         return []  # whatever it is, reading it will say so
 
 

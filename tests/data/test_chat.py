@@ -156,6 +156,8 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     (CHATML, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of its content is no text"),
     (CHATML, {"messages": [{"role": "user", "content": 3}]}, "content must be text, this is a number"),
     (CHATML, {"messages": SAME, "tools": "[{"}, "column 'tools' is not valid JSON"),
+    # A RecursionError is no ValueError: it went through as an unexpected error, with exit code 1.
+    (CHATML, {"messages": SAME, "tools": "[" * 100_000}, "column 'tools' is not valid JSON"),
     (CHATML, {"messages": SAME, "weight": [1, 2]}, "'weight' must be a number beside a conversation"),
     (CHATML, {"messages": [{**SAME[0], "weight": "x"}]}, "'weight' must be a number beside a conversation"),
     (CHATML, {"prompt": "a", "completion": SAME[1:]}, "column 'completion' must be a string"),

@@ -154,7 +154,7 @@ class AlignedFile:
         if told is None and note.is_file():
             try:
                 told = json.loads(note.read_text(encoding="utf-8"))[HASH]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{note} has no {HASH!r}") from None
         if told is None:
             raise UserError(

@@ -101,7 +101,7 @@ def _entries(folder: Path | None) -> list[dict[str, Any]]:
     path = None if folder is None else folder / STORED
     try:
         found = json.loads(path.read_bytes()) if path is not None and path.is_file() else []
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
 

@@ -115,7 +115,7 @@ def _part(part: Any, what: str) -> str:
 def _object(text: str) -> Any:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return found if isinstance(found, dict) else text
 
@@ -126,7 +126,7 @@ def _tools(value: Any) -> list[Any] | None:
         return None
     try:
         found = json.loads(value) if isinstance(value, str) else _without_null(value)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise _Bad(f"column 'tools' is not valid JSON: {e}") from None
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         raise _Bad("column 'tools' must be a list of objects, or that as JSON")

@@ -158,6 +158,21 @@ def test_adapters() -> None:
                 assert tiny.gap(models.by_fast_path(sparse, model, models.some(), store), truth) < 1e-9
 
 
+@pytest.mark.parametrize("width", [24, models.ROWS * models.LENGTH])
+def test_adapters_that_read_their_weights_by_a_linear_map(width: int) -> None:
+    """DoRA sends a unit matrix through its adapters. Where a weight is as wide as a micro-batch has rows, the result was taken
+    for one of rows and gathered: refused by a sentence about shapes, or, where the run's micro-batch was so large and not the
+    proof's, an error in the first step."""
+    peft = pytest.importorskip("peft", reason="LoRA needs peft, which is not installed")
+    given = {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"], "use_dora": True, "init_lora_weights": False}
+    torch.manual_seed(0)
+    model = peft.get_peft_model(llama(hidden_size=width), peft.LoraConfig(**given)).double()
+    with attached(model) as sparse:
+        truth = models.by_gate(sparse, model, models.some())
+        for store in STORES:
+            assert tiny.gap(models.by_fast_path(sparse, model, models.some(), store), truth) < 1e-9
+
+
 def test_checkpointed_blocks_store_nothing() -> None:
     """Under the model's own checkpointing a block would be run again for all rows; closed, it is on again."""
     model, keep = llama(), models.some()

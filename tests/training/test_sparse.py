@@ -109,6 +109,20 @@ def test_weights_without_zeros_save_nothing(
     assert ("saves nothing here: 156 of 160 tokens" in capsys.readouterr().err) == told
 
 
+@pytest.mark.parametrize("fields", [{}, {"activation_checkpointing": True}])
+def test_autocast_is_proved_to_its_own_precision(fields: dict[str, Any], tmp_path: Path) -> None:
+    """accelerate's autocast is inside the model's forward. Looked for around it, it was not there: bfloat16's rounding, some
+    thousandths, was held against float32's tolerance, and ``bf16: true`` refused for every model."""
+    found = {}
+    for bf16 in (False, True):
+        model = tiny.llama()
+        before = tiny.weights(model)
+        args = tiny.arguments(tmp_path / str(bf16), bf16=bf16, **fields)
+        tiny.train(model, args, DATA, objective("random", ratio=0.4), backward="sparse")
+        found[bf16] = {n: before[n] - after for n, after in tiny.weights(model).items()}
+    assert 0 < tiny.gap(found[True], found[False]) < 0.05
+
+
 def test_checkpoints_and_evaluations_know_nothing_of_it(tmp_path: Path) -> None:
     """The model's config names an attention of ours meanwhile, which no file may; evaluation is the model's own forward."""
     seen = []

@@ -134,6 +134,23 @@ def test_an_arm_with_stages_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"rho1": {"rival": ["clm"]}}, "arm rho1: rival: a name is needed"),
+        ({"rho1": {"compute_of": ["clm"]}}, "arm rho1: compute_of: a name is needed"),
+        ({"rho1": {"corpus": ["corpus"]}}, "arm rho1: corpus: a name is needed"),
+        ({"rho1": {"train": 3}}, "arm rho1: train: a mapping is needed"),
+        ({"rho1": {"train": {"training": [1]}}}, "arm rho1: train: a mapping is needed"),
+        ({"anneal": {"share": "x"}}, "arm anneal: share: a number is needed"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(said: dict[str, Any], why: str, tmp_path: Path) -> None:
+    """A list where a name belongs ended in Python's "unhashable type", a number in place of a mapping in its AttributeError."""
+    with pytest.raises(UserError, match=why):
+        loaded(recipe(tmp_path, arms={"clm": {}, **said}))
+
+
+@pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"arms": {"clm": {}, "rho2": {}}}, "arm rho2: unknown arm 'rho2', did you mean 'rho1'?"),

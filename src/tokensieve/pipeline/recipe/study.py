@@ -23,6 +23,8 @@ from .registration import REGISTRATION, TEST
 
 SEED = "${seed}"
 EVALUATION, TABLE = "evaluation", "table"
+NAMES = ("is", "compute_of", "rival", "corpus", "curated", "reference", "rule")
+"""What an arm says by a name: of itself, of another arm, of a stage or of a rule."""
 OVER_SEEDS = ("compare",)
 """Verbs that read the folders of all seeds at once."""
 
@@ -85,6 +87,7 @@ def _with_arms(
     said = {str(name): {} if fields is None else fields for name, fields in arms.items()}
     if wrong := [name for name, fields in said.items() if not isinstance(fields, dict)]:
         raise UserError(f"arm {wrong[0]}: a mapping is needed, as {{is: rho1, ratio: 0.6}}")
+    _check_kinds(study, said)
     _check(study, said, own)
     made: Stages = {}
     for name in _ordered(said):
@@ -126,6 +129,20 @@ def _judged(
         **{key: getattr(study, key) for key in ("target", "mean", "forgetting", "solution", "baseline", "students")},
     }
     return {EVALUATION: evaluation, TABLE: compared}
+
+
+def _check_kinds(study: StudyConfig, said: Mapping[str, Mapping[str, Any]]) -> None:
+    """UserError for what is neither a name, a mapping nor a number where an arm's word takes one."""
+    if not isinstance(study.student.get("training") or {}, Mapping):
+        raise UserError("study: student.training: a mapping is needed, as {max_steps: 100}")
+    for name, fields in said.items():
+        if wrong := [k for k in NAMES if not isinstance(fields.get(k, ""), str | None)]:
+            raise UserError(f"arm {name}: {wrong[0]}: a name is needed, not {fields[wrong[0]]}")
+        train = fields.get("train") or {}
+        if not isinstance(train, Mapping) or not isinstance(train.get("training") or {}, Mapping):
+            raise UserError(f"arm {name}: train: a mapping is needed, as {{training: {{learning_rate: 0.001}}}}")
+        if "share" in fields and type(fields["share"]) not in (int, float) and "anneal" in (name, fields.get("is")):
+            raise UserError(f"arm {name}: share: a number is needed, not {fields['share']}")
 
 
 def _check(study: StudyConfig, said: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ DATA ?= data/math
 # one worker (loadscope), so that what they share is made once; files in their own order, where the long ones do not come last.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help setup check test test-kernels demo bench bench-references study-demo study-math mutants faults clean
+.PHONY: help setup check test test-kernels demo bench bench-references bench-quality study-demo study-math mutants faults clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,9 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 
 bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text
 	$(BIN)/python benchmarks/references.py --data $(DATA) --out runs/references --save
+
+bench-quality: setup ## exact against sparse backward, three seeds: half an hour; DATA=folder with the maths text
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse_quality.py --data $(DATA) --out runs/sparse-quality --save
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
 	$(BIN)/python benchmarks/study.py demo --seeds 0 1 2 --out runs/study-demo

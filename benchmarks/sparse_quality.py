@@ -95,7 +95,8 @@ def main() -> None:
     parser.add_argument("--base_steps", type=int, default=2500)
     parser.add_argument("--reference_steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=120, help="of a student, 512 tokens each")
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="of base and reference")
+    parser.add_argument("--student_learning_rate", type=float, default=1e-3)
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -132,7 +133,8 @@ class Study:
     def same_study(self) -> None:
         """Cells of other steps are another study's."""
         path = self.out / "study.json"
-        mine = {k: getattr(self.args, k) for k in ("base_steps", "reference_steps", "steps", "learning_rate")}
+        names = ("base_steps", "reference_steps", "steps", "learning_rate", "student_learning_rate")
+        mine = {name: getattr(self.args, name) for name in names}
         if not path.exists():
             write_json(path, mine)
         elif read_json(path) != mine:
@@ -175,7 +177,7 @@ class Study:
         probed = seed == self.args.seeds[0] and arm.rule == "rho1" and arm.backward == "exact"
         look = (lambda step: probes.append({"step": step, **self.probe(setting, model, arm.ratio)})) if probed else None
         count = self.args.steps * ROWS
-        lr = self.args.learning_rate
+        lr = self.args.student_learning_rate
         train(model, self.train_rows(setting), self.ref_nll[setting][:count], arm, seed, self.args.steps, lr, look)
         tokens = count * (LENGTH - 1)
         flops = token_flops(model, LENGTH, sparse=arm.backward == "sparse", strict=arm.strict)
@@ -219,7 +221,8 @@ class Study:
         about = (
             f"Llama of {size:,} parameters, vocabulary {VOCAB}, {ROWS} rows of {LENGTH} tokens a step; "
             f"base {a.base_steps} steps, reference {a.reference_steps} more, students {a.steps} from the base; "
-            f"learning rate {a.learning_rate:g}; seeds {', '.join(map(str, a.seeds))} (order of rows, random masks; one base). "
+            f"learning rate {a.learning_rate:g}, students {a.student_learning_rate:g}; "
+            f"seeds {', '.join(map(str, a.seeds))} (order of rows, random masks; one base). "
             "Target nll of GSM8K's test, nats a token; "
             "± is half of the 95 % t interval over seeds. Cosines: of a batch / of the sum over "
             f"{PROBE_BATCHES} batches (ratio of norms), with the exact gradient."

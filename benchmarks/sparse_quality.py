@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +98,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120, help="of a student, 512 tokens each")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="of base and reference")
     parser.add_argument("--student_learning_rate", type=float, default=1e-3)
+    parser.add_argument("--tables_only", action="store_true", help="of the cells that are done")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     study = Study(args)
     for controls in (False, True):  # what matters most first: whoever stops it has whole seeds of that
-        for seed in args.seeds:
-            for setting in args.settings:
-                for arm in arms(args.ratios):
-                    if controls == (arm.rule == "random"):
-                        study.cell(setting, arm, seed)
+        for setting, seed in product(args.settings, args.seeds):
+            for arm in arms(args.ratios):
+                if controls == (arm.rule == "random") and not args.tables_only:
+                    study.cell(setting, arm, seed)
     study.report()
 
 

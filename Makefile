@@ -8,7 +8,7 @@ DATA ?= data/math
 # one worker (loadscope), so that what they share is made once; files in their own order, where the long ones do not come last.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean
+.PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean bench-quality
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -59,6 +59,9 @@ study: setup ## a study from its registration to its verdict, recipes/study-tiny
 
 bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text
 	$(BIN)/python benchmarks/references.py --data $(DATA) --out runs/references --save
+
+bench-quality: setup ## exact against sparse backward, three seeds: half an hour; DATA=folder with the maths text
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse_quality.py --data $(DATA) --out runs/sparse-quality --save
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
 	$(BIN)/tokensieve run demo --seeds '[0, 1, 2]' --jobs 2 --out runs/study-demo

@@ -71,3 +71,27 @@ def test_a_ratio_that_falls(step: int, ratio: float) -> None:
 def test_what_cannot_be_put_together(name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         objective(name, **options)
+
+
+@pytest.mark.parametrize(("step", "k"), [(0, 2), (1, 3), (2, 4), (9, 6)])
+def test_an_option_that_is_a_whole_number_stays_one(step: int, k: int) -> None:
+    """The bug: ``k`` came as 2.0, a hash of 62 bits modulo 2.0 is 0 in float32, and every token was dropped."""
+    stats = replace(stats_of(batch()), step=step)
+    made = objective("schedule", of={"name": "goldfish", "h": 2}, option="k", points=[[0, 2], [4, 6]])
+    assert torch.equal(made.weigh(stats), objective("goldfish", h=2, k=k).weigh(stats))
+
+
+def test_weights_reach_every_source_where_one_reads_them_itself() -> None:
+    """The bug: a rule that names the column is not multiplied by it, and with it went the rules of all other sources."""
+    stats = stats_of(batch())
+    n = torch.arange(stats.valid.numel()).view(stats.valid.shape)
+    weight, source = torch.tensor([0.5, 0.0, -1.0, 2.0])[n % 4], n % 3 // 2
+    stats = replace(stats, sources=("a", "b"), source_id=source, columns={**stats.columns, "weight": weight})
+    made = objective("by_source", of={"name": "rho1", "ratio": 0.5}, instead={"b": {"name": "column"}})
+    found = made.weigh(stats)
+    shown = replace(stats, valid=stats.valid & (source == 0) & (weight != 0))
+    kept = objective("rho1", ratio=0.5).weigh(shown).bool()
+    there = stats.valid & ((source == 1) | kept)
+    assert torch.equal(found, torch.where(there, weight, torch.zeros_like(found)))
+    assert made.denominator == "abs"
+    assert made.signed

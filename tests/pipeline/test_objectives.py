@@ -38,6 +38,23 @@ def test_code_is_found_however_deep(fields: dict[str, Any]) -> None:
         ({"name": "intersect"}, "objective: .*of"),
         ({"name": "distill", "of": "rho1"}, "objective.of: a mapping"),
         ({"name": "distill", "of": {"name": "rho1", "ratio": "much"}}, "objective.of.ratio"),
+        ({"name": "schedule"}, "objective: missing: of, option, points"),
+        (
+            {"name": "schedule", "of": {"name": "rho1"}, "option": "rato", "points": [[0, 1]]},
+            "objective.of: unknown field 'rato'",
+        ),
+        ({"name": "schedule", "of": {"name": "rho1"}, "option": "ratio", "points": 5}, "objective.points: a list"),
+        ({"name": "by_source", "of": {"name": "rho1"}, "instead": ["web"]}, "objective.instead: a mapping"),
+        (
+            {"name": "by_source", "of": {"name": "rho1"}, "instead": {"web": {"rato": 0.4}}},
+            "objective.instead.web: unknown field 'rato'",
+        ),
+        ({"name": "goldfish", "exempt": ["a"]}, "objective.exempt.0: a whole number"),
+        ({"name": "goldfish", "exempt": "12"}, "objective.exempt"),
+        (
+            {"name": "distill", "of": {"name": "position_ramp", "scale": float("inf")}},
+            "objective.of.scale: a finite number",
+        ),
         ({"name": "smooth", "share": 2}, "objective: share is 2"),
         ({"name": "tsallis", "exponent": [1]}, "objective.exponent"),
         ({"name": "blade"}, "objective: .*is not served: its reference"),
@@ -45,6 +62,8 @@ def test_code_is_found_however_deep(fields: dict[str, Any]) -> None:
     ],
 )
 def test_errors_have_their_place(fields: dict[str, Any], says: str) -> None:
+    """The bugs: ``instead`` as a list and an infinite option were unexpected errors; in a schedule and under by_source a
+    misspelled option was ``rho1() got an unexpected keyword argument``; text was taken for a list of token ids."""
     with pytest.raises(UserError, match=says):
         objective_of(fields, allow_code=False)
 

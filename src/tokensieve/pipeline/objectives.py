@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..core import Objective
-from ..core.objectives import COMBINED, OBJECTIVES, finished, objective
+from ..core.objectives import BY_SOURCE, COMBINED, OBJECTIVES, SCHEDULE, finished, moved, objective
 from ..runs.errors import UserError
 from .config.fields import from_fields, unknown
 from .config.hints import parameters
@@ -57,6 +58,9 @@ def _made(fields: Any, *place: str) -> Objective:
         raise UserError(f"{'.'.join(place)}: a mapping, as {{name: rho1}}, is needed, not {fields}")
     options = dict(fields)
     name = options.pop("name", "clm")
+    for option, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{'.'.join((*place, str(option)))}: a finite number is needed, not {value}")
     try:
         if name in OBJECTIVES:
             general = {n: options.pop(n, None) for n in ("denominator", "unit")}
@@ -64,10 +68,52 @@ def _made(fields: Any, *place: str) -> Objective:
             if options.get("of") is not None and "of" in parameters(make):
                 make = functools.partial(make, of=_made(options.pop("of"), *place, "of"))
             return finished(from_fields(make, options, *place), **general)
-        if name in COMBINED and isinstance(options.get("of"), list):
-            options["of"] = [_made(part, *place, "of", str(i)) for i, part in enumerate(options["of"])]
+        if name in _OPTIONS:
+            general = {n: options.pop(n) for n in ("denominator", "unit") if n in options}
+            options = {**_OPTIONS[name](options, *place), **general}
         return objective(name, **options)
     except UserError:  # told with its place already
         raise
     except ValueError as e:
         raise UserError(f"{'.'.join(place)}: {e}") from None
+
+
+# --- objectives of objectives: their options, checked by type at every depth, and their parts made ---
+
+
+def _of_several(options: Mapping[str, Any], *place: str) -> dict[str, Any]:
+    def given(of: list[Any]) -> list[Any]:
+        return of
+
+    parts = from_fields(given, options, *place)
+    return {"of": [_made(part, *place, "of", str(i)) for i, part in enumerate(parts)]}
+
+
+def _of_schedule(options: Mapping[str, Any], *place: str) -> dict[str, Any]:
+    def given(
+        of: dict[str, Any], option: str, points: list[list[float]], over: Literal["steps", "tokens"] = "steps"
+    ) -> dict[str, Any]:
+        return {"of": of, "option": option, "points": points, "over": over}
+
+    found: dict[str, Any] = from_fields(given, options, *place)
+    for point in found["points"]:
+        if len(point) == 2:
+            _made(moved(found["of"], found["option"], point[1]), *place, "of")
+    if found["points"] == options["points"]:  # 0 stays 0: it stands in the records of runs
+        found["points"] = options["points"]
+    return found
+
+
+def _of_sources(options: Mapping[str, Any], *place: str) -> dict[str, Any]:
+    def given(of: dict[str, Any], instead: dict[str, dict[str, Any]] | None = None) -> tuple[dict[str, Any], Any]:
+        return of, instead or {}
+
+    of, instead = from_fields(given, options, *place)
+    others = {
+        source: _made(part if "name" in part else {**of, **part}, *place, "instead", source)
+        for source, part in instead.items()
+    }
+    return {"of": _made(of, *place, "of"), "instead": others}
+
+
+_OPTIONS = {**dict.fromkeys(COMBINED, _of_several), SCHEDULE: _of_schedule, BY_SOURCE: _of_sources}

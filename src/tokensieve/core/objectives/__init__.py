@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -104,18 +105,24 @@ def _part(part: Any) -> Objective:
     return part if isinstance(part, Objective) else objective(**{"name": "clm", **part})
 
 
+def moved(of: Mapping[str, Any], option: str, value: float) -> dict[str, Any]:
+    """The mapping ``of`` with its option at a value of a schedule: the nearest whole number for one whose default is whole."""
+    default = inspect.signature(_make(of.get("name", "clm"))).parameters.get(option)
+    return {**of, option: round(value) if default is not None and type(default.default) is int else float(value)}
+
+
 def _scheduled(of: Mapping[str, Any], option: str, points: Sequence[Sequence[float]], over: str = "steps") -> Objective:
-    return combined.schedule(lambda value: objective(**{**of, option: value}), points, over)
+    return combined.schedule(lambda value: objective(**moved(of, option, value)), points, over)
 
 
-def _by_source(of: Mapping[str, Any], instead: Mapping[str, Any] | None = None) -> Objective:
-    if not isinstance(of, Mapping):
-        raise ValueError(f"of: an objective, as {{name: rho1}}, is needed, not {of}")
+def _by_source(of: Any, instead: Mapping[str, Any] | None = None) -> Objective:
     others = {}
     for source, part in (instead or {}).items():
-        if not isinstance(part, Mapping):
+        if isinstance(part, Mapping) and isinstance(of, Mapping) and "name" not in part:
+            part = {**of, **part}
+        if not isinstance(part, Mapping | Objective):
             raise ValueError(f"instead.{source}: options, as {{ratio: 0.4}}, or an objective are needed, not {part}")
-        others[source] = _part(part if "name" in part else {**of, **part})
+        others[source] = _part(part)
     return combined.by_source(_part(of), others)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..objective import Denominator, Objective
 from ..select import Scope
 from ..stats import TokenStats
+from .given import WEIGHT, times
 
 
 def intersect(of: Sequence[Objective]) -> Objective:
@@ -39,7 +40,7 @@ def schedule(make: Callable[[float], Objective], points: Sequence[Sequence[float
 
     ``make(value)`` is the objective with that value. The step counts optimizer steps done before this one; ``over: tokens``
     counts the tokens with a target seen before it instead, over all ranks, which waits for the device once a step. A resumed
-    run goes on where it was.
+    run goes on where it was. An option that is a whole number has the nearest one.
     """
     if not points or any(len(p) != 2 for p in points) or any(b[0] <= a[0] for a, b in pairwise(points)):
         raise ValueError(f"schedule: points must be [step, value] pairs with rising steps, not {list(points)}")
@@ -85,9 +86,13 @@ def by_source(of: Objective, instead: Mapping[str, Objective]) -> Objective:
 
     ``of`` is the rule of all sources but those in ``instead``, name -> another rule, or other options of the same. So a rule
     that prefers one source's tokens cannot drop another's, and each source has a ratio of its own. Rules must agree in what
-    they are divided by, and in scope as in ``intersect``. A name that the corpus has not is refused.
+    they are divided by, and in scope as in ``intersect``. A name that the corpus has not is refused. Where one of them reads
+    the column ``weight``, as ``column`` does, it multiplies what the others give.
     """
     parts = [of, *instead.values()]
+    if any(WEIGHT in part.needs for part in parts):  # nobody multiplies the whole any more: times() leaves it as it is
+        of, instead = times(of), {name: times(part) for name, part in instead.items()}
+        parts = [of, *instead.values()]
     if len({part.denominator for part in parts}) > 1:
         raise ValueError("by_source: its rules are divided by different things: give them one denominator")
     if any(part.corpus_scores for part in parts):

@@ -152,7 +152,7 @@ class _Check:
         if origin is tuple and args:
             each = args if Ellipsis not in args else args[:1] * len(value)
             return tuple(self.value(v, hint, (*place, i)) for i, (v, hint) in enumerate(zip(value, each, strict=True)))
-        if origin is list:
+        if origin in (list, Sequence):
             return [self.value(v, args[0] if args else Any, (*place, i)) for i, v in enumerate(value)]
         if origin is dict:
             return self.mapping(value, args or (Any, Any), place)

@@ -8,7 +8,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 KINDS = {
@@ -17,7 +17,9 @@ KINDS = {
     bool: "true or false",
     str: "text",
     list: "a list, as [a, b],",
+    Sequence: "a list, as [a, b],",
     dict: "a mapping, as {name: value},",
+    Mapping: "a mapping, as {name: value},",
     type(None): "null",
 }
 
@@ -51,7 +53,7 @@ def item_hint(hint: Any, key: str | int) -> Any:
         args = typing.get_args(member)
         if is_dataclass(member) and key in (hints := hints_of(member)):
             return hints[key]
-        if typing.get_origin(member) in (list, dict):
+        if typing.get_origin(member) in (list, Sequence, dict):
             return args[-1]
     return Any
 
@@ -82,7 +84,7 @@ def _is_a(value: Any, kind: Any) -> bool:
         return type(value) is float or (type(value) is int and value.bit_length() < 1024)
     if origin in (int, bool, str):
         return type(value) is origin  # true is no 1
-    if origin is list:
+    if origin in (list, Sequence):  # text is a sequence, too, and never meant
         return isinstance(value, (list, tuple))
     if origin is tuple:
         return isinstance(value, (list, tuple)) and (len(value) == len(args) or Ellipsis in args or not args)

@@ -26,7 +26,7 @@ class ScoreConfig:
     top_k: int = 0
     """Also the columns topk_ids and topk_logp: the so many likeliest entries of each prediction, 8 bytes each; 0 for none."""
     context: Literal["none"] | dict[str, Any] = "none"
-    """Less before a token: {last: N}, {last: N, stride: S}, {without: problem} or earlier_documents; costs: docs/formats.md."""
+    """Less before a token: {last: N}, {last: N, stride: S}, {without: problem | earlier_documents}: docs/formats.md."""
     dtype: str = "float16"
     """How scores are stored: float16 (error at most 0.008 nats up to 32, clipped at 65,504) or float32."""
     model_dtype: str = "float32"

@@ -29,7 +29,7 @@ REGIMES: dict[Store, str] = {
     "kept": "selection before the forward, at least (1 + 2 * ratio) / 3 of a plain step; activations of kept tokens only",
 }
 PROOF_ROWS = 2
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MIXED_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_backward(backward: str, strict: bool, args: Any) -> None:
@@ -116,5 +116,5 @@ class SparseTraining:
 
         model.train()
         # accelerate wraps the model's forward in its autocast (or FSDP2 casts): from outside it is not seen.
-        dtype = HALF.get(trainer.accelerator.mixed_precision, trainer.seam.layer.weight.dtype)
+        dtype = MIXED_DTYPES.get(trainer.accelerator.mixed_precision, trainer.seam.layer.weight.dtype)
         return wrong_gradients(sparse, trainer.seam.model.named_parameters(), loss, keep, self.store, dtype)

@@ -34,23 +34,23 @@ TABLES = ("classes", "curves", "breakdowns", "samples", "selection")
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the tables of a dynamics folder depend on beside the nll files."""
+    """What the tables of a dynamics folder depend on beside the nll files; the verb's config has the defaults."""
 
-    scores: str | None = None
+    scores: str | None
     """Folder of scores with ref_nll: adds what is kept by excess."""
-    ratio: float = 0.6
+    ratio: float
     """Share of the targets that is kept at a checkpoint."""
-    selector: str | None = None
+    selector: str | None
     """Another dynamics folder, whose nll choose what is kept."""
-    counts: str | None = None
+    counts: str | None
     """Corpus in which a token's frequency is counted; the corpus itself if not given."""
-    log: str | None = None
+    log: str | None
     """A run whose token log is counted by class."""
-    threshold: float = 0.2
+    threshold: float
     """Change in nats from which on a token rises or falls."""
-    samples: int = 20
+    samples: int
     """Tokens of each class whose trajectories are written out."""
-    seed: int = 0
+    seed: int
     """Which tokens these are."""
 
 

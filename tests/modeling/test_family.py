@@ -27,7 +27,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
         {"model_type": "phi3"},
         {"model_type": "olmo2"},
         {"model_type": "mixtral"},
-        {"model_type": "deepseek_v2"},
+        {"model_type": "deepseek_v2", "num_experts_per_tok": 6},
         {"model_type": "qwen3_moe"},
     ],
     ids=lambda like: str(like["model_type"]),
@@ -46,7 +46,8 @@ def test_a_small_one_of_its_family_is_a_model(like: dict[str, Any]) -> None:
 
 def test_proportions() -> None:
     llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
-    small = spelled_out({"like": {**llama, "num_key_value_heads": 8, "rope_theta": 5e5}, **SIZES})
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    small = spelled_out({"like": {**llama, "num_key_value_heads": 8, "rope_parameters": rope}, **SIZES})
     assert small["intermediate_size"] == 88  # 11008 / 128 = 86, to a multiple of 8
     assert small["num_key_value_heads"] == 1
     assert model_config(small).rope_parameters["rope_theta"] == 5e5

@@ -52,7 +52,7 @@ def small_config(large: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"model: a hidden_size of {width} cannot be shared out over {heads} heads")
     known = set(type(large)().to_dict())
     kept = {k: v for k, v in large.to_diff_dict().items() if k in known and k not in _NOT_OURS}
-    scaled = {}
+    scaled: dict[str, Any] = {"pad_token_id": None} if "pad_token_id" in known else {}  # some classes have one of their own
     for key, value in large.to_dict().items():
         if (
             key in known

@@ -86,7 +86,9 @@ def power_of(n: int, effect: float, sd: float) -> float:
     critical, shift = float(t.ppf(0.975, n - 1)), effect / sd * math.sqrt(n)
     if shift > 30:  # nct loses itself far out, where nothing is left to say
         return 1.0
-    other_way = nct.cdf(-critical, n - 1, shift) if shift < 6 else 0.0  # below 1e-9, and not a number in scipy from 8 on
+    other_way = (
+        nct.cdf(-critical, n - 1, shift) if shift < 6 else 0.0
+    )  # below 1e-9, and not a number in scipy from 8 on
     return float(nct.sf(critical, n - 1, shift) + other_way)
 
 

@@ -23,8 +23,10 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _VISITED = re.compile(r"(experts_per_tok(en)?|top_k_experts|moe_top_?k|^top_k)$")
 _BY_BLOCK = ("layer", "block", "types", "pattern")
 # What a small model has from its own corpus, or what says how the large one's weights are stored.
-_NOT_OURS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "architectures", "dtype", "torch_dtype")
-_NOT_OURS += ("transformers_version", "quantization_config", "auto_map", "_name_or_path", "max_window_layers")
+_NOT_OURS = (
+    *("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "architectures", "dtype", "torch_dtype"),
+    *("transformers_version", "quantization_config", "auto_map", "_name_or_path", "max_window_layers"),
+)
 _MULTIPLE = 8
 
 
@@ -52,7 +54,9 @@ def small_config(large: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"model: a hidden_size of {width} cannot be shared out over {heads} heads")
     known = set(type(large)().to_dict())
     kept = {k: v for k, v in large.to_diff_dict().items() if k in known and k not in _NOT_OURS}
-    scaled: dict[str, Any] = {"pad_token_id": None} if "pad_token_id" in known else {}  # some classes have one of their own
+    scaled: dict[str, Any] = (
+        {"pad_token_id": None} if "pad_token_id" in known else {}
+    )  # some classes have one of their own
     for key, value in large.to_dict().items():
         if (
             key in known

@@ -57,9 +57,13 @@ def _total(rows: Sequence[dict[str, Any]]) -> str:
     """Total compute; of comparisons that early versions made, which did not write it down, the sum of its parts."""
     if "tokens_seen" not in rows[0]:
         return ""
-    parts = [[r.get(key) for key in TOTAL] for r in rows]
-    totals = [r.get("flops_total", None if None in p else sum(p)) for r, p in zip(rows, parts, strict=True)]
+    totals = [r["flops_total"] if "flops_total" in r else _sum([r.get(key) for key in TOTAL]) for r in rows]
     return _mean([{"total": t} for t in totals], "total", 2, 1e12) or "?"
+
+
+def _sum(parts: Sequence[float | None]) -> float | None:
+    known = [p for p in parts if p is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _mean(rows: Sequence[dict[str, Any]], key: str, digits: int, scale: float = 1.0) -> str:

@@ -36,13 +36,13 @@ def beforehand(recipe: Recipe, jobs: int) -> dict[str, Any]:
     """``said``: sentences; ``parameters`` of the student and ``large_parameters`` of the run that the study is made for, null
     where they are not known. UserError for a comparison that was named for its spread and is not there."""
     study = recipe.cells.plan or {}
-    sd, origin = _spread(study.get("sd"))
+    (sd, origin), large = _spread(study.get("sd")), _large(study.get("large"))
     known = known_of(recipe, states_of(recipe))
     student = _student(recipe)
     pace, measured = _pace(recipe, student, known)
     shared, a_seed = _flops(recipe, known)
     seeds = len(recipe.cells.seeds)
-    parameters, large = _size(_shapes(student, known)), _large(study.get("large"))
+    parameters = _size(_shapes(student, known))
     said = [_tells(seeds, sd, origin), _takes(shared + seeds * a_seed, a_seed, pace, measured, jobs)]
     if (effect := study.get("effect")) is not None:
         said.append(_asked(effect, sd, shared, a_seed, pace, jobs))

@@ -135,7 +135,7 @@ def test_levels_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             step(rank=rank, world_size=2)
     cells = pickle.loads(pickle.dumps(levels[2]))
     cells(rank=1, world_size=4)
-    with pytest.raises(UserError, match="random-seed0 does not exist"):
+    with pytest.raises(UserError, match="clm-seed0 does not exist"):
         levels[3](rank=0, world_size=2)
     assert cells("data", rank=0, world_size=1) == "data"
     assert "clm-seed1: done already" in capsys.readouterr().out
@@ -217,7 +217,7 @@ print("Submitted batch job 7")
 def test_a_study_of_datatrove_on_this_machine(tmp_path: Path) -> None:
     """And again after a cell was lost: it alone is done again."""
     path = small_study(tmp_path)
-    done = started(STUDY, "local", path, "--workers", 2, cwd=tmp_path)
+    done = started(STUDY, "local", path, "--workers", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_finished(tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/manifest.json")}

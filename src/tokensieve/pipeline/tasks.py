@@ -20,7 +20,8 @@ from ..evaluation.tasks.harness import Asked, TaskResult, check_harness, evaluat
 from ..evaluation.tasks.kept import Kept
 from ..evaluation.tasks.problems import read_problems, task_file
 from ..evaluation.tasks.tables import task_tables
-from ..evaluation.tasks.worked import STYLES, gold_text, prompt_of, worked_examples
+from ..evaluation.tasks.programs import check_isolation
+from ..evaluation.tasks.worked import gold_text, prompt_of, style_of, worked_examples
 from ..modeling.checkpoints import Checkpoint, average_into, checkpoints_of
 from ..modeling.folder import model_hash, read_config
 from ..modeling.load import load_causal_lm, max_positions, quiet_loading
@@ -56,6 +57,8 @@ def run(config: EvaluateConfig) -> Path:
     """
     check_harness()
     check_grader()
+    if config.programs:
+        check_isolation()
     found, targets, out = _find(config), list(targets_of(config)), Path(config.out)
     tokenizers = {name: load_tokenizer(_tokenizer_folder(folder)) for name, folder in config.models.items()}
     for target in targets:
@@ -114,15 +117,17 @@ def validate(config: EvaluateConfig) -> None:
         raise UserError("tasks: sets and baselines are evaluated by themselves: leave them out, or leave out tasks")
     if maths and config.data is None:
         raise UserError(f"data: a folder with the tasks' files is needed: {', '.join(t.told() for t in maths)}")
+    if config.programs and config.shots == "first":
+        raise UserError("shots: the rows of a task's file have no programs: leave shots at ours")
     for name, least in (("num_shots", 0), ("max_tokens", 1), ("limit", 1)):
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, not {value}")
     if config.num_shots is not None and config.shots == "ours":
         for task in maths:
-            if config.num_shots > (most := len(worked_examples(task))):
+            if config.num_shots > (most := len(worked_examples(task, config.programs))):
                 raise UserError(f"num_shots: there are {most} worked examples for {task.name}; shots: first takes them from its file")
-    if config.programs and not maths:
+    if config.programs and not [t for t in maths if t.answers != "choice"]:
         raise UserError("programs: none of these tasks is answered by programs")
 
 
@@ -133,8 +138,9 @@ def estimate(config: EvaluateConfig, known: Known) -> Cost:
     for task in maths:
         path = task_file(task, config.data or "")
         rows = task.rows if path is None else len(read_problems(task, path, config.limit))
-        examples = worked_examples(task)[: config.num_shots]
-        shown = sum(len(prompt_of(task, p.question)) + len(gold_text(task, p)) for p in examples)
+        style = style_of(task, config.programs)
+        examples = worked_examples(task, config.programs)[: config.num_shots]
+        shown = sum(len(prompt_of(style, p.question)) + len(gold_text(style, p)) for p in examples)
         tokens += min(rows, config.limit or rows) * 2 * (shown + 500) / 3.5
     copies = [known.checkpoints(folder) if config.checkpoints else 1 for folder in config.models.values()]
     flops = [known.forward_flops(folder, tokens, 1024) for folder in config.models.values()]
@@ -160,7 +166,9 @@ def _find(config: EvaluateConfig) -> _Found:
     maths, names = chosen_tasks(_names(config))
     asked, missing = list[Asked](), dict[str, str]()
     for task in maths:
-        if (path := task_file(task, config.data or "")) is None:
+        if config.programs and task.answers == "choice":
+            missing[task.name] = f"{task.name} is answered by a letter, not by a program"
+        elif (path := task_file(task, config.data or "")) is None:
             missing[task.name] = f"{config.data} has no {task.told()}"
         else:
             asked.append(_asked(config, task, path))
@@ -174,17 +182,18 @@ def _find(config: EvaluateConfig) -> _Found:
 
 
 def _asked(config: EvaluateConfig, task: PaperTask, path: Path) -> Asked:
-    count = len(worked_examples(task)) if config.num_shots is None else config.num_shots
+    ours = worked_examples(task, config.programs)
+    count = len(ours) if config.num_shots is None else config.num_shots
     first = count if config.shots == "first" else 0
     problems = read_problems(task, path, None if config.limit is None else config.limit + first)
     if len(problems) <= first:
         raise UserError(f"{path} has {len(problems)} problems, of which {first} would be worked examples: none is left")
-    examples = problems[:first] if first else worked_examples(task)[:count]
-    return Asked(task, problems[first:], examples, config.max_tokens or task.max_tokens)
+    examples = problems[:first] if first else ours[:count]
+    return Asked(task, problems[first:], examples, config.max_tokens or task.max_tokens, config.programs)
 
 
 def _identity(asked: Asked) -> dict[str, Any]:
-    style = STYLES[asked.task.examples]
+    style = asked.style
     problems = [(p.question, p.answer, p.solution) for p in asked.problems]
     examples = [(p.question, p.answer, p.solution) for p in asked.examples]
     return {"problems": hash_json(problems), "prompt": hash_json([examples, style.ask, style.answer, style.until])}
@@ -241,9 +250,9 @@ def _rows(config: EvaluateConfig, task: Asked | GeneralTask, lm: Any) -> int:
     """Prompts of one forward. lm-evaluation-harness is told: its own batches are within ours."""
     longest = 1024
     if isinstance(task, Asked):
-        shown = [prompt_of(task.task, p.question) + gold_text(task.task, p) for p in task.examples]
+        shown = [prompt_of(task.style, p.question) + gold_text(task.style, p) for p in task.examples]
         question = max(task.problems, key=lambda p: len(p.question)).question
-        longest = len(lm.tok_encode("\n\n".join([*shown, prompt_of(task.task, question)]))) + task.max_tokens
+        longest = len(lm.tok_encode("\n\n".join([*shown, prompt_of(task.style, question)]))) + task.max_tokens
     rows = config.batch_rows or max(1, 8192 // min(longest, lm.max_length))
     lm.batch_size_per_gpu = rows
     return rows
@@ -252,7 +261,7 @@ def _rows(config: EvaluateConfig, task: Asked | GeneralTask, lm: Any) -> int:
 def _ask(task: Asked | GeneralTask, lm: Any, kept: Kept, target: Checkpoint, rows: int) -> TaskResult:
     name = task.task.column if isinstance(task, Asked) else task.name
     label = f"{target.name}{'' if target.step is None else f' @{target.step}'} on {name}"
-    total = 2 * len(task.problems) if isinstance(task, Asked) else None
+    total = task.requests if isinstance(task, Asked) else None
     with tqdm(total=total, desc=label, unit="prompt", leave=False) as bar:
         ask = evaluate_task if isinstance(task, Asked) else evaluate_general
         return ask(task, lm, kept, rows, bar.update)  # type: ignore[arg-type]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 from ...runs.files import hash_json
 from .catalogue import PAPER_GENERAL
@@ -80,12 +78,15 @@ def offline() -> Iterator[None]:
     import datasets.config
     import huggingface_hub.constants
 
-    with (
-        mock.patch.object(datasets.config, "HF_HUB_OFFLINE", True),
-        mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
-        mock.patch.dict(os.environ, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1"),
-    ):
+    switches = [datasets.config, huggingface_hub.constants]
+    before = [m.HF_HUB_OFFLINE for m in switches]
+    for module in switches:
+        module.HF_HUB_OFFLINE = True
+    try:
         yield
+    finally:
+        for module, was in zip(switches, before, strict=True):
+            module.HF_HUB_OFFLINE = was
 
 
 def _first(error: Exception) -> str:

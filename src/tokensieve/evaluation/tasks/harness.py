@@ -19,7 +19,8 @@ from .answers import answer_in, is_right
 from .catalogue import PaperTask
 from .kept import Kept, request_key
 from .problems import Problem
-from .worked import STYLES, gold_text, prompt_of
+from .programs import program_answer
+from .worked import Style, gold_text, prompt_of, style_of
 
 NEEDS_HARNESS = "tasks: lm-evaluation-harness is needed: pip install 'tokensieve[eval]'"
 GOLD = "_gold"
@@ -41,14 +42,23 @@ class Asked:
     problems: Sequence[Problem]
     examples: Sequence[Problem]
     max_tokens: int
-    judge: Callable[[str, Problem], tuple[str | None, bool, bool]] | None = None
-    """(answer, stated, right) of a text; None: :func:`judged`."""
+    programs: bool = False
+    """Answers are programs; there are no right ones to be found likely."""
+
+    @property
+    def style(self) -> Style:
+        return style_of(self.task, self.programs)
+
+    @property
+    def requests(self) -> int:
+        """Prompts that a model is asked: each for an answer, and each with the right one."""
+        return len(self.problems) * (1 if self.programs else 2)
 
 
 def judged(asked: Asked, text: str, problem: Problem) -> tuple[str | None, bool, bool]:
-    """(the answer in a text, whether it was said to be the answer, whether it is right)."""
-    if asked.judge is not None:
-        return asked.judge(text, problem)
+    """(the answer in a text, whether it was said to be the answer, whether it is right). A program is run for that."""
+    if asked.programs:
+        return program_answer(text, problem.answer, asked.task.answers)
     found = answer_in(text, asked.task.answers)
     if found is None:
         return None, False, False
@@ -59,10 +69,9 @@ def task_configs(asked: Asked) -> list[dict[str, Any]]:
     """The task as two configs of lm-evaluation-harness, over the same prompts.
 
     ``tokensieve_NAME`` has a model answer, greedily: ``accuracy`` (the last number counts where nothing is said to be the answer)
-    and ``accuracy_stated``. ``tokensieve_NAME_gold`` asks how likely the right answer is: ``bits_per_byte``.
+    and ``accuracy_stated``. ``tokensieve_NAME_gold`` asks how likely the right answer is: ``bits_per_byte``; not of programs.
     """
-    task, style = asked.task, STYLES[asked.task.examples]
-    problems = list(asked.problems)
+    task, style, problems = asked.task, asked.style, list(asked.problems)
 
     def documents(**_: Any) -> dict[str, Any]:
         from datasets import Dataset
@@ -77,17 +86,18 @@ def task_configs(asked: Asked) -> list[dict[str, Any]]:
         log_likelihood = results[0][0]
         if log_likelihood is None:  # longer than the model's context
             return {}
-        return {"bits_per_byte": (log_likelihood, len(f" {doc['gold']}".encode()))}
+        return {"bits_per_byte": (log_likelihood, len((style.between + doc["gold"]).encode()))}
 
     shared = {
         "custom_dataset": documents,
         "test_split": "test",
         "num_fewshot": len(asked.examples),
         "doc_to_text": lambda doc: doc["prompt"],
+        "target_delimiter": style.between,
         "metadata": {"version": 1},
         "fewshot_config": {
             "sampler": "first_n",
-            "samples": [_shown(task, example) for example in asked.examples],
+            "samples": [_shown(style, example) for example in asked.examples],
             "doc_to_target": lambda doc: doc["gold"],
         },
     }
@@ -104,20 +114,20 @@ def task_configs(asked: Asked) -> list[dict[str, Any]]:
     weighs = {
         "task": f"tokensieve_{task.name}{GOLD}",
         "output_type": "loglikelihood",
-        "doc_to_target": lambda doc: f" {doc['gold']}",
+        "doc_to_target": lambda doc: style.between + doc["gold"],
         "process_results": weigh,
         "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}],
     }
-    return [{**shared, **generates}, {**shared, **weighs}]
+    return [{**shared, **generates}] if asked.programs else [{**shared, **generates}, {**shared, **weighs}]
 
 
-def _shown(task: PaperTask, problem: Problem) -> dict[str, Any]:
-    return {"prompt": prompt_of(task, problem.question), "gold": gold_text(task, problem)}
+def _shown(style: Style, problem: Problem) -> dict[str, Any]:
+    return {"prompt": prompt_of(style, problem.question), "gold": gold_text(style, problem)}
 
 
 def _document(asked: Asked, index: int) -> dict[str, Any]:
     problem = asked.problems[index]
-    return {"index": index, **_shown(asked.task, problem), "answer": problem.answer, "where": problem.where}
+    return {"index": index, **_shown(asked.style, problem), "answer": problem.answer, "where": problem.where}
 
 
 # --- the model -----------------------------------------------------------------------------------------------------------
@@ -218,8 +228,9 @@ def evaluate_task(asked: Asked, lm: Any, kept: Kept, batch_rows: int, advance: C
         {"metric": m, "value": found[f"{m},none"], "stderr": _number(found.get(f"{m}_stderr,none")), "n": problems}
         for m in ("accuracy", "accuracy_stated")
     ]
-    gold = {s["doc_id"]: s["bits_per_byte"] for s in samples[f"{name}{GOLD}"] if "bits_per_byte" in s}
-    records.append({"metric": "bits_per_byte", **bits_per_byte(list(gold.values())), "n": len(gold)})
+    gold = {s["doc_id"]: s["bits_per_byte"] for s in samples.get(f"{name}{GOLD}", ()) if "bits_per_byte" in s}
+    if not asked.programs:
+        records.append({"metric": "bits_per_byte", **bits_per_byte(list(gold.values())), "n": len(gold)})
     answers = [_told(asked, sample, gold.get(sample["doc_id"])) for sample in samples[name]]
     return TaskResult(records, answers, told)
 

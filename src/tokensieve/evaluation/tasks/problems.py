@@ -161,9 +161,9 @@ def _answer(task: PaperTask, found: Mapping[str, Any], choices: list[str]) -> tu
 def _letter(given: Any, choices: list[str]) -> str:
     """A choice's letter, from its letter, its number from 0 on, or its text."""
     text = "" if given is None else str(given).strip()
-    if isinstance(given, int) and 0 <= given < len(choices):
-        return LETTERS[given]
-    if text in choices:
+    if isinstance(given, int):  # never a choice's text: choices are often numbers
+        text = str(given) if 0 <= given < len(choices) else f"number {given}"
+    elif text in choices:
         return LETTERS[choices.index(text)]
     if text.isdecimal() and int(text) < len(choices):
         return LETTERS[int(text)]

@@ -19,9 +19,11 @@ class Style:
     ask: str
     """The prompt of a question; it ends where the answer begins, without a space."""
     answer: str
-    """What follows, after a space: {solution} and {answer}."""
+    """What follows: {solution} and {answer}."""
     until: tuple[str, ...]
     """An answer ends before the first of these."""
+    between: str = " "
+    """Stands between the prompt and the answer."""
 
 
 _PLAIN = Style("Question: {question}\nAnswer:", "{solution} The answer is {answer}.", ("\n\n", "Question:"))
@@ -31,23 +33,28 @@ _LATEX = Style(
     "{solution}\nFinal Answer: The final answer is ${answer}$. I hope it is correct.",
     ("Problem:", "I hope it is correct"),
 )
-STYLES = {"words": _PLAIN, "latex": _LATEX, "choices": _CHOICE, "stem": _CHOICE}
+_PROGRAM = Style("Question: {question}\n```python", "{solution}\n```", ("```", "\n\nQuestion:"), "\n")
+STYLES = {"words": _PLAIN, "latex": _LATEX, "choices": _CHOICE, "stem": _CHOICE, "programs": _PROGRAM}
 
 
-def prompt_of(task: PaperTask, question: str) -> str:
+def style_of(task: PaperTask, programs: bool = False) -> Style:
+    """How the task is asked; ``programs``: to be answered by one."""
+    return STYLES["programs" if programs else task.examples]
+
+
+def prompt_of(style: Style, question: str) -> str:
     """A question as it is asked, without examples."""
-    return STYLES[task.examples].ask.replace("{question}", question)
+    return style.ask.replace("{question}", question)
 
 
-def gold_text(task: PaperTask, problem: Problem) -> str:
+def gold_text(style: Style, problem: Problem) -> str:
     """What a right answer looks like, in the form of the examples: the problem's own solution, if it has one, and its answer."""
-    text = STYLES[task.examples].answer.replace("{answer}", problem.answer).replace("{solution}", problem.solution)
-    return text.strip()
+    return style.answer.replace("{answer}", problem.answer).replace("{solution}", problem.solution).strip()
 
 
-def worked_examples(task: PaperTask) -> list[Problem]:
-    """As many as the paper's harness asks this task with."""
-    return [Problem(q, a, s, "worked.py") for q, s, a in EXAMPLES[task.examples]]
+def worked_examples(task: PaperTask, programs: bool = False) -> list[Problem]:
+    """As many as the paper's harness asks this task with; of programs four."""
+    return [Problem(q, a, s, "worked.py") for q, s, a in EXAMPLES["programs" if programs else task.examples]]
 
 
 EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
@@ -167,6 +174,28 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
             "If f(x) = x^2 - 4x + 1, what is the least value of f?\nAnswer choices: (A) -3 (B) 1 (C) 2 (D) -4",
             "Completing the square gives f(x) = (x - 2)^2 - 3, whose least value is -3.",
             "A",
+        ),
+    ],
+    "programs": [
+        (
+            "A baker puts 6 rolls into each bag. She fills 7 bags and has 5 rolls left over. How many rolls did she bake?",
+            "in_bags = 6 * 7\nprint(in_bags + 5)",
+            "47",
+        ),
+        (
+            "A jacket costs 60 dollars. In a sale its price is lowered by 15 percent. What does it cost in the sale?",
+            "price = 60\nlowered = price * 15 / 100\nprint(price - lowered)",
+            "51",
+        ),
+        (
+            "Solve $x^2 + 6 = 5x$ for the larger $x$.",
+            "from sympy import solve, symbols\nx = symbols('x')\nprint(max(solve(x**2 + 6 - 5 * x, x)))",
+            "3",
+        ),
+        (
+            "How many whole numbers from 1 to 100 are divisible by 3 but not by 4?",
+            "print(sum(1 for n in range(1, 101) if n % 3 == 0 and n % 4 != 0))",
+            "25",
         ),
     ],
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from tokensieve.evaluation.tasks.answers import answer_in, boxed, is_right
@@ -130,6 +129,11 @@ MATHS = [
     ("$\\boxed{\\text{odd}}$", "\\text{even}", W),
     ("$\\boxed{\\text{Evelyn}}$", "\\text{ Evelyn}", R),
     ("$\\boxed{\\text{(B)}}$", "\\text{(B)}", R),
+    ("$\\boxed{5x}$", "5", W),  # x is no unit
+    ("$\\boxed{5x}$", "5y", W),
+    ("$\\boxed{2x+3}$", "2x \\cdot 3", W),
+    ("$\\boxed{12 \\text{ cm}^2}$", "12", R),
+    ("$\\boxed{12 cm}$", "12\\text{ cm}", R),
     # --- how it is said
     ("Final Answer: The final answer is $\\frac{1}{2}$. I hope it is correct.", "\\frac{1}{2}", R),
     ("Final Answer: The final answer is $0.5$. I hope it is correct.", "\\frac{1}{2}", R),
@@ -213,7 +217,16 @@ def test_boxed_takes_the_last_that_is_closed() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["9^{9^{9^{9}}}", "9^9^9^9", "9**9**9**9", "((9^{99})^{999})^{9999}", "9999999!", "9!!!!!!", "(" * 500 + "1" + ")" * 500, "1" * 5000],
+    [
+        "9^{9^{9^{9}}}",
+        "9^9^9^9",
+        "9**9**9**9",
+        "((9^{99})^{999})^{9999}",
+        "9999999!",
+        "9!!!!!!",
+        "(" * 500 + "1" + ")" * 500,
+        "1" * 5000,
+    ],
 )
 def test_what_would_take_forever_is_not_right(answer: str) -> None:
     """A tower of powers is one long multiplication of integers, which no alarm interrupts: the evaluation would stand still."""

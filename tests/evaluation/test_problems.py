@@ -48,7 +48,7 @@ def read(task: str, *rows: Any, tmp_path: Path) -> list[Problem]:
         ("math", {"problem": "x?", "solution": "It is 2.", "answer": "2"}, "x?", "2", "It is 2."),
         ("svamp", {"Body": "There are 3 pens", "Question": "How many?", "Answer": 3.0}, "There are 3 pens. How many?", "3", ""),
         ("svamp", {"problem": "How many?", "solution": "145.0", "answer": "145.0"}, "How many?", "145", ""),
-        ("asdiv", {"body": "7 red apples.", "question": "How many?", "answer": "9 (apples)"}, "7 red apples. How many?", "9", ""),
+        ("asdiv", {"body": "7 red apples.", "question": "How?", "answer": "9 (apples)"}, "7 red apples. How?", "9", ""),
         ("mawps", {"input": "How many?", "target": "8.5"}, "How many?", "8.5", ""),
         ("mawps", {"sQuestion": "How many?", "lSolutions": [12.0]}, "How many?", "12", ""),
         (
@@ -60,8 +60,8 @@ def read(task: str, *rows: Any, tmp_path: Path) -> list[Problem]:
         ),
         (
             "mathqa",
-            {"Problem": "How much?", "Rationale": "twice", "options": "a ) 38 , b ) 27.675 , c ) rs . 3,000 , d ) 4", "correct": "b"},
-            "How much?\nAnswer choices: (A) 38 (B) 27.675 (C) rs . 3,000 (D) 4",
+            {"Problem": "How much?", "Rationale": "twice", "options": "a ) 38 , b ) 2.5 , c ) rs . 30 , d ) 4", "correct": "b"},
+            "How much?\nAnswer choices: (A) 38 (B) 2.5 (C) rs . 30 (D) 4",
             "B",
             "twice",
         ),
@@ -72,8 +72,8 @@ def read(task: str, *rows: Any, tmp_path: Path) -> list[Problem]:
             "D",
             "",
         ),
-        ("mmlu_stem", {"question": "Which?", "choices": ["x", "y"], "answer": 0}, "Which?\nAnswer choices: (A) x (B) y", "A", ""),
-        ("sat_math", {"question": "Which?", "options": ["(A)5", "(B)6"], "label": "B"}, "Which?\nAnswer choices: (A) 5 (B) 6", "B", ""),
+        ("mmlu_stem", {"question": "Q?", "choices": ["x", "y"], "answer": 0}, "Q?\nAnswer choices: (A) x (B) y", "A", ""),
+        ("sat_math", {"question": "Q?", "options": ["(A)5", "(B)6"], "label": "B"}, "Q?\nAnswer choices: (A) 5 (B) 6", "B", ""),
     ],
 )  # fmt: skip
 def test_rows(task: str, row: Any, question: str, answer: str, solution: str, tmp_path: Path) -> None:
@@ -96,7 +96,11 @@ def test_rows(task: str, row: Any, question: str, answer: str, solution: str, tm
         ("math", {"problem": "x", "solution": "no box"}, "solution has no \\boxed answer"),
         ("mathqa", {"Problem": "x", "options": "none", "correct": "a"}, "choices: a list of them is needed"),
         ("mathqa", {"Problem": "x", "options": ["1", "2"], "correct": "c"}, "answer 'c' is none of the 2 choices"),
-        ("mmlu_stem", {"question": "x", "choices": ["1", "2"], "answer": 2}, "answer 'number 2' is none of the 2 choices"),
+        (
+            "mmlu_stem",
+            {"question": "x", "choices": ["1", "2"], "answer": 2},
+            "answer 'number 2' is none of the 2 choices",
+        ),
         ("tabmwp", {"question": "x", "answer": "1"}, "no field 'table'"),
     ],
 )

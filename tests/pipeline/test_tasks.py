@@ -1,4 +1,4 @@
-"""evaluate --tasks: a model that knows 40 problems by heart has all of them right, a new one none; figures against loops by hand."""
+"""evaluate --tasks: a model that knows 40 problems by heart has all right, a new one none; figures against loops."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def test_a_model_that_learned_its_problems_has_them_right(evaluated: Any) -> Non
     assert found["learned", "svamp", "accuracy"]["n"] == PROBLEMS
     assert found["new", "svamp", "accuracy"]["value"] <= 1 / 40
     assert found["new", "svamp", "accuracy_stated"]["value"] == 0
-    assert found["learned", "svamp", "bits_per_byte"]["value"] < 0.05 < 2 < found["new", "svamp", "bits_per_byte"]["value"]
+    assert (
+        found["learned", "svamp", "bits_per_byte"]["value"] < 0.05 < 2 < found["new", "svamp", "bits_per_byte"]["value"]
+    )
 
 
 def test_accuracy_is_the_mean_of_what_is_right(evaluated: Any) -> None:
@@ -166,7 +168,10 @@ def test_the_table_is_the_paper_s(evaluated: Any) -> None:
     table = (out / "table.txt").read_text()
     assert table.rstrip("\n") in done.out
     head, _, *lines = table.split("\n")
-    assert head.split() == ["model", *"GSM8K MATH SVAMP ASDiv MAWPS TAB MQA MMLU-STEM SAT AVG".split()]
+    assert head.split() == [
+        "model",
+        *["GSM8K", "MATH", "SVAMP", "ASDiv", "MAWPS", "TAB", "MQA", "MMLU-STEM", "SAT", "AVG"],
+    ]
     assert lines[1].startswith("learned")
     assert "100.0 ±0.0" in lines[1]
     assert "AVG: the mean of 2 of 9 tasks: SVAMP, MAWPS" in table
@@ -177,7 +182,15 @@ def test_the_table_is_the_paper_s(evaluated: Any) -> None:
 def test_what_is_missing_is_listed(evaluated: Any, data: Path) -> None:
     out, done = evaluated
     assert f"gsm8k is left out: {data} has no gsm8k.jsonl (question, answer; optional: solution)" in done.err
-    assert sorted(read_manifest(out)["missing"]) == ["asdiv", "gsm8k", "math", "mathqa", "mmlu_stem", "sat_math", "tabmwp"]
+    assert sorted(read_manifest(out)["missing"]) == [
+        "asdiv",
+        "gsm8k",
+        "math",
+        "mathqa",
+        "mmlu_stem",
+        "sat_math",
+        "tabmwp",
+    ]
 
 
 def test_again_is_done_already(evaluated: Any, data: Path, models: dict[str, Path], tokensieve: Any) -> None:
@@ -191,7 +204,12 @@ def test_again_is_done_already(evaluated: Any, data: Path, models: dict[str, Pat
 
 
 def test_after_a_kill_only_the_rest_is_asked(
-    evaluated: Any, data: Path, models: dict[str, Path], tokensieve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluated: Any,
+    data: Path,
+    models: dict[str, Path],
+    tokensieve: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Batches of 8: the 40 prompts of the first task are 5 batches. The third is cut off in the middle of its line."""
     from lm_eval.models.huggingface import HFLM
@@ -280,7 +298,10 @@ def test_checkpoints_are_lines_of_the_table(tiny: Any, data: Path, tokensieve: A
         (["--tasks", "gsm8k"], "has no gsm8k.jsonl (question, answer; optional: solution)"),
         (["--tasks", "svamp", "--sets.a", "{data}"], "tasks: sets and baselines are evaluated by themselves"),
         (["--tasks", "svamp", "--limit", "0"], "limit must be at least 1, not 0"),
-        (["--tasks", "svamp", "--num_shots", "9", "--shots", "ours"], "num_shots: there are 8 worked examples for svamp"),
+        (
+            ["--tasks", "svamp", "--num_shots", "9", "--shots", "ours"],
+            "num_shots: there are 8 worked examples for svamp",
+        ),
         (["--tasks", "mawps", "--num_shots", "5"], "mawps.jsonl has 5 problems, of which 5 would be worked examples"),
         (["--tasks", "svamp", "--max_tokens", "256"], "may have 256 tokens, and"),
         ([], "it goes with tasks, and no tasks are named"),
@@ -318,7 +339,9 @@ def test_a_stage_of_a_recipe(data: Path, models: dict[str, Path], tokensieve: An
     recipe = tmp_path / "few.yaml"
     settings = f"settings: {{data: {data}}}\n"
     fields = "verb: evaluate, tasks: [svamp], shots: first, num_shots: 2, max_tokens: 12, limit: 2, data: '${data}'"
-    recipe.write_text(f"out: {tmp_path}/run\n{settings}stages:\n  table: {{{fields}, models: {{new: {models['new']}}}}}\n")
+    recipe.write_text(
+        f"out: {tmp_path}/run\n{settings}stages:\n  table: {{{fields}, models: {{new: {models['new']}}}}}\n"
+    )
     plan = tokensieve("run", recipe, "--dry-run")
     assert plan.code == 0, plan.err
     nothing = tokensieve("run", recipe, "--dry-run", "--set", f"{{data: {tmp_path}/none}}")

@@ -1,4 +1,4 @@
-"""``tokensieve evaluate --tasks``: models x few-shot tasks -> answers that are right, and bits per byte of the right answers."""
+"""``tokensieve evaluate --tasks``: models x few-shot tasks -> accuracy, and bits per byte of the right answers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tqdm.auto import tqdm
 
 from ..data.tokenizer import load_tokenizer
 from ..evaluation.tasks.answers import check_grader
-from ..evaluation.tasks.catalogue import PAPER_MATHS, PaperTask, chosen_tasks
+from ..evaluation.tasks.catalogue import PaperTask, chosen_tasks
 from ..evaluation.tasks.general import GeneralTask, evaluate_general, find_general
 from ..evaluation.tasks.harness import Asked, TaskResult, check_harness, evaluate_task, harness_model
 from ..evaluation.tasks.kept import Kept
 from ..evaluation.tasks.problems import read_problems, task_file
-from ..evaluation.tasks.tables import task_tables
 from ..evaluation.tasks.programs import check_isolation
+from ..evaluation.tasks.tables import task_tables
 from ..evaluation.tasks.worked import gold_text, prompt_of, style_of, worked_examples
 from ..modeling.checkpoints import Checkpoint, average_into, checkpoints_of
 from ..modeling.folder import model_hash, read_config
 from ..modeling.load import load_causal_lm, max_positions, quiet_loading
 from ..runs.errors import UserError
-from ..runs.files import PART_NOTES, atomic_file, file_hash, hash_json, write_json
+from ..runs.files import PART_NOTES, atomic_file, hash_json, write_json
 from ..runs.manifest import note_part, part_field, part_is_whole
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
@@ -126,13 +126,15 @@ def validate(config: EvaluateConfig) -> None:
     if config.num_shots is not None and config.shots == "ours":
         for task in maths:
             if config.num_shots > (most := len(worked_examples(task, config.programs))):
-                raise UserError(f"num_shots: there are {most} worked examples for {task.name}; shots: first takes them from its file")
+                raise UserError(
+                    f"num_shots: there are {most} worked examples for {task.name}; shots: first takes them from its file"
+                )
     if config.programs and not [t for t in maths if t.answers != "choice"]:
         raise UserError("programs: none of these tasks is answered by programs")
 
 
 def estimate(config: EvaluateConfig, known: Known) -> Cost:
-    """Prompts and answers of every problem, twice: one forward for the answer and one for the right one. Bytes / 3.5 are tokens."""
+    """Prompts and answers of every problem, twice: a forward for the answer and one for the right one. 3.5 bytes a token."""
     maths, general = chosen_tasks(_names(config))
     tokens = float("nan") if general else 0.0
     for task in maths:
@@ -162,7 +164,7 @@ def _asked_for(config: EvaluateConfig) -> list[str]:
 
 
 def _find(config: EvaluateConfig) -> _Found:
-    """What is on this disk. UserError if nothing is, if a task that is asked for by its own name is not, or for a broken line."""
+    """What is on this disk. UserError if nothing is, if a task that is asked for by its own name is not, or for a bad line."""
     maths, names = chosen_tasks(_names(config))
     asked, missing = list[Asked](), dict[str, str]()
     for task in maths:
@@ -206,8 +208,8 @@ def _check_room(found: _Found, target: Checkpoint) -> None:
         return
     if tight := [a for a in found.maths if a.max_tokens >= longest]:
         raise UserError(
-            f"max_tokens: an answer to {tight[0].task.name} may have {tight[0].max_tokens} tokens, and {target.folder} has a context "
-            f"of {longest}: give --max_tokens, and perhaps fewer --num_shots"
+            f"max_tokens: an answer to {tight[0].task.name} may have {tight[0].max_tokens} tokens, and {target.folder} has a "
+            f"context of {longest}: give --max_tokens, and perhaps fewer --num_shots"
         )
 
 

@@ -1,6 +1,6 @@
 """The answer in what a model wrote, and whether it is the one that counts.
 
-    answer_in(text)      the last \\boxed{...}; else what follows the last "answer is", "answer:" or "####"; else the last number
+    answer_in(text)      the last \\boxed{...}; else what follows the last "answer is", "answer:", "####"; else the last number
     is_right(answer, gold)   equal as mathematics (math-verify), a letter or a word by its letters
 
 Text is data: sympy evaluates numbers and LaTeX that math-verify has read, nothing is run. What would take it minutes (towers of
@@ -20,6 +20,8 @@ LETTERS = "ABCDEFGHIJ"
 _SAYS = re.compile(r"(?i)(?:\banswer\s*(?:is\b(?:\s*:)?|:|=)|####)\s*")
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+(?!\d*\.\d))?|-?\.\d+")
 _END = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n")
+_DELIMITED = re.compile(r"\$([^$\n]+)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+"""$...$, but not the dollars of "$5 and $6"."""
 _LONGEST = 300
 """Characters of an answer that is looked at as mathematics."""
 _TOWER = re.compile(r"(?:\^|\*\*)\s*(?:[({]\s*[^(){}]*|\w+\s*)(?:\^|\*\*)|\d{5,}\s*!|!\s*!")
@@ -57,9 +59,9 @@ def answer_in(text: str, answers: Answers) -> Found | None:
 def is_right(answer: str, gold: str, answers: Answers) -> bool:
     """Whether two answers are the same.
 
-    As numbers, fractions, sets, intervals or LaTeX: by value, whatever the notation; units, currency, thousands separators and a
-    percent sign beside a number do not count (50 % is 50, and 0.5 too). Words: by their letters, in either case. False for an
-    empty answer.
+    As numbers, fractions, sets, intervals or LaTeX: by value, whatever the notation; units, currency, thousands separators and
+    a percent sign beside a number do not count (50 % is 50, and 0.5 too). Words: by their letters, in either case. False for
+    an empty answer.
     """
     answer, gold = _bare(answer), _bare(gold)
     if not answer or not gold:
@@ -96,11 +98,8 @@ def check_grader() -> None:
 def _sentence(text: str) -> str:
     """Up to the end of the sentence or line; a decimal point, and one inside $...$, ends none."""
     text = text.lstrip().removeprefix("**").lstrip()
-    for opening, closing in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-        if text.startswith(opening) and closing in (rest := text[len(opening) :]) and not (opening == "$" and text[1:2].isdigit()):
-            return rest[: rest.index(closing)].strip()
-    if text[:1] == "$" and (closed := re.match(r"\$([^$\n]+)\$(?!\d)", text)):
-        return closed[1].strip()
+    if inside := _DELIMITED.match(text):
+        return next(filter(None, inside.groups())).strip()
     end = _END.search(text)
     return text[: end.start() if end else None].replace("**", "").strip()
 
@@ -122,7 +121,9 @@ def _first_number(text: str) -> str | None:
 def _letter_of(text: str) -> str | None:
     """The first letter of a choice in a few words: (B), B., B) 12, option B; not the A of "A train"."""
     bare = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text).strip("$ *")
-    found = re.search(r"\(\s*([A-Ja-j])\s*\)", bare) or re.match(r"(?:option|choice)?\s*([A-J])(?=\s*(?:$|[.,:;)]))", bare, re.I)
+    found = re.search(r"\(\s*([A-Ja-j])\s*\)", bare) or re.match(
+        r"(?:option|choice)?\s*([A-J])(?=\s*(?:$|[.,:;)]))", bare, re.I
+    )
     return found[1].upper() if found else None
 
 
@@ -132,16 +133,20 @@ def _bare(text: str) -> str:
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
-    text = re.sub(r"\\[!,;: ]|\\q?quad|\\left|\\right|\\displaystyle|~", lambda m: "" if m[0] in ("\\!", "\\,") else " " if m[0] != "\\left" and m[0] != "\\right" else "", text)
+    text = re.sub(r"\\[!,]|\\(?:left|right|displaystyle)(?![a-zA-Z])", "", text)
+    text = re.sub(r"\\[;: ]|\\q?quad(?![a-zA-Z])|~", " ", text)
     text = text.replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("−", "-")
     return text.rstrip(" .;").strip()
 
 
 def _as_word(text: str) -> str:
-    """``\\text{ Evelyn }`` -> evelyn; empty where it is no word."""
-    inside = re.sub(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}", r"\1", text)
-    word = " ".join(re.sub(r"[^\w\s-]", " ", inside).split()).casefold()
-    return word if re.search(r"[^\W\d_]", word) and "\\" not in inside else ""
+    """``\\text{ Evelyn }`` -> evelyn; empty where there is more than letters: x + 1 and x / 1 are the same letters."""
+    inside = re.sub(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}", r"\1", text).strip(" .()")
+    return (
+        " ".join(inside.split()).casefold()
+        if re.fullmatch(r"[^\W\d_][^\W\d_ .,'-]*(?:[ .,'-]+[^\W\d_]+)*", inside)
+        else ""
+    )
 
 
 def _forms(text: str) -> list[str]:
@@ -154,7 +159,9 @@ def _forms(text: str) -> list[str]:
         number = f"{mixed[1]}({mixed[2]}+{top}/{bottom})"
     bare = _UNITS.sub("", number)
     forms = [text, number] if bare == number else [text, number, bare]
-    unit = re.fullmatch(r"(-?[\d.]+(?:\s*/\s*\d+)?)\s*(?:\\text\s*\{[^{}]*\}|\\mbox\s*\{[^{}]*\}|[a-zA-Z][a-zA-Z .²³^\d{}-]*)", number)
+    unit = re.fullmatch(
+        r"(-?[\d.]+(?:\s*/\s*\d+)?)\s*(?:\\(?:text|mbox)\s*\{[^{}]*\}[\d{}^]*|\s[a-zA-Z]{2}[a-zA-Z .²³^\d]*)", number
+    )
     if unit:
         forms.append(unit[1])
     return list(dict.fromkeys(forms))

@@ -57,10 +57,23 @@ PAPER_MATHS: dict[str, PaperTask] = {
     t.name: t
     for t in (
         PaperTask(
-            "gsm8k", "GSM8K", "number", "words", {"question": _QUESTION, "answer": _ANSWER}, {"solution": _SOLUTION}, 1319
+            "gsm8k",
+            "GSM8K",
+            "number",
+            "words",
+            {"question": _QUESTION, "answer": _ANSWER},
+            {"solution": _SOLUTION},
+            1319,
         ),
         PaperTask(
-            "math", "MATH", "maths", "latex", {"question": _QUESTION, "solution": _SOLUTION}, {"answer": _ANSWER}, 500, 1024
+            "math",
+            "MATH",
+            "maths",
+            "latex",
+            {"question": _QUESTION, "solution": _SOLUTION},
+            {"answer": _ANSWER},
+            500,
+            1024,
         ),
         PaperTask(
             "svamp",
@@ -81,7 +94,13 @@ PAPER_MATHS: dict[str, PaperTask] = {
             2215,
         ),
         PaperTask(
-            "mawps", "MAWPS", "number", "words", {"question": _QUESTION, "answer": _ANSWER}, {"solution": _SOLUTION}, 2065
+            "mawps",
+            "MAWPS",
+            "number",
+            "words",
+            {"question": _QUESTION, "answer": _ANSWER},
+            {"solution": _SOLUTION},
+            2065,
         ),
         PaperTask(
             "tabmwp",

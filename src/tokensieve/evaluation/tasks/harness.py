@@ -1,6 +1,6 @@
 """lm-evaluation-harness, with our tasks, a loaded model, and answers that are kept.
 
-``task_configs`` are what its TaskManager and ``simple_evaluate`` take; ``evaluate_task`` runs one of them and gives its records.
+``task_configs`` are what its TaskManager and ``simple_evaluate`` take; ``evaluate_task`` runs one and gives its records.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def judged(asked: Asked, text: str, problem: Problem) -> tuple[str | None, bool,
 def task_configs(asked: Asked) -> list[dict[str, Any]]:
     """The task as two configs of lm-evaluation-harness, over the same prompts.
 
-    ``tokensieve_NAME`` has a model answer, greedily: ``accuracy`` (the last number counts where nothing is said to be the answer)
+    ``tokensieve_NAME`` has a model answer, greedily: ``accuracy`` (the last number counts where none is said to be the answer)
     and ``accuracy_stated``. ``tokensieve_NAME_gold`` asks how likely the right answer is: ``bits_per_byte``; not of programs.
     """
     task, style, problems = asked.task, asked.style, list(asked.problems)
@@ -108,7 +108,8 @@ def task_configs(asked: Asked) -> list[dict[str, Any]]:
         "generation_kwargs": {"until": list(style.until), "do_sample": False, "max_gen_toks": asked.max_tokens},
         "process_results": grade,
         "metric_list": [
-            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("accuracy", "accuracy_stated")
+            {"metric": name, "aggregation": "mean", "higher_is_better": True}
+            for name in ("accuracy", "accuracy_stated")
         ],
     }
     weighs = {
@@ -175,7 +176,10 @@ def keeping_model(lm: Any, kept: Kept, batch_rows: int, advance: Callable[[int],
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
             def too_long(args: tuple[Any, ...]) -> bool:
-                return len(args[1]) > lm.max_length and len(lm.tok_encode(args[1], add_special_tokens=False)) >= lm.max_length
+                return (
+                    len(args[1]) > lm.max_length
+                    and len(lm.tok_encode(args[1], add_special_tokens=False)) >= lm.max_length
+                )
 
             found = self._all("loglikelihood", requests, 8 * batch_rows, too_long)
             told.left_out += sum(answer is None for answer in found)
@@ -185,10 +189,12 @@ def keeping_model(lm: Any, kept: Kept, batch_rows: int, advance: Callable[[int],
             return self._all("loglikelihood_rolling", requests, 8 * batch_rows, lambda _: False)
 
         def _all(self, kind: str, requests: list[Any], rows: int, skip: Callable[[tuple[Any, ...]], bool]) -> list[Any]:
-            """Longest first, so that a batch has requests of about one length and what does not fit into memory fails at once."""
+            """Longest first, so that a batch has requests of about one length and what does not fit in memory fails at once."""
             keys = [request_key(kind, r.args) for r in requests]
             by_key, times = dict(zip(keys, requests, strict=True)), Counter(keys)
-            order = sorted((k for k, r in by_key.items() if not skip(r.args)), key=lambda k: (-len(by_key[k].args[0]), k))
+            order = sorted(
+                (k for k, r in by_key.items() if not skip(r.args)), key=lambda k: (-len(by_key[k].args[0]), k)
+            )
             for at in range(0, len(order), rows):
                 batch = order[at : at + rows]
                 if not all(k in kept.answers for k in batch):
@@ -216,8 +222,8 @@ class TaskResult:
 def evaluate_task(asked: Asked, lm: Any, kept: Kept, batch_rows: int, advance: Callable[[int], Any]) -> TaskResult:
     """One of our tasks, by lm-evaluation-harness, offline.
 
-    ``value`` of accuracies: the mean over problems, in [0, 1], with the harness's standard error of a mean; of ``bits_per_byte``:
-    the sum of bits over the sum of bytes, with that of a ratio of sums over problems.
+    ``value`` of accuracies: the mean over problems, in [0, 1], with the harness's standard error of a mean; of
+    ``bits_per_byte``: the sum of bits over the sum of bytes, with that of a ratio of sums over problems.
     """
     keeping, told = keeping_model(lm, kept, batch_rows, advance)
     results = run_harness(keeping, task_configs(asked))

@@ -13,8 +13,8 @@ from typing import Any
 class Kept:
     """Request -> answer, in a file of JSON lines.
 
-    What is asked together is kept together, in one write: a batch of which a part was lost is asked again as a whole, so that its
-    rounding, and with it a close decision between two tokens, is that of an evaluation that was never killed.
+    What is asked together is kept together, in one write: a batch of which a part was lost is asked again as a whole, so that
+    its rounding, and with it a close decision between two tokens, is that of an evaluation that was never killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,7 +24,7 @@ class Kept:
         self._torn = False
         if path.is_file():
             self.answers.update(_lines(path))
-            self._torn = not path.read_bytes()[-1:] in (b"", b"\n")
+            self._torn = path.read_bytes()[-1:] not in (b"", b"\n")
 
     def add(self, keys: Sequence[str], answers: Sequence[Any]) -> None:
         """Append a batch; it is on the disk when this returns."""

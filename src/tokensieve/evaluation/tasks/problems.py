@@ -37,8 +37,8 @@ def task_file(task: PaperTask, folder: Path | str) -> Path | None:
 def read_problems(task: PaperTask, path: Path, most: int | None = None) -> list[Problem]:
     """All problems of a file of JSON lines, or the first ``most``; every line of what is read is checked.
 
-    UserError with ``file:line`` for one that is no JSON object, lacks a field or has a value that makes no problem, and for a file
-    without any.
+    UserError with ``file:line`` for one that is no JSON object, lacks a field or has a value that makes no problem, and for a
+    file without any.
     """
     problems = []
     for where, row in _rows(path):
@@ -57,7 +57,11 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(``file:line``, row) of every line that is not blank."""
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig") as f:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else open(path, encoding="utf-8-sig") as f
+        ):
             for number, line in enumerate(f, 1):
                 if not line.strip():
                     continue

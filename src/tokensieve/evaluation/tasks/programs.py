@@ -1,8 +1,8 @@
 """Answers that are programs: run one at a time, where it can reach nothing, and only if somebody asked for that.
 
-What a model writes is nobody's code. Each program runs as a Python of its own in namespaces of its own (``unshare`` of util-linux):
-no network, no other processes in sight, and of the file system only the interpreter's folders and /usr, read-only; without
-privileges; with limits on processor time, memory, output, open files, and no second process or thread. Where the machine
+What a model writes is nobody's code. Each program runs as a Python of its own in namespaces of its own (``unshare`` of
+util-linux): no network, no other processes in sight, and of the file system the interpreter's folders and /usr, read-only;
+without privileges; with limits on processor time, memory, output, open files, and no second process or thread. Where the machine
 does not allow this it is refused. What is not kept from it is the kernel: there is no filter of system calls.
 """
 
@@ -64,7 +64,9 @@ exec chroot "$root" "$@"
 def check_isolation() -> None:
     """UserError where programs cannot be run without network and out of sight of files and processes."""
     if sys.platform != "linux" or not all(map(shutil.which, ("unshare", "setpriv", "mount", "chroot"))):
-        raise UserError("programs: they are run in namespaces of Linux by unshare, setpriv, mount and chroot, which are not here")
+        raise UserError(
+            "programs: they are run in namespaces of Linux by unshare, setpriv, mount and chroot, which are not here"
+        )
     if run_program("print(6 * 7)") != "42\n":
         raise UserError(
             "programs: this machine does not allow namespaces (unshare of user, mount, network and process ids), without which "
@@ -117,7 +119,12 @@ def _command(root: str) -> list[str]:
     user = [] if privileged else ["--user", "--map-root-user"]
     nobody = ["--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups"] if privileged else []
     bare = ["/usr/bin/setpriv", *nobody, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-    python = [os.path.realpath(sys.executable) if sys.prefix == sys.base_prefix else sys.executable, "-I", "-c", _LIMITED]
+    python = [
+        os.path.realpath(sys.executable) if sys.prefix == sys.base_prefix else sys.executable,
+        "-I",
+        "-c",
+        _LIMITED,
+    ]
     return [*alone, *user, "sh", "-c", _ROOT, "sh", root, *_folders(), "--", *bare, *python]
 
 
@@ -129,7 +136,7 @@ def _folders() -> list[str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left. By its number, since it may have left its group; the first process of a namespace takes all others along."""
+    """Kill what is left, by its number: it may have left its group. A namespace's first process takes all others along."""
     import psutil
 
     if process.poll() is None:

@@ -13,10 +13,10 @@ PREFERRED = ("accuracy", "acc_norm", "acc")
 
 
 def task_tables(records: Sequence[Mapping[str, Any]], asked: Sequence[str], limit: int | None = None) -> str:
-    """Accuracies in per cent with their standard errors, then bits per byte of the right answers, and what is to be known of them.
+    """Accuracies in per cent with their standard errors, then bits per byte of the right answers, and what to know of them.
 
-    ``asked``: names of all tasks that were asked for, in the order of the columns; one without records is "-". ``AVG`` is the mean
-    over the tasks that ran; the table says which.
+    ``asked``: names of all tasks that were asked for, in the order of the columns; one without records is "-". ``AVG`` is the
+    mean over the tasks that ran; the table says which.
     """
     columns = [PAPER_MATHS[n].column if n in PAPER_MATHS else PAPER_GENERAL[n] for n in asked]
     ran = list(dict.fromkeys(r["column"] for r in records))
@@ -64,7 +64,9 @@ def _shown(value: float, error: float | None, decimals: int) -> str:
 
 def _notes(records: Sequence[Mapping[str, Any]], columns: list[str], ran: list[str], limit: int | None) -> list[str]:
     those = [c for c in columns if c in ran]
-    notes = [f"AVG: the mean of {len(those)} of {len(columns)} tasks: {', '.join(those)}; ±: standard error over problems"]
+    notes = [
+        f"AVG: the mean of {len(those)} of {len(columns)} tasks: {', '.join(those)}; ±: standard error over problems"
+    ]
     if left := [c for c in columns if c not in ran]:
         notes.append(f"not run: {', '.join(left)}")
     if limit is not None:
@@ -73,7 +75,10 @@ def _notes(records: Sequence[Mapping[str, Any]], columns: list[str], ran: list[s
     if shots:
         notes.append("worked examples: " + ", ".join(f"{n} {c}" for c, n in shots))
     cut = {(r["model"], r["column"]): r for r in records if r.get("cut")}
-    notes += [f"{m}: {r['cut']} prompts of {c} are longer than its context and lost their beginning" for (m, c), r in cut.items()]
+    notes += [
+        f"{m}: {r['cut']} prompts of {c} are longer than its context and lost their beginning"
+        for (m, c), r in cut.items()
+    ]
     left_out = {(r["model"], r["column"]): r for r in records if r.get("left_out")}
     notes += [
         f"{m}: {r['left_out']} right answers of {c} are longer than its context and in no bits per byte"

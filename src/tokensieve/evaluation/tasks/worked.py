@@ -48,7 +48,7 @@ def prompt_of(style: Style, question: str) -> str:
 
 
 def gold_text(style: Style, problem: Problem) -> str:
-    """What a right answer looks like, in the form of the examples: the problem's own solution, if it has one, and its answer."""
+    """What a right answer looks like, in the examples' form: the problem's own solution, if it has one, and its answer."""
     return style.answer.replace("{answer}", problem.answer).replace("{solution}", problem.solution).strip()
 
 
@@ -71,7 +71,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "A train goes 80 miles in an hour. How many miles does it go in two and a half hours?",
-            "In two hours it goes 80 * 2 = 160 miles, and in half an hour 80 / 2 = 40 miles. Together these are 160 + 40 = 200 miles.",
+            "In two hours it goes 80 * 2 = 160 miles, and in half an hour 80 / 2 = 40 miles. Together: 160 + 40 = 200 miles.",
             "200",
         ),
         (
@@ -81,7 +81,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
             "32",
         ),
         (
-            "There are 120 seats in a hall. A quarter of them are taken by children and 35 by their parents. How many are free?",
+            "There are 120 seats in a hall. A quarter are taken by children and 35 by their parents. How many are free?",
             "The children take 120 / 4 = 30 seats. Taken are 30 + 35 = 65 seats, so 120 - 65 = 55 are free.",
             "55",
         ),
@@ -97,7 +97,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
             "56",
         ),
         (
-            "A water tank holds 90 liters. It loses 3 liters every hour and is full at noon. How many liters are in it at 8 pm?",
+            "A water tank holds 90 liters. It loses 3 liters every hour and is full at noon. How many liters has it at 8 pm?",
             "From noon to 8 pm are 8 hours, in which it loses 3 * 8 = 24 liters. Then 90 - 24 = 66 liters are in it.",
             "66",
         ),
@@ -116,8 +116,8 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "Two fair dice are rolled. What is the probability that the sum of the numbers is $9$?",
-            "There are $6 \\cdot 6 = 36$ equally likely results. A sum of $9$ comes from $(3,6)$, $(4,5)$, $(5,4)$ and $(6,3)$. "
-            "The probability is $\\frac{4}{36} = \\boxed{\\frac{1}{9}}$.",
+            "There are $6 \\cdot 6 = 36$ equally likely results. A sum of $9$ comes from $(3,6)$, $(4,5)$, $(5,4)$ and $(6,3)$."
+            " The probability is $\\frac{4}{36} = \\boxed{\\frac{1}{9}}$.",
             "\\frac{1}{9}",
         ),
         (
@@ -129,8 +129,8 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "choices": [
         (
-            "A shop buys a lamp for 40 dollars and sells it at a profit of 30 percent. At what price in dollars does it sell the "
-            "lamp?\nAnswer choices: (A) 43 (B) 48 (C) 52 (D) 70 (E) none of these",
+            "A shop buys a lamp for 40 dollars and sells it at a profit of 30 percent. At what price in dollars does it sell "
+            "the lamp?\nAnswer choices: (A) 43 (B) 48 (C) 52 (D) 70 (E) none of these",
             "The profit is 40 * 0.3 = 12 dollars, so the price is 40 + 12 = 52 dollars.",
             "C",
         ),

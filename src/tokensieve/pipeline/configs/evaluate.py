@@ -1,4 +1,4 @@
-"""What ``tokensieve evaluate`` is told: models x evaluation sets -> nll per token, or models x tasks -> answers that are right."""
+"""What ``tokensieve evaluate`` is told: models x evaluation sets -> nll per token, or models x tasks -> right answers."""
 
 from __future__ import annotations
 

@@ -227,11 +227,11 @@ def test_after_a_kill_only_the_rest_is_asked(
     """Batches of 8: the 40 prompts of the first task are 5 batches. The third is cut off in the middle of its line."""
     from lm_eval.models.huggingface import HFLM
 
-    from tokensieve.evaluation.tasks.kept import Kept
+    from tokensieve.evaluation.tasks.kept import KeptAnswers
 
-    add, ask, asked = Kept.add, HFLM.generate_until, list[int]()
+    add, ask, asked = KeptAnswers.add, HFLM.generate_until, list[int]()
 
-    def killed(self: Kept, *batch: Any) -> None:
+    def killed(self: KeptAnswers, *batch: Any) -> None:
         add(self, *batch)
         if len(self.answers) == 24:
             self.path.write_bytes(self.path.read_bytes()[:-5])
@@ -244,7 +244,7 @@ def test_after_a_kill_only_the_rest_is_asked(
     monkeypatch.setattr(HFLM, "generate_until", counted)
     one = arguments(tmp_path / "out", data, {"learned": models["learned"]}, "--tasks", "svamp", "--batch_rows", 8)
     with monkeypatch.context() as context:
-        context.setattr(Kept, "add", killed)
+        context.setattr(KeptAnswers, "add", killed)
         assert tokensieve(*one).code == 130
     assert asked == [8, 8, 8]
     assert not is_done(tmp_path / "out")

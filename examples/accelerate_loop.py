@@ -3,8 +3,8 @@
     accelerate launch --num_processes 8 --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \\
         examples/accelerate_loop.py --model runs/x/base --corpus runs/x/corpus --scores runs/x/scores --out runs/x/rho1
 
-The loss is made inside the model's forward, by hooks on its head: there FSDP has the head's weight, and no [tokens, vocab] logits
-come into being. A step is divided once, by what is kept in all its micro-batches on all ranks.
+The loss is made inside the model's forward, by hooks on its head: there FSDP has the head's weight, and no [tokens, vocab]
+logits come into being. A step is divided once, by what is kept in all its micro-batches on all ranks.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     pip install 'tokensieve[trl]'
     trainer = SelectiveGRPOTrainer(model, reward_funcs=reward, args=trl.GRPOConfig("out"), train_dataset=prompts, rule=rule)
 
-TRL has that very rule built in, ``top_entropy_quantile=0.2``, and needs no example for it; the two masks are the same but for one
-token a batch: of n tokens a quantile's threshold leaves 1 + floor(0.2 (n - 1)), ``entropy_top`` floor(0.2 n + 0.5), and all
-that tie with the last one or the earlier of them. Here any rule can stand that ranks by entropy alone: a rule of yours, one by a
-schedule, or ``random`` as the control that a claim about entropy needs.
+TRL has that very rule built in, ``top_entropy_quantile=0.2``, and needs no example for it; the two masks are the same but for
+one token a batch: of n tokens TRL's quantile leaves 1 + floor(0.2 (n - 1)) and what ties with the last of them,
+``entropy_top`` floor(0.2 n + 0.5), of ties the earlier. Here any rule can stand that ranks by entropy alone: one of yours,
+one by a schedule, or ``random`` as the control that a claim about entropy needs.
 """
 
 from typing import Any

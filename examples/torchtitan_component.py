@@ -1,16 +1,17 @@
-"""Components for torchtitan's config registry (0.3): a loss by rule, the corpus that ``tokensieve prepare`` wrote with its scores, and a
-trainer that brings the one to the other. In a config registry of yours:
+"""Components for torchtitan's config registry (0.3): a loss by rule, a loader for the corpus that ``tokensieve prepare`` wrote
+with its scores, and a trainer that brings the one to the other. In a config registry of yours:
 
     def llama3_8b_rho1() -> SelectiveTrainer.Config:
         plain = llama3_8b()  # torchtitan's own
         fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
         fields["loss"] = SelectiveLoss.Config(rule="rho1", options={"ratio": 0.6, "scope": "sequence"})
-        fields["dataloader"] = CorpusDataLoader.Config(corpus="runs/x/corpus", scores=["runs/x/scores"], columns=["ref_nll"])
+        read = {"corpus": "runs/x/corpus", "scores": ["runs/x/scores"], "columns": ["ref_nll"]}
+        fields["dataloader"] = CorpusDataLoader.Config(**read)
         return SelectiveTrainer.Config(**fields)
 
 torchtitan divides by the tokens with a target, of all micro-batches and ranks, so rules have the denominator "valid" here: of
-rho1 the gradient is ``ratio`` times that of the paper's. The loss takes the place of ChunkedLossWrapper, whose chunks are no scope
-to rank tokens in: [tokens, vocab] logits come into being.
+rho1 the gradient is ``ratio`` times that of the paper's. The loss takes the place of ChunkedLossWrapper, whose chunks are no
+scope to rank tokens in: [tokens, vocab] logits come into being.
 """
 
 from collections.abc import Iterator
@@ -45,7 +46,9 @@ class SelectiveLoss(BaseLoss):
     def __init__(self, config: Config, *, compile_config: Any = None) -> None:
         self.rule = ts.objective(config.rule, **{"denominator": "valid", **config.options})
         if self.rule.denominator != "valid" or self.rule.scope not in ("sequence", "batch"):
-            raise ts.UserError("torchtitan divides by valid tokens: the denominator is valid, the scope sequence or batch")
+            raise ts.UserError(
+                "torchtitan divides by valid tokens: the denominator is valid, the scope sequence or batch"
+            )
         self.columns: dict[str, torch.Tensor] = {}
 
     def __call__(
@@ -67,7 +70,9 @@ class CorpusDataLoader(BaseDataLoader):
         columns: list[str] = field(default_factory=list)
         seed: int = 0
 
-    def __init__(self, config: Config, *, dp_world_size: int, dp_rank: int, local_batch_size: int, **kwargs: Any) -> None:
+    def __init__(
+        self, config: Config, *, dp_world_size: int, dp_rank: int, local_batch_size: int, **kwargs: Any
+    ) -> None:
         self.columns = config.columns
         self.rows = Rows(ts.load_scored(config.corpus, *config.scores), scores=config.columns)
         self.batch, self.first = local_batch_size, dp_rank * local_batch_size

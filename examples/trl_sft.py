@@ -3,8 +3,8 @@
     pip install 'tokensieve[trl]'
     python examples/trl_sft.py --model Qwen/Qwen2.5-0.5B --data chats.jsonl --out runs/sft
 
-Each line of chats.jsonl is {"prompt": ..., "completion": ..., "weight": 0.5} or {"messages": [...]}, as TRL has it; "weight" may
-be left out. Prompts are not trained on; the rule weighs the tokens of the answers, and the weight of a row multiplies it.
+Each line of chats.jsonl is {"prompt": ..., "completion": ..., "weight": 0.5} or {"messages": [...]}, as TRL has it; "weight"
+may be left out. Prompts are not trained on; the rule weighs the tokens of the answers, and the weight of a row multiplies it.
 """
 
 import argparse

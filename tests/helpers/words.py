@@ -1,4 +1,4 @@
-"""A tokenizer of words for tests with text: ``w0`` ... are tokens of their own, a chat template marks what the assistant says."""
+"""A tokenizer of words for tests with text: ``w0`` ... are a token each, a chat template marks what the assistant says."""
 
 from __future__ import annotations
 

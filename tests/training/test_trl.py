@@ -1,7 +1,7 @@
 """SelectiveSFTTrainer beside TRL's SFTTrainer: the same text, the same settings, and what a column of weights does to it.
 
-Equality is a matter of float64. TRL's fused head computes in float32 whatever comes in, so here it has another kernel, six lines of
-torch; that one test without it is as near as float32 lets it be.
+Equality is a matter of float64. TRL's fused head computes in float32 whatever it is given, so here it has another kernel, a few
+lines of torch; the one test without it is as near as float32 lets it be.
 """
 
 from __future__ import annotations
@@ -196,7 +196,11 @@ def test_a_power_of_two_scales_the_update_and_nothing_else(tmp_path: Path) -> No
 )
 def test_columns_stay_with_their_tokens(tmp_path: Path, fields: dict[str, Any]) -> None:
     """TRL's packing leaves ids and labels, its truncation cuts only these, its collator knows no other column."""
-    rows = {"input_ids": IDS, "weight": [[i / 8 for i in ids] for ids in IDS], "ref_nll": [[i / 4 for i in ids] for ids in IDS]}
+    rows = {
+        "input_ids": IDS,
+        "weight": [[i / 8 for i in ids] for ids in IDS],
+        "ref_nll": [[i / 4 for i in ids] for ids in IDS],
+    }
     fields = {"shuffle_dataset": True, **fields}
     run = made(ts.objective("rho1"), tmp_path / "ours", rows, **fields)
     theirs = made(None, tmp_path / "trl", DATA["ids"], **fields).train_dataset
@@ -211,7 +215,10 @@ def test_columns_stay_with_their_tokens(tmp_path: Path, fields: dict[str, Any]) 
 def test_evaluation_and_saving(tmp_path: Path) -> None:
     """TRL prepares a data set that is given to ``evaluate`` as well; TRL writes its model card beside a checkpoint."""
     rows = datasets.Dataset.from_dict(DATA["chat"])
-    model, args = tiny.llama(dtype=torch.float64), settings(tmp_path, save_strategy="steps", save_steps=1, max_steps=1, **BFD)
+    model, args = (
+        tiny.llama(dtype=torch.float64),
+        settings(tmp_path, save_strategy="steps", save_steps=1, max_steps=1, **BFD),
+    )
     run = ts.SelectiveSFTTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=TOKENIZER)
     run.train()
     model.requires_grad_(False)
@@ -221,7 +228,9 @@ def test_evaluation_and_saving(tmp_path: Path) -> None:
     batches = [collate([row]) for row in run.eval_dataset]
     total = count = 0.0
     for batch in batches:
-        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits.double()
+        logits = model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits.double()
         valid = batch["targets"] != -100
         picked = logits.log_softmax(-1).gather(-1, batch["targets"].clamp(min=0)[..., None])[..., 0]
         total, count = total - float(picked[valid].sum()), count + int(valid.sum())
@@ -255,8 +264,16 @@ def test_settings_that_would_be_passed_over(tmp_path: Path, fields: dict[str, An
     [
         ({**DATA["ids"], "weight": [[1.0] * 3] * 12}, BFD, r"row 0: column 'weight' has 3 entries for \d+ tokens"),
         ({**DATA["text"], "weight": [[1.0, 0.5]] * 12}, {}, r"row \d+: column 'weight' has 2 entries for \d+ tokens"),
-        ({**DATA["ids"], "advantage": [[1.0] * len(i) for i in IDS]}, BFD, "column 'advantage' has an entry for each token"),
-        ({**DATA["ids"], "seq_lengths": [[len(i)] for i in IDS]}, BFD, "column 'seq_lengths' says how a row is divided"),
+        (
+            {**DATA["ids"], "advantage": [[1.0] * len(i) for i in IDS]},
+            BFD,
+            "column 'advantage' has an entry for each token",
+        ),
+        (
+            {**DATA["ids"], "seq_lengths": [[len(i)] for i in IDS]},
+            BFD,
+            "column 'seq_lengths' says how a row is divided",
+        ),
         ({**DATA["ids"], "images": [["x"]] * 12}, {}, "column 'images': rows with images"),
     ],
 )
@@ -277,4 +294,3 @@ def test_keywords_of_another_loss(tmp_path: Path) -> None:
         ts.SelectiveSFTTrainer(tiny.llama(), settings(tmp_path), train_dataset=rows, compute_loss_func=len)
     with pytest.raises(ts.UserError, match="data_collator"):
         ts.SelectiveSFTTrainer(tiny.llama(), settings(tmp_path), train_dataset=rows, data_collator=len)
-

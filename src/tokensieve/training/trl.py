@@ -2,9 +2,9 @@
 
     SelectiveSFTTrainer -> SelectiveTrainer -> Logged -> Fed -> Guarded -> SFTTrainer -> Trainer
 
-TRL has the text: chat templates, masks of completion and assistant, truncation, packing; and the model: LoRA, router losses. What
-it prepared is read by ``Rows`` and collated as everywhere here, and the step is ours. Each ``super()`` of ours meets TRL's method
-before the Trainer's.
+TRL has the text: chat templates, masks of completion and assistant, truncation, packing; and the model: LoRA, router losses.
+What it prepared is read by ``Rows`` and collated as everywhere here, and the step is ours. Each ``super()`` of ours meets TRL's
+method before the Trainer's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ from .trainer import SelectiveTrainer
 try:
     from trl import SFTConfig, SFTTrainer, pack_dataset
 except ModuleNotFoundError as e:
-    raise UserError(f"SelectiveSFTTrainer needs TRL, and {e.name} is not installed: pip install 'tokensieve[trl]'") from None
+    raise UserError(
+        f"SelectiveSFTTrainer needs TRL, and {e.name} is not installed: pip install 'tokensieve[trl]'"
+    ) from None
 
 # As KEPT_TO, of the fields that SFTConfig adds.
 SFT_KEPT_TO: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "loss_type": (lambda v: v == "nll", "it is another loss beside the objective; DFT is objective 'dft', denominator 'valid'"),
+    "loss_type": (
+        lambda v: v == "nll",
+        "it is another loss beside the objective; DFT is objective 'dft', denominator 'valid'",
+    ),
     "truncation_mode": (lambda v: v in ("keep_start", "keep_end"), "keep_start or keep_end"),
     "pad_to_multiple_of": (lambda v: False, "rows are padded to the longest of their batch"),
     "activation_offloading": (lambda v: not v, "nobody has tried it beside a loss inside the head"),
@@ -47,9 +52,9 @@ class SelectiveSFTTrainer(SelectiveTrainer, SFTTrainer):
         trainer = SelectiveSFTTrainer(model, args, train_dataset=rows, objective=tokensieve.objective("rho1", ratio=0.6))
 
     The arguments are TRL's (``processing_class``, ``peft_config``, ``formatting_func`` ...) and those of
-    :class:`SelectiveTrainer`. Without an objective the loss is TRL's own, or, where ``train_dataset`` has a column ``weight``, a
-    float for each of ``input_ids`` or one for the row, ``sum(weight * nll) / sum(|weight|)``. Columns of the objective stand beside
-    ``input_ids``, an entry a token, and are cut and packed with them; a single number is that of all tokens of its row.
+    :class:`SelectiveTrainer`. Without an objective the loss is TRL's own, or, where ``train_dataset`` has a column ``weight``,
+    a float for each of ``input_ids`` or one for the row, ``sum(weight * nll) / sum(|weight|)``. Columns of the objective stand
+    beside ``input_ids``, an entry a token, and are cut and packed with them; a single number is that of all tokens of its row.
 
     Raises UserError before the first step for settings of TRL that would change the loss or its rows and are not served: liger
     kernels, ``loss_type``, label smoothing, ``padding_free`` without packing, images, streams; and for what
@@ -63,7 +68,9 @@ class SelectiveSFTTrainer(SelectiveTrainer, SFTTrainer):
         check_fields(args, table=SFT_KEPT_TO)
         packs = getattr(args, "packing", False) and args.packing_strategy != "wrapped"
         if getattr(args, "padding_free", False) and not packs:
-            raise UserError("padding_free: rows are padded here; packing with packing_strategy bfd leaves next to no padding")
+            raise UserError(
+                "padding_free: rows are padded here; packing with packing_strategy bfd leaves next to no padding"
+            )
         if images := {"image", "images"} & {*(getattr(train_dataset, "column_names", None) or ())}:
             raise UserError(f"column {min(images)!r}: rows with images are not supported")
         self._to_train = train_dataset
@@ -84,7 +91,7 @@ class SelectiveSFTTrainer(SelectiveTrainer, SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        """TRL's tokens and labels; its truncation and packing, which leave nothing else of a row, of all columns that are read."""
+        """TRL's tokens and labels. Its truncation and packing leave nothing else of a row: here all columns that are read."""
         if not hasattr(dataset, "__len__"):
             self.rows_of(dataset)  # refused by name: a step's rows follow from seed and epoch
         whole = copy.copy(args)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from ...analysis.table import si, table
+from ...analysis.table import rounded, table
 from ...runs.errors import UserError
 from ...runs.manifest import is_done, read_manifest
 from ..verbs import VERBS
@@ -72,7 +72,7 @@ def check_jobs(recipe: Recipe, stages: Sequence[RecipeStage], jobs: int) -> None
     if needed > free:
         names = ", ".join(name for _, name in largest)
         raise UserError(
-            f"jobs: {jobs} models at once ({names}) take at least {si(needed)}B of memory, {si(free)}B are free: "
+            f"jobs: {jobs} models at once ({names}) take at least {rounded(needed)}B of memory, {rounded(free)}B are free: "
             "run with fewer jobs"
         )
 
@@ -88,10 +88,10 @@ def check_filled(recipe: Recipe, stages: Sequence[RecipeStage]) -> None:
         (there, exact), wanted = known.tokens(stage.fields["corpus"]), known.costs[stage.folder].tokens
         allowed = float(stage.fields["max_epochs"])
         if wanted is not None and wanted > there * allowed * (1 if exact else 1 + _UNSURE):
+            name, about = Path(stage.fields["corpus"]).name, "" if exact else "about "
             raise UserError(
-                f"stage {stage.name}: {Path(stage.fields['corpus']).name} has {'' if exact else 'about '}{si(there).strip()} "
-                f"tokens, and the arm needs {si(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it "
-                "more text, or fewer steps"
+                f"stage {stage.name}: {name} has {about}{rounded(there).strip()} tokens, and the arm needs "
+                f"{rounded(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it more text, or fewer steps"
             )
 
 
@@ -172,7 +172,7 @@ def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
     def number(value: float | None, unit: str) -> str:
         if value is None:
             return ""
-        return UNKNOWN if math.isnan(value) else mark + si(value) + unit
+        return UNKNOWN if math.isnan(value) else mark + rounded(value) + unit
 
     return {
         "stage": name,

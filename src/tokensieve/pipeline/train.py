@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -156,14 +157,15 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     """Steps times their tokens, forward and backward; the last model and the checkpoints on the disk."""
     args, length = training_arguments(config), known.length(config.corpus)
     (corpus_tokens, exact), done = known.tokens(config.corpus), known.manifest(config.out, KIND) is not None
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size) * length
+    ranks = known.ranks or max(1, args.world_size)
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks * length
     steps = args.max_steps if args.max_steps > 0 else corpus_tokens * args.num_train_epochs / step
     if (model := known.model(config.model, config.corpus)) is None:
         steps = steps if config.compute_of is None else math.nan
         tokens, copies = steps * step, _num_checkpoints(args, steps)
         return Cost(tokens, math.nan, math.nan, False, max(1, copies))
     parameters = sum(p.numel() for p in model.parameters())
-    model = model if config.lora is None else with_lora(model, config.lora)
+    model = model if config.lora is None else with_lora(copy.deepcopy(model), config.lora)  # others begin with it too
     each_token = _token_flops(config, model, length).train(1, share_trained(config))
     if config.compute_of is not None:
         steps, exact = known.total_flops(config.compute_of) / (step * each_token), False

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.text import visible, width_of
 
-_WRITTEN_NUMBER = re.compile(r"~?[-+]?\d[\d,]*(\.\d*)?(e[-+]?\d+)?( ?[kMGTPE])?( ?B| ?%)?")
+_WRITTEN_NUMBER = re.compile(r"~?[-+]?\d[\d,]*(\.\d*)?(e[-+]?\d+)?( ?[kMGTPEZ])?( ?B| ?%)?")
 
 
 def table(

@@ -217,7 +217,7 @@ def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
 
 def _si(value: float) -> str:
     """1234567 -> 1.23 M"""
-    for factor, name in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for factor, name in ((1e21, " Z"), (1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= factor:
             return f"{value / factor:.3g}{name}"
     return f"{value:.3g} "

@@ -308,5 +308,7 @@ def test_a_template_given_for_a_tokenizer_without_one(tmp_path: Path, base: Path
         prepare(tmp_path / "out", tmp_path / "bare", path, chat_template=ASSISTANTS.replace("!", "."))
     over = prepare(tmp_path / "over", base, path, chat_template=ASSISTANTS)  # of a tokenizer that has its own
     assert parts(over, lambda label, weight: label != -100) == ["ho!"]
-    with pytest.raises(UserError, match=r"chat_template: gone.jinja: there is no such file, and as a template it has neither"):
+    with pytest.raises(
+        UserError, match=r"chat_template: gone.jinja: there is no such file, and as a template it has neither"
+    ):
         prepare(tmp_path / "gone", base, path, chat_template="gone.jinja")

@@ -1,6 +1,6 @@
-"""Made-up maths problems with solutions that use a tool, as conversations: what src/tokensieve/recipes/tool-solutions.jsonl holds.
+"""Made-up maths problems with solutions that use a tool, as conversations: the shipped tool-solutions.jsonl.
 
-    python tests/helpers/made_solutions.py > src/tokensieve/recipes/tool-solutions.jsonl
+python tests/helpers/made_solutions.py > src/tokensieve/recipes/tool-solutions.jsonl
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ def drawn(number: int) -> Draw:
 
 
 def bought(pick: Draw) -> tuple[str, str, str]:
-    name, thing, count, price = pick("who", NAMES), pick("thing", THINGS), pick("n", range(3, 40)), pick("p", range(2, 15))
+    name, thing, count, price = (
+        pick("who", NAMES),
+        pick("thing", THINGS),
+        pick("n", range(3, 40)),
+        pick("p", range(2, 15)),
+    )
     return (
         f"{name} buys {count} {thing} at {price} dollars each. How many dollars does {name} pay?",
         f"Each of the {count} {thing} costs {price} dollars, so the cost is their product.",
@@ -37,7 +42,12 @@ def bought(pick: Draw) -> tuple[str, str, str]:
 
 
 def left(pick: Draw) -> tuple[str, str, str]:
-    name, thing, had, given = pick("who", NAMES), pick("thing", THINGS), pick("n", range(50, 99)), pick("g", range(5, 45))
+    name, thing, had, given = (
+        pick("who", NAMES),
+        pick("thing", THINGS),
+        pick("n", range(50, 99)),
+        pick("g", range(5, 45)),
+    )
     return (
         f"{name} has {had} {thing} and gives {given} of them away. How many {thing} are left?",
         f"What is given away is taken from {had}.",
@@ -46,7 +56,12 @@ def left(pick: Draw) -> tuple[str, str, str]:
 
 
 def travelled(pick: Draw) -> tuple[str, str, str]:
-    name, speed, hours, more = pick("who", NAMES), pick("v", range(4, 30)), pick("h", range(2, 9)), pick("m", range(1, 20))
+    name, speed, hours, more = (
+        pick("who", NAMES),
+        pick("v", range(4, 30)),
+        pick("h", range(2, 9)),
+        pick("m", range(1, 20)),
+    )
     return (
         f"{name} rides {hours} hours at {speed} km an hour and then {more} km more. How many km is that in all?",
         "The distance is speed times hours, and what comes after is added.",

@@ -1,4 +1,4 @@
-"""What a recipe says of the machines it is planned for, under ``hardware:``, and of what a paper's runs took, under ``paper:``."""
+"""What a recipe says of the machines it is planned for (``hardware:``), and of what a paper's runs took (``paper:``)."""
 
 from __future__ import annotations
 

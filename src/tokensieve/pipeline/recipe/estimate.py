@@ -34,7 +34,7 @@ def describe_plan(recipe: Recipe) -> str:
     costs = costs_of(recipe, states)
     rows = [_line(stage.name, stage.verb, states[stage.name], costs[stage.name]) for stage in recipe.stages]
     to_do = [costs[name] for name, state in states.items() if state != DONE]
-    rows.append(_line("to do", "", "", _total(to_do)))
+    rows.append({**_line("to do", "", "", _total(to_do)), **_with_unknown(to_do)})
     notes = [*_with_hours(recipe, rows, [*(costs[s.name] for s in recipe.stages), _total(to_do)])]
     notes += describe_inputs(recipe.inputs.values())
     text = f"{recipe.name}: {len(recipe.stages)} stages into {recipe.out}\n\n{table(rows, list(rows[0]))}"
@@ -51,8 +51,8 @@ def _with_hours(recipe: Recipe, rows: Sequence[dict[str, str]], costs: Sequence[
             row["hours"] = "" if cost.flops is None else _hours(hardware.hours(cost.flops))
         peak = _si(PEAK_FLOPS[hardware.kind])
         yield (
-            f"hours: on {hardware.gpus} {hardware.kind}, {hardware.mfu:.0%} (mfu) of {peak}FLOP/s each (bfloat16, data sheet) for "
-            "the FLOPs that an ideal implementation needs"
+            f"hours: on {hardware.gpus} {hardware.kind}, {hardware.mfu:.0%} (mfu) of {peak}FLOP/s each (bfloat16, data sheet) "
+            "for the FLOPs that an ideal implementation needs"
         )
     if (paper := recipe.paper) is not None:
         for row in rows:
@@ -193,8 +193,17 @@ def _estimated(stage: RecipeStage, config: Any, known: Known) -> Cost:
 
 
 def _total(costs: list[Cost]) -> Cost:
-    flops, disk = ([getattr(c, name) or 0 for c in costs] for name in ("flops", "disk"))
+    """The sum of what is known."""
+    flops, disk = ([v for c in costs if (v := getattr(c, name)) and not math.isnan(v)] for name in ("flops", "disk"))
     return Cost(None, sum(flops), sum(disk), False)
+
+
+def _with_unknown(costs: list[Cost]) -> dict[str, str]:
+    """The columns of the sum in which something is not known: what is, and a question mark."""
+    known = _line("", "", "", _total(costs))
+    names = {"flops": "FLOP", "disk": "disk"}
+    gone = [name for name in names if any(v is not None and math.isnan(v) for v in (getattr(c, name) for c in costs))]
+    return {names[name]: f"{known[names[name]]} + {UNKNOWN}" for name in gone}
 
 
 def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:

@@ -50,7 +50,9 @@ class RecipeInput:
 def inputs_of(where: Path, given: Any, settings: Mapping[str, Any]) -> dict[str, RecipeInput]:
     """name -> input, of a recipe's ``inputs:``. UserError for fields that do not exist, and for one that has no setting."""
     if not isinstance(given, Mapping) or not all(isinstance(fields, Mapping) for fields in given.values()):
-        raise UserError(f"{where}: inputs: a mapping of name to {{what: ..., hub: ..., tokens: ... or model: ...}} is needed")
+        raise UserError(
+            f"{where}: inputs: a mapping of name to {{what: ..., hub: ..., tokens: ... or model: ...}} is needed"
+        )
     made = {}
     for name, fields in given.items():
         try:
@@ -59,7 +61,9 @@ def inputs_of(where: Path, given: Any, settings: Mapping[str, Any]) -> dict[str,
             raise e.at(str(where)) from None
         place = settings.get(name)
         if not isinstance(place, str) or not place:
-            raise UserError(f"{where}: inputs: {name} needs a setting of this name that says where it is, as data/{name}")
+            raise UserError(
+                f"{where}: inputs: {name} needs a setting of this name that says where it is, as data/{name}"
+            )
         made[str(name)] = RecipeInput(str(name), place, config)
     return made
 

@@ -299,7 +299,7 @@ def test_a_template_given_for_a_tokenizer_without_one(tmp_path: Path, base: Path
     bare.chat_template = None
     bare.save_pretrained(str(tmp_path / "bare"))
     corpus = prepare(tmp_path / "out", tmp_path / "bare", path, chat_template=ASSISTANTS)
-    assert parts(corpus, lambda label, weight: label != -100) == ["ho!"]
+    assert parts(corpus, lambda label, weight: label != -100) == ["ho!<|endoftext|>"]
     assert corpus.tokenizer().chat_template == ASSISTANTS  # models trained on it are saved with it
     (tmp_path / "given.jinja").write_text(ASSISTANTS)
     again = prepare(tmp_path / "out", tmp_path / "bare", path, chat_template=str(tmp_path / "given.jinja"))
@@ -307,7 +307,7 @@ def test_a_template_given_for_a_tokenizer_without_one(tmp_path: Path, base: Path
     with pytest.raises(UserError, match="is done, but from other inputs"):
         prepare(tmp_path / "out", tmp_path / "bare", path, chat_template=ASSISTANTS.replace("!", "."))
     over = prepare(tmp_path / "over", base, path, chat_template=ASSISTANTS)  # of a tokenizer that has its own
-    assert parts(over, lambda label, weight: label != -100) == ["ho!"]
+    assert parts(over, lambda label, weight: label != -100) == ["ho!<|endoftext|>"]
     with pytest.raises(
         UserError, match=r"chat_template: gone.jinja: there is no such file, and as a template it has neither"
     ):

@@ -56,7 +56,7 @@ def test_a_plan_with_nothing_here(name: str, loaded: dict[str, Recipe], tmp_path
     plan = describe_plan(recipe)
     costs = costs_of(recipe, states_of(recipe))
     assert all(c.tokens is None or c.tokens > 0 or stage == "tasks" for stage, c in costs.items()), plan
-    rows = [line.split() for line in plan.splitlines() if line.split()[:1] and line.split()[0] in costs]
+    rows = [line.split() for line in plan.split("\n\n")[1].splitlines() if line.split()[0] in costs]
     assert len(rows) == len(recipe.stages)
     unknown = [row[0] for row in rows if "?" in row]
     assert unknown == (["tasks"] if name == "rho1-general-1b" else []), (

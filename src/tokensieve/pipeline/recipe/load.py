@@ -22,7 +22,7 @@ KEYS = (
     "name", "out", "settings", "threads", "requires", "inputs", "hardware", "paper", "templates", "seeds", "stages",
     "arms", "study", "report",
 )  # fmt: skip
-PARTS = {"hardware": HardwareConfig, "paper": PaperConfig}
+_PARTS = {"hardware": HardwareConfig, "paper": PaperConfig}
 RESOLVED = "recipe.yaml"
 
 
@@ -92,7 +92,7 @@ def load(config: RecipeConfig) -> Recipe:
     out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
     _check_requirements(path, source.get("requires") or [], settings)
     inputs = inputs_of(path, _fill(source.get("inputs") or {}, settings, path), settings)
-    hardware, paper = (_part(path, source, key, make, settings) for key, make in PARTS.items())
+    hardware, paper = (_part(path, source, key, make, settings) for key, make in _PARTS.items())
     seeds = seeds_of(path, source, config.seeds)
     cells = _cells(path, source, settings, out, seeds, config.allow_code)
     made = _stages(path, cells.stages, settings, out, config.allow_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,8 @@ pytest.importorskip("lm_eval")
 pytest.importorskip("math_verify")
 
 PROBLEMS = 40
+# Real text is not part of the project: docs/tasks.md says which files.
+DATA = Path(os.environ.get("TOKENSIEVE_DATA", "data/math"))
 
 
 def problem(i: int) -> dict[str, str]:
@@ -67,12 +70,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("new", "learned"):
         if name == "learned":
             learn(model, tokenizer, rows)
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        save(model, tokenizer, folder / name)
     return {name: folder / name for name in ("new", "learned")}
 
 
-def new_tokenizer(texts: Iterable[str]) -> Any:
+def new_tokenizer(texts: Iterable[str], vocab_size: int = 600) -> Any:
     """Words and numbers of the prompts are a token each, so that there is little to learn."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
     from tokenizers import models as kinds
@@ -82,7 +84,7 @@ def new_tokenizer(texts: Iterable[str]) -> Any:
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=600, special_tokens=["<eos>"], initial_alphabet=alphabet)
+        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<eos>"], initial_alphabet=alphabet)
     )
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>")
 
@@ -227,11 +229,11 @@ def test_after_a_kill_only_the_rest_is_asked(
     """Batches of 8: the 40 prompts of the first task are 5 batches. The third is cut off in the middle of its line."""
     from lm_eval.models.huggingface import HFLM
 
-    from tokensieve.evaluation.tasks.kept import Kept
+    from tokensieve.evaluation.tasks.kept import KeptAnswers
 
-    add, ask, asked = Kept.add, HFLM.generate_until, list[int]()
+    add, ask, asked = KeptAnswers.add, HFLM.generate_until, list[int]()
 
-    def killed(self: Kept, *batch: Any) -> None:
+    def killed(self: KeptAnswers, *batch: Any) -> None:
         add(self, *batch)
         if len(self.answers) == 24:
             self.path.write_bytes(self.path.read_bytes()[:-5])
@@ -244,7 +246,7 @@ def test_after_a_kill_only_the_rest_is_asked(
     monkeypatch.setattr(HFLM, "generate_until", counted)
     one = arguments(tmp_path / "out", data, {"learned": models["learned"]}, "--tasks", "svamp", "--batch_rows", 8)
     with monkeypatch.context() as context:
-        context.setattr(Kept, "add", killed)
+        context.setattr(KeptAnswers, "add", killed)
         assert tokensieve(*one).code == 130
     assert asked == [8, 8, 8]
     assert not is_done(tmp_path / "out")
@@ -363,3 +365,76 @@ def test_a_stage_of_a_recipe(data: Path, models: dict[str, Path], tokensieve: An
     assert tokensieve("run", recipe).code == 0
     again = tokensieve("run", recipe)
     assert "table: done already" in again.out
+
+
+@pytest.mark.slow
+def test_eight_worked_examples_and_real_problems(tokensieve: Any, tmp_path: Path) -> None:
+    """The first 40 problems of SVAMP, asked as the paper does, in a context that has room for it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tokensieve.evaluation.tasks.catalogue import PAPER_MATHS
+    from tokensieve.evaluation.tasks.problems import read_problems
+    from tokensieve.evaluation.tasks.worked import gold_text, prompt_of, style_of, worked_examples
+
+    file = DATA / "eval_svamp.jsonl.gz"
+    if not file.is_file():
+        pytest.skip(f"{file} is not here")
+    task, style = PAPER_MATHS["svamp"], style_of(PAPER_MATHS["svamp"])
+    problems, examples = read_problems(task, file, PROBLEMS), worked_examples(task)
+    shots = "".join(f"{prompt_of(style, p.question)} {gold_text(style, p)}\n\n" for p in examples)
+    texts = [(prompt_of(style, p.question), f" {gold_text(style, p)}") for p in problems]
+    tokenizer = new_tokenizer([shots, *map("".join, texts)], vocab_size=2000)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    save(model, tokenizer, tmp_path / "new")
+    learn_after(model, tokenizer, shots, texts)
+    save(model, tokenizer, tmp_path / "learned")
+    named = [word for name in ("new", "learned") for word in (f"--models.{name}", tmp_path / name)]
+    words = ("--tasks", "paper-math", "--data", file.parent, "--limit", PROBLEMS, "--max_tokens", 32)
+    done = tokensieve("evaluate", "--out", tmp_path / "out", *words, *named)
+    assert done.code == 0, done.err
+    found = records(tmp_path / "out")
+    assert found["learned", "svamp", "accuracy_stated"]["value"] == 1
+    assert found["learned", "svamp", "accuracy"]["shots"] == 8
+    assert found["learned", "svamp", "accuracy"]["cut"] == 0
+    assert found["new", "svamp", "accuracy"]["value"] <= 1 / 40
+    assert found["learned", "gsm8k", "accuracy"]["n"] == PROBLEMS
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def learn_after(model: Any, tokenizer: Any, shots: str, texts: list[tuple[str, str]]) -> None:
+    """As :func:`learn`, with the keys and values of the worked examples computed once a step for all problems."""
+    from transformers import DynamicCache
+
+    shots_1P = torch.tensor([tokenizer.encode(shots)])
+    rows = [(tokenizer.encode(q), [*tokenizer.encode(a), tokenizer.eos_token_id]) for q, a in texts]
+    length = max(len(q) + len(a) for q, a in rows)
+    ids_BT = torch.tensor([[*q, *a, *[0] * (length - len(q) - len(a))] for q, a in rows])
+    target_BT = torch.tensor([[-100] * len(q) + a + [-100] * (length - len(q) - len(a)) for q, a in rows])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(400):
+        cache = DynamicCache()
+        model(input_ids=shots_1P, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(rows))
+        logits_BTV = model(input_ids=ids_BT, past_key_values=cache).logits
+        loss = torch.nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), target_BT[:, 1:].flatten())
+        if loss.item() < 0.03:
+            return
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    pytest.fail(f"the model did not learn its 40 problems: {loss.item()}")

@@ -20,13 +20,6 @@ except UserError as e:
     pytest.skip(str(e), allow_module_level=True)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One second of processor time in place of ten."""
-    monkeypatch.setattr(programs, "_LIMITED", programs._LIMITED.replace("CPU=10", "CPU=1"))
-    monkeypatch.setattr(programs, "SECONDS", 0.5)
-
-
 def test_programs_that_mean_well() -> None:
     assert run_program("print(6 * 7)") == "42\n"
     assert run_program("from fractions import Fraction\nprint(Fraction(1, 3) + 1)") == "4/3\n"
@@ -137,7 +130,10 @@ def test_no_privileges() -> None:
         "import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
     ],
 )
-def test_time_memory_and_output_have_an_end(code: str) -> None:
+def test_time_memory_and_output_have_an_end(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of processor time and two on the clock in place of ten and forty."""
+    monkeypatch.setattr(programs, "_LIMITED", programs._LIMITED.replace("CPU=10", "CPU=1"))
+    monkeypatch.setattr(programs, "SECONDS", 0.5)
     assert run_program(code) is None
     assert not left_over()
 
@@ -159,6 +155,11 @@ def left_over() -> list[str]:
     return mine
 
 
+def test_memory_is_limited() -> None:
+    assert run_program("print(len(bytearray(10**8)))") == "100000000\n"
+    assert run_program("print(len(bytearray(3 * 10**9)))") is None
+
+
 def test_what_a_program_sees_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token in the environment is the first thing that is looked for."""
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -176,29 +177,28 @@ def test_an_answer_is_the_last_line_that_is_printed() -> None:
     assert program_answer("```python\nprint(1)\n```\nso\n```python\nprint(7)\n```", "7", "number") == ("7", True, True)
     assert program_answer("\n1/0\n", "7", "number") == (None, False, False)
     assert program_answer("", "7", "number") == (None, False, False)
-    assert program_in("```python\nprint(1)") == "print(1)"
+    assert program_in("```python\nprint(1)") == "\nprint(1)"
 
 
 def test_an_ordinary_user(tmp_path: Path) -> None:
     """Root needs no user namespace, others do: the other way of the two than the one that runs these tests."""
     if os.geteuid() != 0:
         pytest.skip("these tests run as an ordinary user already")
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("there is no python that an ordinary user could start")
     code = (
-        "import os; os.setgid(65534); os.setuid(65534); os.environ['TMPDIR'] = '/tmp'\n"
+        "import os, sys, psutil\n"
         "from tokensieve.evaluation.tasks.programs import check_isolation, run_program\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "sys.executable, sys.prefix, sys.base_prefix = '/usr/bin/python3', '/usr', '/usr'\n"
         "check_isolation()\nprint(run_program('print(6 * 7)'), run_program('import os; os.fork(); print(1)'), "
         "run_program('print(open(\"/etc/passwd\").read())'), run_program('import os; os.mkdir(\"/x\"); print(1)'))"
     )
-    root = Path(programs.__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        check=False,
-    )
-    if "does not allow namespaces" in done.stderr or "PermissionError" in done.stderr:
-        pytest.skip("an ordinary user may not, or cannot read this checkout")
+    root = str(Path(programs.__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": root, "TMPDIR": "/tmp"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    if "does not allow namespaces" in done.stderr:
+        pytest.skip("this machine gives ordinary users no namespaces")
     assert done.stdout == "42\n None None None\n", done.stderr
 
 

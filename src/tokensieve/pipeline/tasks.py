@@ -17,7 +17,7 @@ from ..evaluation.tasks.answers import check_grader
 from ..evaluation.tasks.catalogue import PaperTask, chosen_tasks
 from ..evaluation.tasks.general import GeneralTask, evaluate_general, find_general
 from ..evaluation.tasks.harness import Asked, TaskResult, check_harness, evaluate_task, harness_model
-from ..evaluation.tasks.kept import Kept
+from ..evaluation.tasks.kept import KeptAnswers
 from ..evaluation.tasks.problems import read_problems, task_file
 from ..evaluation.tasks.programs import check_isolation
 from ..evaluation.tasks.tables import task_tables
@@ -226,14 +226,16 @@ def _of_model(
     config: EvaluateConfig, found: _Found, target: Checkpoint, tokenizer: Any, s: Stage
 ) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     """(file of answers, records) of each task. The model is loaded when there is something left to ask it."""
-    lm = None
-    for task in [*found.maths, *found.general]:
+    lm, tasks = None, list[Asked | GeneralTask]([*found.maths, *found.general])
+    for task in tasks:
         name = task.task.name if isinstance(task, Asked) else task.name
         path = s.folder / f"answers-{_slug(target)}-{name}.jsonl"
         if not part_is_whole(path):
             if lm is None:
                 lm = _harness_model(config, target, tokenizer)
-            result = _ask(task, lm, Kept(s.folder / PART_NOTES / f"kept-{path.name}"), target, _rows(config, task, lm))
+            result = _ask(
+                task, lm, KeptAnswers(s.folder / PART_NOTES / f"kept-{path.name}"), target, _rows(config, task, lm)
+            )
             with atomic_file(path, "w") as f:
                 f.writelines(json.dumps(a, ensure_ascii=False) + "\n" for a in result.answers)
             note_part(path, records=_records(task, result))
@@ -260,13 +262,14 @@ def _rows(config: EvaluateConfig, task: Asked | GeneralTask, lm: Any) -> int:
     return rows
 
 
-def _ask(task: Asked | GeneralTask, lm: Any, kept: Kept, target: Checkpoint, rows: int) -> TaskResult:
+def _ask(task: Asked | GeneralTask, lm: Any, kept: KeptAnswers, target: Checkpoint, rows: int) -> TaskResult:
     name = task.task.column if isinstance(task, Asked) else task.name
     label = f"{target.name}{'' if target.step is None else f' @{target.step}'} on {name}"
     total = task.requests if isinstance(task, Asked) else None
     with tqdm(total=total, desc=label, unit="prompt", leave=False) as bar:
-        ask = evaluate_task if isinstance(task, Asked) else evaluate_general
-        return ask(task, lm, kept, rows, bar.update)  # type: ignore[arg-type]
+        if isinstance(task, Asked):
+            return evaluate_task(task, lm, kept, rows, bar.update)
+        return evaluate_general(task, lm, kept, rows, bar.update)
 
 
 def _records(task: Asked | GeneralTask, result: TaskResult) -> list[dict[str, Any]]:

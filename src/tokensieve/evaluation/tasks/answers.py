@@ -99,7 +99,7 @@ def _sentence(text: str) -> str:
     """Up to the end of the sentence or line; a decimal point, and one inside $...$, ends none."""
     text = text.lstrip().removeprefix("**").lstrip()
     if inside := _DELIMITED.match(text):
-        return next(filter(None, inside.groups())).strip()
+        return str(next(filter(None, inside.groups()))).strip()
     end = _END.search(text)
     return text[: end.start() if end else None].replace("**", "").strip()
 

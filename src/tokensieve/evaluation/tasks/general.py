@@ -10,7 +10,7 @@ from typing import Any
 from ...runs.files import hash_json
 from .catalogue import PAPER_GENERAL
 from .harness import TaskResult, keeping_model, quiet, run_harness
-from .kept import Kept
+from .kept import KeptAnswers
 
 BY_PROGRAM = ("humaneval", "mbpp")
 """Tasks whose answers are programs that the harness runs without any isolation."""
@@ -51,7 +51,7 @@ def find_general(names: Sequence[str]) -> tuple[list[GeneralTask], dict[str, str
 
 
 def evaluate_general(
-    task: GeneralTask, lm: Any, kept: Kept, batch_rows: int, advance: Callable[[int], Any]
+    task: GeneralTask, lm: Any, kept: KeptAnswers, batch_rows: int, advance: Callable[[int], Any]
 ) -> TaskResult:
     """Every metric of the harness of this task, or of the group; no answers are written."""
     keeping, told = keeping_model(lm, kept, batch_rows, advance)

@@ -17,7 +17,7 @@ from typing import Any
 from ...runs.errors import UserError
 from .answers import answer_in, is_right
 from .catalogue import PaperTask
-from .kept import Kept, request_key
+from .kept import KeptAnswers, request_key
 from .problems import Problem
 from .programs import program_answer
 from .worked import Style, gold_text, prompt_of, style_of
@@ -162,13 +162,13 @@ class Told:
     """Right answers that are longer than the context: they are in no bits per byte."""
 
 
-def keeping_model(lm: Any, kept: Kept, batch_rows: int, advance: Callable[[int], Any]) -> tuple[Any, Told]:
+def keeping_model(lm: Any, kept: KeptAnswers, batch_rows: int, advance: Callable[[int], Any]) -> tuple[Any, Told]:
     """A model of lm-evaluation-harness that asks ``lm`` what ``kept`` has no answer to, in the same batches every time."""
     from lm_eval.api.model import LM
 
     told = Told()
 
-    class Keeping(LM):  # type: ignore[misc]
+    class Keeping(LM):
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             for args in {r.args[0]: r.args for r in requests}.values():
                 told.cut += len(lm.tok_encode(args[0])) > lm.max_length - args[1]["max_gen_toks"]
@@ -176,10 +176,9 @@ def keeping_model(lm: Any, kept: Kept, batch_rows: int, advance: Callable[[int],
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
             def too_long(args: tuple[Any, ...]) -> bool:
-                return (
-                    len(args[1]) > lm.max_length
-                    and len(lm.tok_encode(args[1], add_special_tokens=False)) >= lm.max_length
-                )
+                if len(args[1]) <= lm.max_length:  # a token is a byte at least
+                    return False
+                return bool(len(lm.tok_encode(args[1], add_special_tokens=False)) >= lm.max_length)
 
             found = self._all("loglikelihood", requests, 8 * batch_rows, too_long)
             told.left_out += sum(answer is None for answer in found)
@@ -219,7 +218,9 @@ class TaskResult:
     told: Told = field(default_factory=Told)
 
 
-def evaluate_task(asked: Asked, lm: Any, kept: Kept, batch_rows: int, advance: Callable[[int], Any]) -> TaskResult:
+def evaluate_task(
+    asked: Asked, lm: Any, kept: KeptAnswers, batch_rows: int, advance: Callable[[int], Any]
+) -> TaskResult:
     """One of our tasks, by lm-evaluation-harness, offline.
 
     ``value`` of accuracies: the mean over problems, in [0, 1], with the harness's standard error of a mean; of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Kept:
+class KeptAnswers:
     """Request -> answer, in a file of JSON lines.
 
     What is asked together is kept together, in one write: a batch of which a part was lost is asked again as a whole, so that

@@ -1,16 +1,15 @@
 """Answers that are programs: run one at a time, where it can reach nothing, and only if somebody asked for that.
 
 What a model writes is nobody's code. Each program runs as a Python of its own in namespaces of its own (``unshare`` of
-util-linux): no network, no other processes in sight, and of the file system the interpreter's folders and /usr, read-only;
-without privileges; with limits on processor time, memory, output, open files, and no second process or thread. Where the machine
-does not allow this it is refused. What is not kept from it is the kernel: there is no filter of system calls.
+util-linux): no network, no other processes in sight, of the file system the interpreter's folders and /usr, read-only; without
+privileges; with limits on processor time, memory, output, open files, and no second process or thread. Where a machine does
+not allow this it is refused. What is not kept from it is the kernel: there is no filter of system calls.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +54,7 @@ while [ "$1" != -- ]; do
     shift
 done
 shift
-mount -o remount,ro,nosuid,nodev "$root"
+mount -o remount,bind,ro,nosuid,nodev "$root"
 cd "$root"
 exec chroot "$root" "$@"
 """
@@ -96,9 +95,9 @@ def run_program(code: str) -> str | None:
 
 
 def program_in(text: str) -> str | None:
-    """The last block of code of an answer, or the answer itself, which the prompt began as one."""
-    blocks = re.findall(r"```(?:python)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
-    code: str = blocks[-1] if blocks else text.split("```")[0]
+    """The last block of code that is marked as Python; without one the text up to the end of the prompt's own block."""
+    blocks = text.split("```python")
+    code = blocks[-1].split("```")[0]
     return code if code.strip() else None
 
 
@@ -130,8 +129,8 @@ def _command(root: str) -> list[str]:
 
 def _folders() -> list[str]:
     """What the interpreter needs to see, each once and none inside another."""
-    links = {Path(sys.executable).parent, Path(os.path.realpath(sys.executable)).parents[1]}
-    wanted = {str(p) for p in ("/usr", sys.prefix, sys.base_prefix, *links) if Path(p).is_dir()} - {"/"}
+    links = (str(Path(sys.executable).parent), str(Path(os.path.realpath(sys.executable)).parents[1]))
+    wanted = {p for p in ("/usr", sys.prefix, sys.base_prefix, *links) if Path(p).is_dir()} - {"/"}
     return sorted(p for p in wanted if not any(p != q and Path(p).is_relative_to(q) for q in wanted))
 
 

@@ -38,7 +38,7 @@ def _table(records: Sequence[Mapping[str, Any]], columns: list[str], ran: list[s
         whole = values and len(values) == sum(c in ran for c in columns)
         decimals = 3 if cell_of is _bits else 1
         line = {"model": model if last else f"{model} @{step}", "tokens seen": its[0]["tokens_seen"]}
-        line |= {c: None if cell is None else _shown(*cell, decimals) for c, cell in cells.items()}
+        line |= {c: None if cell is None else _shown(cell, decimals) for c, cell in cells.items()}
         lines.append({**line, "AVG": f"{sum(values) / len(values):.{decimals}f}" if whole else None})
     shown = ["model", "tokens seen", *columns, "AVG"]
     return table(lines, [c for c in shown if c != "tokens seen" or any(r["tokens_seen"] for r in records)])
@@ -58,7 +58,8 @@ def _bits(records: Sequence[Mapping[str, Any]]) -> tuple[float, float | None] | 
     return None if found is None else (found["value"], found["stderr"])
 
 
-def _shown(value: float, error: float | None, decimals: int) -> str:
+def _shown(cell: tuple[float, float | None], decimals: int) -> str:
+    value, error = cell
     return f"{value:.{decimals}f}" + ("" if error is None else f" ±{error:.{decimals}f}")
 
 

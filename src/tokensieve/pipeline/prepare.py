@@ -9,6 +9,7 @@ The corpus does not depend on the number of processes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,12 +30,12 @@ from ..data.build.weigh import check_rules, silent
 from ..data.build.workers import results, sampled
 from ..data.corpus import write_dataset_files
 from ..data.read.readers import groups, input_bytes, sample, training_texts
-from ..data.read.source import Source
+from ..data.read.source import Source, SourceConfig
 from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resolve, text_bytes
 from ..data.tokenizer import tokenizer_folder, tokenizer_hash, tokenizer_identity, train_tokenizer, vocab_size
 from ..data.tokenizer_state import file_state, other_rule
 from ..runs.errors import UserError
-from ..runs.files import atomic_file, file_hash, read_json, write_json
+from ..runs.files import atomic_file, file_hash, hash_json, read_json, write_json
 from ..runs.manifest import is_done, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
@@ -79,17 +80,32 @@ def work(config: PrepareConfig) -> Work:
 
 def _work(config: PrepareConfig, sources: list[Source]) -> Work:
     inputs: dict[str, Any] = {f"source {i}": identity(s, config.unit_bytes) for i, s in enumerate(sources)}
+    given = chat_template(config)
+    if given is not None:
+        inputs["chat_template"] = hash_json(given)
     if config.tokenizer is not None:
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
         if (bos := _bos(config)) is not None:
             inputs["bos"] = bos.id
         template = tokenizer_folder(config.tokenizer) / CHAT_TEMPLATE
-        if any(s.format == "chat" for s in config.sources) and template.is_file():
+        if given is None and any(s.format == "chat" for s in config.sources) and template.is_file():
             inputs["chat_template"] = file_hash(template)
         made = read_manifest(config.out)["inputs"] if is_done(config.out) else {}
         if made.get("tokenizer") == inputs["tokenizer"] and _was_overridden(config):
             inputs["tokenizer_rules"] = "tokenizer.json"
     return Work.of(KIND, config, NOT_WORK, inputs, tokenizer=config.tokenizer)
+
+
+def chat_template(config: PrepareConfig) -> str | None:
+    """The template that a config gives: its text, or that of the file it names. None where the tokenizer's own is taken."""
+    given = config.chat_template
+    if given is None or "{{" in given or "{%" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        why = "there is no such file" if isinstance(e, FileNotFoundError) else e
+        raise UserError(f"chat_template: {given}: {why}, and as a template it has neither {{{{ nor {{% in it") from None
 
 
 def _bos(config: PrepareConfig) -> Bos | None:
@@ -117,10 +133,19 @@ def estimate(config: PrepareConfig, known: Known) -> Cost:
     """Tokens from bytes of text; five bytes a token on the disk."""
     if (done := known.manifest(config.out, KIND)) is not None:
         return Cost(done["stats"]["tokens"], None, sum(f["bytes"] for f in done["files"]))
-    tokens = sum(_text_bytes(resolve(s, config.seed)) for s in config.sources) / _BYTES_PER_TOKEN
+    tokens = sum(_text_tokens(s, config.seed, known) for s in config.sources)
     if config.max_rows is not None:
         tokens = min(tokens, config.max_rows * config.length)
     return Cost(tokens, None, tokens * 5, False)
+
+
+def _text_tokens(source: SourceConfig, seed: int, known: Known) -> float:
+    """Tokens that a source can give: as the recipe states them of a text that is not here, or guessed from its bytes."""
+    if (stated := known.stated_tokens(source.path)) is None:
+        return _text_bytes(resolve(source, seed)) / _BYTES_PER_TOKEN
+    low, high = source.split
+    most = math.inf if source.max_bytes is None else source.max_bytes / _BYTES_PER_TOKEN
+    return min(stated * (high - low), most)
 
 
 def _text_bytes(source: Source) -> float:
@@ -236,6 +261,8 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any
         shutil.rmtree(tmp, ignore_errors=True)
         if bos is not None:
             set_template(made, bos)
+        if (template := chat_template(config)) is not None:
+            made.chat_template = template
         made.save_pretrained(str(tmp))
         os.replace(tmp, folder)
     tokenizer = tok.load_tokenizer(folder)

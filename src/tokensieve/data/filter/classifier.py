@@ -4,9 +4,9 @@ features of a document: log(1 + count) of each run of 1 ... ``run`` words, hashe
 classifier              p = 1 / (1 + exp(-(w x + b))), logistic regression, both sides weighing the same
 labels                  w x + b, ridge regression
 
-DCLM (arXiv 2406.11794) does this with fastText: word bigrams hashed into buckets, embedded, averaged, a softmax of two classes. A
-linear model of the runs themselves has no embedding to learn and a single optimum, so it does not depend on the order of
-its training text.
+DCLM (arXiv 2406.11794) does this with fastText: word bigrams hashed into buckets, embedded, averaged, a softmax of two classes.
+A linear model of the runs themselves has no embedding to learn and a single optimum, so it does not depend on the order of its
+training text.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def fit(
 ) -> tuple[LinearText, dict[str, Any]]:
     """The model, and what it came to on held-out text: ``auc``, or of labels ``rank_correlation`` and ``mean_error``.
 
-    Equal texts count once, and in the order of their hashes: the order of the training text is nothing. UserError where there is
-    too little of it, where a text stands on both sides, or where only some rows have labels.
+    Equal texts count once, and in the order of their hashes: the order of the training text is nothing. A text on both sides is
+    one that is wanted. UserError where there is too little text, or where only some rows have labels.
     """
     _check_library()
     wanted = _training_texts(positive, options.training_bytes, seed, unit_bytes)
@@ -82,7 +82,9 @@ def fit(
     return _fit(options, sides, labelled=False)
 
 
-def _fit(options: Classifier, texts: dict[int, tuple[str, float]], *, labelled: bool) -> tuple[LinearText, dict[str, Any]]:
+def _fit(
+    options: Classifier, texts: dict[int, tuple[str, float]], *, labelled: bool
+) -> tuple[LinearText, dict[str, Any]]:
     from sklearn.linear_model import LogisticRegression, Ridge
 
     order = sorted(texts)
@@ -100,7 +102,10 @@ def _fit(options: Classifier, texts: dict[int, tuple[str, float]], *, labelled: 
         model.fit(x[~held], y[~held])
     weights, bias = np.asarray(model.coef_, np.float32).reshape(-1), float(np.asarray(model.intercept_).reshape(-1)[0])
     made = LinearText(options.run, options.bits, weights, bias, labels=labelled)
-    return made, _quality(x[held] @ weights + bias, y[held], labelled) | {"trained_on": int((~held).sum()), "held_out": int(held.sum())}
+    return made, _quality(x[held] @ weights + bias, y[held], labelled) | {
+        "trained_on": int((~held).sum()),
+        "held_out": int(held.sum()),
+    }
 
 
 def _all_features(texts: Sequence[str], options: Classifier) -> Any:
@@ -141,7 +146,9 @@ def _training_texts(
     found: dict[int, tuple[str, float | None]] = {}
     for source in sources:
         share = min(source.config.max_bytes or size, size // len(sources))
-        for document in _sampled(replace(source, seed=seed, config=replace(source.config, max_bytes=share)), unit_bytes):
+        for document in _sampled(
+            replace(source, seed=seed, config=replace(source.config, max_bytes=share)), unit_bytes
+        ):
             text = document_text(document)
             key, label = document_key(document)[0], document.label
             earlier = found.get(key, (text, label))[1]  # labelled twice: the lower label, in any order

@@ -39,9 +39,21 @@ class EvaluationRuns:
                 self.too_short[self.names[some.start + int(i)][0]] += 1
         joined, first = np.unique(np.concatenate(hashes), return_index=True)
         self.hashes, self.owner = joined, np.concatenate(owners)[first]  # of several documents the first by set and id
-        self.shift = np.uint64(64 - min(30, max(16, (16 * len(joined)).bit_length())))
+        if not len(joined):
+            raise UserError(f"decontaminate.against: no document of the evaluation sets has {run} words")
+        self.shift = np.uint64(64 - min(26, max(16, (16 * len(joined)).bit_length())))
+        self._set_bits()
+
+    def _set_bits(self) -> None:
         self.bits = np.zeros(1 << (64 - int(self.shift)), bool)
-        self.bits[joined >> self.shift] = True
+        self.bits[self.hashes >> self.shift] = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "bits"}  # each unit brings them to its worker
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_bits()
 
     @property
     def sets(self) -> list[str]:
@@ -54,13 +66,15 @@ class EvaluationRuns:
         for some in text_batches(texts):
             run_hashes, of = word_runs(*hash_words(texts[some]), self.run)
             maybe = np.flatnonzero(self.bits[run_hashes >> self.shift])
-            at = np.minimum(np.searchsorted(self.hashes, run_hashes[maybe]), max(0, len(self.hashes) - 1))
-            hit = self.hashes[at] == run_hashes[maybe] if len(self.hashes) else np.zeros(0, bool)
+            at = np.minimum(np.searchsorted(self.hashes, run_hashes[maybe]), len(self.hashes) - 1)
+            hit = self.hashes[at] == run_hashes[maybe]
             of, who = of[maybe[hit]] + some.start, self.owner[at[hit]]
             np.add.at(shared, of, 1)
             for i in np.unique(of):
                 owners[i] = np.unique(who[of == i])
-        lists = pa.ListArray.from_arrays(np.cumsum([0, *map(len, owners)]).astype(np.int32), np.concatenate([*owners, []]).astype(np.int32))
+        lists = pa.ListArray.from_arrays(
+            np.cumsum([0, *map(len, owners)]).astype(np.int32), np.concatenate([*owners, []]).astype(np.int32)
+        )
         return {"shared": shared, "owners": lists}
 
 
@@ -76,8 +90,8 @@ def _evaluation_documents(sources: Iterable[Source], unit_bytes: int) -> Iterabl
 
 
 def judge_shared(options: Decontaminate, runs: EvaluationRuns, measured: Measured) -> Judgement:
-    """Score: minus the number of shared runs. The manifest tells of each set its documents, those too short to have a run, those
-    that some document shares a run with, and the first of their ids."""
+    """Score: minus the number of shared runs. The manifest tells of each set its documents, those too short to have a run,
+    those that some document shares a run with, and the first of their ids."""
     shared = measured.numbers("shared")
     hit = np.flatnonzero(shared)
     lists = dict(zip(hit.tolist(), measured.take("owners", hit).to_pylist(), strict=True))
@@ -97,7 +111,9 @@ def judge_shared(options: Decontaminate, runs: EvaluationRuns, measured: Measure
         return [_sentence(int(shared[i]), lists[i], runs) if i in lists else "" for i in indices.tolist()]
 
     times = np.where((shared > 0) & (options.action == "drop"), 0, 1).astype(np.int16)
-    return Judgement(-shared.astype(np.float32) + np.float32(0), times, why, {"sets": told, "evaluation_runs": len(runs.hashes)})
+    return Judgement(
+        -shared.astype(np.float32) + np.float32(0), times, why, {"sets": told, "evaluation_runs": len(runs.hashes)}
+    )
 
 
 def _sentence(shared: int, owners: Sequence[int], runs: EvaluationRuns) -> str:

@@ -71,7 +71,7 @@ def _minhash(hashes: int) -> Any:
 
 
 def bands_of(similarity: float, hashes: int) -> tuple[int, int]:
-    """(bands, rows of each) for which false alarms and misses around ``similarity`` are fewest, as datasketch's LSH has them."""
+    """(bands, rows of each) by which false alarms and misses around ``similarity`` are fewest, as datasketch's LSH has them."""
     from datasketch import MinHashLSH
 
     made = MinHashLSH(similarity, hashes)
@@ -178,7 +178,9 @@ def _joined(label: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray
 
 def _band_hashes(measured: Measured, there: np.ndarray, columns: slice) -> np.ndarray:
     """A hash of so many entries of each signature, uint64 [M]."""
-    factors = np.array([pow(0xD6E8FEB86659FD93, k + 1, 1 << 64) for k in range(columns.stop - columns.start)], np.uint64)
+    factors = np.array(
+        [pow(0xD6E8FEB86659FD93, k + 1, 1 << 64) for k in range(columns.stop - columns.start)], np.uint64
+    )
     found = np.empty(len(there), np.uint64)
     for some in chunks(len(there), 1 << 16):
         part = measured.matrix(SIGNATURE, there[some])[:, columns].astype(np.uint64)

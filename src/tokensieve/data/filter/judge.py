@@ -64,10 +64,15 @@ class Keep:
         side = "above" if self.reverse else "below"
 
         def why(indices: np.ndarray) -> list[str]:
-            said = [f"score {side} that of the kept of {name} ({limit:.6g})" for name, limit in zip(names, limits, strict=True)]
+            said = [
+                f"score {side} that of the kept of {name} ({limit:.6g})"
+                for name, limit in zip(names, limits, strict=True)
+            ]
             return ["" if keep[i] else said[group[i]] for i in indices]
 
-        shares = {n: {"documents": int((group == g).sum()), "kept": int(keep[group == g].sum())} for g, n in enumerate(names)}
+        shares = {
+            n: {"documents": int((group == g).sum()), "kept": int(keep[group == g].sum())} for g, n in enumerate(names)
+        }
         for g, name in enumerate(names):
             shares[name]["limit"] = None if np.isnan(limits[g]) else float(limits[g])  # type: ignore[assignment]
         return Judgement(score.astype(np.float32), times, why, {"groups": shares, **told})

@@ -122,7 +122,11 @@ class Measured:
         names = [_whole(part["source"]).dictionary_encode() for part in self._parts]
         self.sources = sorted({name for part in names for name in part.dictionary.to_pylist()})
         codes = {name: i for i, name in enumerate(self.sources)}
-        coded = [np.array([codes[n] for n in p.dictionary.to_pylist()], np.int32)[p.indices.to_numpy()] for p in names if len(p)]
+        coded = [
+            np.array([codes[n] for n in p.dictionary.to_pylist()], np.int32)[p.indices.to_numpy()]
+            for p in names
+            if len(p)
+        ]
         self.source = (np.concatenate(coded) if coded else np.empty(0, np.int32))[self._rows]
 
     def __len__(self) -> int:
@@ -139,8 +143,8 @@ class Measured:
         if len({place for place, _ in places}) < len(places):
             source, key, place = (self._cell(name, first) for name in ("source", "id", "place"))
             raise UserError(
-                f"two documents of source {source!r} have one id ({key!r}), text and place ({place}): a file was read twice, or "
-                "two folders hold files of one name; give the sources names of their own"
+                f"two documents of source {source!r} have one id ({key!r}), text and place ({place}): a file was read twice, "
+                "or two folders hold files of one name; give the sources names of their own"
             )
         self._rows[index], self.repeated[index] = first, self._cell("place", first)
 

@@ -1,9 +1,9 @@
 """The table that ``filter`` writes and ``prepare --documents`` reads: which documents a corpus takes.
 
-A document is one of text, source and id: ``text_hash`` and ``key``, 64 bits each, say which, so neither the order of files and rows
-nor how they are cut into units does. Read twice it is still one, and taken where it stands first (``place``). Rows stand in the order
-of text hash and key: equal input gives equal bytes in any order, a reader finds a document by bisection, two tables are joined by
-reading them side by side, and what ties are decided by does not change where rows without ids move.
+A document is one of text, source and id: ``text_hash`` and ``key``, 64 bits each, say which, so neither the order of files and
+rows nor how they are cut into units does. Read twice it is still one, and taken where it stands first (``place``). Rows stand in
+the order of text hash and key: equal input gives equal bytes in any order, a reader finds a document by bisection, two tables are
+joined by reading them side by side, and what ties are decided by does not change where rows without ids move.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def document_text(document: Document) -> str:
 
 
 def document_key(document: Document) -> tuple[int, int]:
-    """(text_hash, key): xxh3-64 of the text, and of source and id. A conversation's text is all that its messages are, roles and
-    calls included."""
+    """(text_hash, key): xxh3-64 of the text, and of source and id. A conversation's text is all that its messages are, roles
+    and calls included."""
     chat = document.chat
     text = (document_text(document) if chat is None else json.dumps([chat.messages, chat.tools], default=str)).encode(
         "utf-8", "surrogatepass"
@@ -126,6 +126,39 @@ class Tables:
             again = [(times - 1, document) for times, document in again if times > 1]
 
 
+def describe_table(manifest: dict[str, Any]) -> str:
+    """A table's figures as a few lines of text."""
+    return "\n".join(_described(manifest))
+
+
+def _described(manifest: dict[str, Any]) -> Iterator[str]:
+    stats = manifest["stats"]
+    share = stats["kept"] / max(1, stats["documents"])
+    yield (
+        f"{manifest['config']['kind']}: {stats['kept']:,} of {stats['documents']:,} documents kept ({share:.2%}), "
+        f"{stats['kept_bytes'] / 1e6:,.1f} of {stats['bytes'] / 1e6:,.1f} MB"
+    )
+    width = max(map(len, stats["by_source"]), default=0)
+    for name, found in stats["by_source"].items():
+        part = found["kept"] / max(1, found["documents"])
+        yield f"  {name:{width}}  {found['kept']:>10,} of {found['documents']:>10,} ({part:7.2%})"
+    for name, found in manifest.get("sets", {}).items():
+        yield (
+            f"  {name}: {found['training_documents']:,} documents share a run with {found['found']:,} of its "
+            f"{found['documents']:,}; {found['too_short']:,} are too short to have one"
+        )
+    if "exact_copies" in manifest:
+        near = f", {manifest['near_copies']:,} near copies" if "near_copies" in manifest else ""
+        yield f"  {manifest['exact_copies']:,} exact copies{near}"
+    for key, value in manifest.get("classifier", {}).items():
+        yield f"  {key}: {'unknown' if value is None else f'{value:,.4f}' if isinstance(value, float) else f'{value:,}'}"
+    if stats["repeated"]:
+        yield f"  read several times and taken once: {stats['repeated']:,}"
+    left_out = {"bad rows": stats["bad_rows"], **stats["skipped"]}
+    if any(left_out.values()):
+        yield "  left out: " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)
+
+
 def table_hash(folder: str) -> str:
     """What a table was, as a hash. UserError where the folder is no finished one."""
     files = read_manifest(folder, TABLE_KIND)["files"]
@@ -148,7 +181,11 @@ def _write_index(folder: str, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     with open_table(folder) as table:
         size = (table.metadata.num_rows,)
-        arrays = {n: np.lib.format.open_memmap(into / f"{n}.npy", "w+", t, size) for n, t in _INDEX.items()} if size[0] else {}
+        arrays = (
+            {n: np.lib.format.open_memmap(into / f"{n}.npy", "w+", t, size) for n, t in _INDEX.items()}
+            if size[0]
+            else {}
+        )
         for name in () if size[0] else _INDEX:
             np.save(into / f"{name}.npy", np.empty(0, _INDEX[name]))
         start = 0

@@ -131,7 +131,13 @@ def _require(source: Source, path: str, schema: Any) -> list[str]:
         raise UserError(
             f"{path} has no columns of a conversation (messages, conversations ...); it has {', '.join(names)}"
         )
-    more = {"id", source.config.source_column, source.config.label, WEIGHT, *(_lists(schema) if tokenised(source) else ())}
+    more = {
+        "id",
+        source.config.source_column,
+        source.config.label,
+        WEIGHT,
+        *(_lists(schema) if tokenised(source) else ()),
+    }
     more |= {*CHAT, source.config.text} if chatty(source) else set()
     more -= {*needed, *source.config.ignore_columns}
     return needed + [c for c in names if c in more]

@@ -1,9 +1,9 @@
 """The table that ``filter`` writes and ``prepare --documents`` reads: which documents a corpus takes.
 
 A document is one of text, source and id: ``text_hash`` and ``key``, 64 bits each, say which, so neither the order of files and
-rows nor how they are cut into units does. Read twice it is still one, and taken where it stands first (``place``). Rows stand in
-the order of text hash and key: equal input gives equal bytes in any order, a reader finds a document by bisection, two tables are
-joined by reading them side by side, and what ties are decided by does not change where rows without ids move.
+rows nor how they are cut into units does. Read twice it is still one, and taken where it stands first (``place``). Rows stand
+in the order of text hash and key: equal input gives equal bytes in any order, a reader finds a document by bisection, two
+tables are joined by reading them side by side, and what ties are decided by does not change where rows without ids move.
 """
 
 from __future__ import annotations
@@ -91,19 +91,22 @@ class Tables:
     def times(self, document: Document) -> int:
         """How often a corpus takes it: the product over tables; 0 where one drops it, or where it stood elsewhere first.
 
-        UserError for a document that a table does not have.
+        UserError for a document that no table drops and one does not have.
         """
-        (text, key), times = document_key(document), 1
+        (text, key), times, without = document_key(document), 1, ""
         for folder, (texts, keys, all_times, places) in zip(self.folders, self._opened, strict=True):
             lo, hi = (int(np.searchsorted(texts, np.uint64(text), side)) for side in ("left", "right"))
             i = lo + int(np.searchsorted(keys[lo:hi], np.uint64(key)))
             if i == hi or int(keys[i]) != key:
-                raise UserError(
-                    f"{document.where}: the table of {folder} has no document {document.id!r} of source {document.source!r} "
-                    "with this text: filter the same sources, under the same names"
-                )
+                without = without or folder
+                continue
             elsewhere = places[i] and int(places[i]) != place_hash(document.place)
             times *= 0 if elsewhere else int(all_times[i])
+        if times and without:
+            raise UserError(
+                f"{document.where}: the table of {without} has no document {document.id!r} of source {document.source!r} with "
+                "this text: filter the same sources, under the same names, and give all tables"
+            )
         return times
 
     def takes(self, document: Document) -> bool:

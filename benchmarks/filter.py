@@ -1,0 +1,191 @@
+"""What each kind of ``filter`` costs: MB of text a second of processor time, and how memory grows with the text.
+
+    python benchmarks/filter.py --data FOLDER                          speed of every kind on a folder's corpus.jsonl.gz
+    python benchmarks/filter.py --data FOLDER --grow 0.25 0.5 1        memory of dedup at so many GB of text made from it
+    python benchmarks/filter.py --data FOLDER --model RUN --save       with kind model, too
+
+One process and one thread, whose processor time is taken: others may work on the machine. Everything counts, reading and the table
+included. Text of so many GB is the corpus again and again with one word in twelve replaced, cut to documents of 2 kB; peak memory is a
+process's own (VmHWM) above what it has after its imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import report, spread
+
+from tokensieve.data.filter.options import Classifier, Decontaminate, Dedup, Ensemble, Measure
+from tokensieve.data.read.source import SourceConfig
+from tokensieve.pipeline import filter as filtering
+from tokensieve.pipeline.configs.filter import FilterConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="corpus.jsonl.gz, curated.jsonl.gz, eval_*.jsonl.gz")
+    parser.add_argument("--megabytes", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--grow", type=float, nargs="*", default=[])
+    parser.add_argument("--model", default="")
+    parser.add_argument("--scratch", type=Path, default=None, help="where the text is written and removed again")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/filter-<date>-<device>.{md,json}")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(json.loads(args.one))))
+        return
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with tempfile.TemporaryDirectory(dir=args.scratch) as name:
+        folder = Path(name)
+        rows, records = speeds(folder, args)
+        grown = [grow(folder, args.data, size) for size in args.grow]
+    memory = [
+        {
+            "text, GB": f"{g['gigabytes']:.2f}",
+            "documents": f"{g['documents']:,}",
+            "near copies": f"{g['near_copies']:,}",
+            "peak, MB": f"{g['peak'] / 1e6:.0f}",
+            "above start": f"{(g['peak'] - g['start']) / 1e6:.0f}",
+            "bytes a document": f"{(g['peak'] - g['start']) / g['documents']:.0f}",
+            "parts on disk, MB": f"{g['parts'] / 1e6:.0f}",
+            "MB/s": f"{g['gigabytes'] * 1000 / g['seconds']:.1f}",
+        }
+        for g in grown
+    ]
+    about = f"{args.megabytes:g} MB of text, {args.rounds} rounds, median (lowest-highest); dedup's memory below."
+    report("filter", "Filters", about, [rows, memory], records + grown, save=args.save)
+
+
+def speeds(folder: Path, args: Any) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    path, size = folder / "text.jsonl", 0
+    with gzip.open(args.data / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines, open(path, "w") as out:
+        for line in lines:
+            out.write(line)
+            size += len(json.loads(line)["text"].encode())
+            if size >= args.megabytes * 1e6:
+                break
+    sources = [SourceConfig(str(path))]
+    curated = [SourceConfig(str(args.data / "curated.jsonl.gz"))]
+    against = [SourceConfig(str(p)) for p in sorted(args.data.glob("eval_*.jsonl.gz"))]
+    kinds: dict[str, dict[str, Any]] = {
+        "decontaminate": {"decontaminate": Decontaminate(against)},
+        "dedup, exact": {"dedup": Dedup("exact")},
+        "dedup, minhash": {"dedup": Dedup()},
+        "classifier": {"classifier": Classifier(curated)},
+    }
+    for score in ("perplexity", "retrieval") if args.model else ():
+        kinds[f"model, {score}"] = {"model": Measure(args.model, score, length=256, max_tokens=1024)}
+    rows, records = [], []
+    for name, fields in kinds.items():
+        seconds = []
+        for i in range(args.rounds):
+            start = time.process_time()
+            out = folder / f"{name} {i}"
+            config = FilterConfig(str(out), name.split(",")[0], sources, workers=1, **fields)  # type: ignore[arg-type]
+            filtering.run(config, progress=False)
+            seconds.append(time.process_time() - start)
+        manifest = json.loads((out / "manifest.json").read_text())
+        if name == "classifier":
+            kinds_of = manifest["classifier"]
+        records.append({"kind": name, "megabytes": size / 1e6, "seconds": seconds, "stats": manifest["stats"]})
+        rows.append({"kind": name, "MB/s": spread([size / 1e6 / s for s in seconds]), "seconds": spread(seconds)})
+    tables = [str(folder / f"classifier {i}") for i in range(2)]
+    start = time.process_time()
+    filtering.run(
+        FilterConfig(str(folder / "e"), "ensemble", sources, ensemble=Ensemble(tables), share=0.1), progress=False
+    )
+    rows.append({"kind": "ensemble", "MB/s": f"{size / 1e6 / (time.process_time() - start):.2f}", "seconds": ""})
+    print(f"classifier: {kinds_of}")
+    return rows, records
+
+
+def grow(folder: Path, data: Path, gigabytes: float) -> dict[str, Any]:
+    """Write the text, filter it in a process of its own, and remove both."""
+    path, out = folder / "grown.jsonl", folder / "grown"
+    write_text(data / "corpus.jsonl.gz", path, int(gigabytes * 1e9))
+    done = subprocess.run(
+        [sys.executable, __file__, "--data", str(data), "--one", json.dumps([str(path), str(out)])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path.unlink()
+    found = json.loads(done.stdout.splitlines()[-1])
+    print({"gigabytes": gigabytes, **found}, flush=True)
+    return {"gigabytes": gigabytes, **found}
+
+
+def write_text(corpus: Path, path: Path, size: int) -> None:
+    """Documents of about 2 kB; from the second pass over the corpus on, one word in twelve is replaced: each document has
+    relatives of a Jaccard similarity of about .5 (runs of five words), which the bands must look at."""
+    rng, written, number = np.random.default_rng(0), 0, 0
+    with gzip.open(corpus, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    with open(path, "w", encoding="utf-8") as out:
+        while True:
+            for text in texts:
+                for start in range(0, len(text), 2000):
+                    piece = text[start : start + 2000]
+                    if number >= len(texts):
+                        words = piece.split(" ")
+                        for at in rng.integers(0, len(words), len(words) // 12):
+                            words[at] = f"q{rng.integers(10**6)}"
+                        piece = " ".join(words)
+                    out.write(json.dumps({"id": str(number), "text": piece}) + "\n")
+                    number, written = number + 1, written + len(piece)
+                    if written >= size:
+                        return
+
+
+def one(words: list[str]) -> dict[str, Any]:
+    """Filter a file in this process; what it took."""
+    path, out = words
+    filtering.run(FilterConfig(f"{out} warm", "dedup", [SourceConfig(first_rows(path))]), progress=False)
+    start, begun = peak(), time.process_time()
+    parts: list[int] = []
+    real = filtering.Measured
+
+    def measured(paths: list[Path]) -> Any:
+        parts.append(sum(p.stat().st_size for p in paths))
+        return real(paths)
+
+    filtering.Measured = measured  # type: ignore[misc, assignment]
+    filtering.run(FilterConfig(out, "dedup", [SourceConfig(path)], workers=1), progress=False)
+    manifest = json.loads((Path(out) / "manifest.json").read_text())
+    return {
+        "start": start,
+        "peak": peak(),
+        "seconds": time.process_time() - begun,
+        "documents": manifest["stats"]["documents"],
+        "near_copies": manifest["near_copies"],
+        "parts": parts[0],
+    }
+
+
+def first_rows(path: str) -> str:
+    """The first 2,000 rows as a file of their own: what a process holds anyway is then there before it is measured."""
+    few = f"{path}.few.jsonl"
+    with open(path, encoding="utf-8") as lines, open(few, "w", encoding="utf-8") as out:
+        out.writelines(line for line, _ in zip(lines, range(2000), strict=False))
+    return few
+
+
+def peak() -> int:
+    """The process's most memory so far, bytes; memory-mapped parts count as far as they are in memory."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+if __name__ == "__main__":
+    main()

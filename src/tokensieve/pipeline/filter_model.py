@@ -58,12 +58,12 @@ class ModelMeasure:
 
     def _score(self, texts: Sequence[str], nll: np.ndarray) -> np.ndarray:
         if self.reference is not None:
-            return nll - self.reference.mean_nll(texts)
+            return np.asarray(nll - self.reference.mean_nll(texts))
         if self.heads is None:
             return -nll
         with self.heads.masked():
             masked = self.scorer.mean_nll(texts)
-        return np.divide(masked - nll, nll, out=np.full(len(nll), np.nan), where=nll > 0)
+        return np.asarray(np.divide(masked - nll, nll, out=np.full(len(nll), np.nan), where=nll > 0))
 
     def told(self, measured: Measured) -> dict[str, Any]:
         """Further keys of the manifest: tokens read, FLOPs (null where not known), of retrieval the masked heads."""

@@ -281,7 +281,9 @@ def _train(config: PrepareConfig, sources: list[Source], tables: Tables | None) 
     if any(s.config.format == "tokens" for s in sources):
         raise UserError("a source of format 'tokens' needs the tokenizer its ids come from: set tokenizer")
     share = _TOKENIZER_SAMPLE_BYTES // len(sources)
-    texts = (text for s in sources for text in training_texts(s, share, config.unit_bytes, tables and tables.takes))
+    texts = (
+        text for s in sources for text in training_texts(s, share, config.unit_bytes, tables.takes if tables else None)
+    )
     return train_tokenizer(texts, config.vocab_size)
 
 

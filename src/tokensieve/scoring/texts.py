@@ -83,7 +83,7 @@ class TextScorer:
             target_BT = is_target(batch["targets"])
             np.add.at(sums, [of[i] for i in some], np.where(target_BT, found.nll, 0).sum(1, np.float64))
             np.add.at(counts, [of[i] for i in some], target_BT.sum(1))
-        return np.divide(sums, counts, out=np.full(len(texts), np.nan), where=counts > 0)
+        return np.asarray(np.divide(sums, counts, out=np.full(len(texts), np.nan), where=counts > 0))
 
     def _item(self, piece: list[int]) -> dict[str, Tensor]:
         ids = torch.tensor(piece)

@@ -154,7 +154,7 @@ class Measured:
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers, [N]."""
-        return self._joined(name, None)[self._rows]
+        return np.asarray(self._joined(name, None)[self._rows])
 
     def take(self, name: str, indices: np.ndarray) -> pa.Array:
         """A column's entries for these documents, in their order; read from the disk."""

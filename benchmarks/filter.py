@@ -71,14 +71,10 @@ def main() -> None:
 
 
 def speeds(folder: Path, args: Any) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
-    path, size = folder / "text.jsonl", 0
-    with gzip.open(args.data / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines, open(path, "w") as out:
-        for line in lines:
-            out.write(line)
-            size += len(json.loads(line)["text"].encode())
-            if size >= args.megabytes * 1e6:
-                break
-    sources = [SourceConfig(str(path))]
+    """Of each kind what a further MB takes, by a quarter of the text and all of it; the rest is what it takes to begin."""
+    texts = [folder / "quarter.jsonl", folder / "text.jsonl"]
+    corpus = args.data / "corpus.jsonl.gz"
+    sizes = [copy_text(corpus, path, args.megabytes * share) for path, share in zip(texts, (0.25, 1), strict=True)]
     curated = [SourceConfig(str(args.data / "curated.jsonl.gz"))]
     against = [SourceConfig(str(p)) for p in sorted(args.data.glob("eval_*.jsonl.gz"))]
     kinds: dict[str, dict[str, Any]] = {
@@ -86,31 +82,46 @@ def speeds(folder: Path, args: Any) -> tuple[list[dict[str, str]], list[dict[str
         "dedup, exact": {"dedup": Dedup("exact")},
         "dedup, minhash": {"dedup": Dedup()},
         "classifier": {"classifier": Classifier(curated)},
+        "ensemble": {},
     }
     for score in ("perplexity", "retrieval") if args.model else ():
         kinds[f"model, {score}"] = {"model": Measure(args.model, score, length=256, max_tokens=1024)}
     rows, records = [], []
     for name, fields in kinds.items():
-        seconds = []
+        rates, begins = [], []
         for i in range(args.rounds):
-            start = time.process_time()
-            out = folder / f"{name} {i}"
-            config = FilterConfig(str(out), name.split(",")[0], sources, workers=1, **fields)  # type: ignore[arg-type]
-            filtering.run(config, progress=False)
-            seconds.append(time.process_time() - start)
+            seconds = []
+            for path in texts:
+                out = folder / f"{name} {i} {path.stem}"
+                if name == "ensemble":
+                    tables = [str(folder / f"classifier {k} {path.stem}") for k in (0, args.rounds - 1)]
+                    fields = {"ensemble": Ensemble(tables), "share": 0.1}
+                config = FilterConfig(str(out), name.split(",")[0], [SourceConfig(str(path))], workers=1, **fields)  # type: ignore[arg-type]
+                start = time.process_time()
+                filtering.run(config, progress=False)
+                seconds.append(time.process_time() - start)
+            each = (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])
+            rates.append(1 / each)
+            begins.append(seconds[1] - each * sizes[1])
         manifest = json.loads((out / "manifest.json").read_text())
-        if name == "classifier":
-            kinds_of = manifest["classifier"]
-        records.append({"kind": name, "megabytes": size / 1e6, "seconds": seconds, "stats": manifest["stats"]})
-        rows.append({"kind": name, "MB/s": spread([size / 1e6 / s for s in seconds]), "seconds": spread(seconds)})
-    tables = [str(folder / f"classifier {i}") for i in range(2)]
-    start = time.process_time()
-    filtering.run(
-        FilterConfig(str(folder / "e"), "ensemble", sources, ensemble=Ensemble(tables), share=0.1), progress=False
-    )
-    rows.append({"kind": "ensemble", "MB/s": f"{size / 1e6 / (time.process_time() - start):.2f}", "seconds": ""})
-    print(f"classifier: {kinds_of}")
+        keys = ("stats", "classifier", "sets", "exact_copies", "near_copies", "heads")
+        told = {key: manifest[key] for key in keys if key in manifest}
+        print(name, rates, begins, {k: v for k, v in told.items() if k != "stats"}, flush=True)
+        records.append({"kind": name, "megabytes": sizes, "rates": rates, "begins": begins, **told})
+        rows.append({"kind": name, "MB/s": spread(rates), "s to begin": spread(begins)})
     return rows, records
+
+
+def copy_text(corpus: Path, path: Path, megabytes: float) -> float:
+    """The first so many MB of text; how many there are."""
+    size = 0
+    with gzip.open(corpus, "rt", encoding="utf-8") as lines, open(path, "w", encoding="utf-8") as out:
+        for line in lines:
+            out.write(line)
+            size += len(json.loads(line)["text"].encode())
+            if size >= megabytes * 1e6:
+                break
+    return size / 1e6
 
 
 def grow(folder: Path, data: Path, gigabytes: float) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     sources ──units (several processes)──> parts.tmp/ ──judge──> table.parquet ──> prepare --documents
 
-A kind is a function in KINDS: it says what to measure of each document by itself, and how to judge all of them from that.
+A kind is a function in FILTER_KINDS: it says what to measure of each document by itself, and how to judge all of them from
+that.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from tqdm.auto import tqdm
 
 from ..data.build.units import WorkUnit
 from ..data.build.workers import pooled
-from ..data.filter.classifier import fit
+from ..data.filter.classifier import fit_text
 from ..data.filter.decontaminate import EvaluationRuns, judge_shared
 from ..data.filter.dedup import Signatures, judge_copies, no_signatures
 from ..data.filter.ensemble import ensemble_score
-from ..data.filter.judge import Judgement, Keep, figures, table_rows, write_table
+from ..data.filter.judge import Judgement, Keep, table_rows, table_stats, write_table
 from ..data.filter.measured import Measured, MeasureTexts, UnitSetup, measure_unit
-from ..data.filter.table import TABLE, Tables, table_hash
+from ..data.filter.table import TABLE_FILE, Tables, table_hash
 from ..data.read.readers import groups, input_bytes, sample
 from ..data.read.source import Source, SourceConfig
 from ..data.read.sources import identity, read_twice, resolve
@@ -39,7 +40,7 @@ from .config.help import check_seed
 from .configs.filter import KIND, NOT_WORK, FilterConfig
 from .recipe.cost import Cost, Known
 
-PARTS = "parts.tmp"
+_PARTS = "parts.tmp"
 _MAX_WORKERS = 8
 _ONE_PROCESS_BYTES = 32 << 20  # as in prepare: below this, starting processes costs more than they bring
 
@@ -61,8 +62,8 @@ def run(config: FilterConfig, progress: bool = True) -> Path:
     sources = _resolved(config.sources, config.seed)
     with stage(out, _work(config, sources)) as s:
         if not s.done:
-            tables = Tables.of(config.documents, out / PARTS) if config.documents else None
-            kind = KINDS[config.kind](config)
+            tables = Tables.of(config.documents, out / _PARTS) if config.documents else None
+            kind = FILTER_KINDS[config.kind](config)
             s.bind()
             for sentence in read_twice(sources):
                 print(f"tokensieve: {out}: {sentence}", file=sys.stderr, flush=True)
@@ -70,7 +71,7 @@ def run(config: FilterConfig, progress: bool = True) -> Path:
                 _make(config, s, sources, kind, tables, progress)
             finally:
                 kind.close()
-    shutil.rmtree(out / PARTS, ignore_errors=True)
+    shutil.rmtree(out / _PARTS, ignore_errors=True)
     return out
 
 
@@ -180,7 +181,7 @@ def _make(
     config: FilterConfig, s: Stage, sources: list[Source], kind: Kind, tables: Tables | None, progress: bool
 ) -> None:
     sources = [sample(source, config.unit_bytes) for source in sources]
-    setup = UnitSetup(s.folder / PARTS, kind.measure, config.on_bad_row == "skip", tables)
+    setup = UnitSetup(s.folder / _PARTS, kind.measure, config.on_bad_row == "skip", tables)
     setup.parts.mkdir(exist_ok=True)
     measured = Measured(_measure(config, sources, setup, kind.alone, progress))
     if not len(measured):
@@ -191,8 +192,8 @@ def _make(
     if bad:
         with atomic_file(s.folder / "bad_rows.jsonl", "w") as f:
             f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in bad)
-    names = [TABLE, *(["bad_rows.jsonl"] if bad else [])]
-    s.finish(names, sources=measured.sources, stats=figures(measured, judgement), **judgement.told)
+    names = [TABLE_FILE, *(["bad_rows.jsonl"] if bad else [])]
+    s.finish(names, sources=measured.sources, stats=table_stats(measured, judgement), **judgement.told)
 
 
 def _measure(
@@ -262,7 +263,7 @@ def classifier(config: FilterConfig) -> Kind:
     labelled = any(s.label for s in options.positive)
     if not negative and not labelled:
         negative = _resolved(config.sources, config.seed)
-    model, told = fit(options, positive, negative, config.seed, config.unit_bytes)
+    model, told = fit_text(options, positive, negative, config.seed, config.unit_bytes)
     return Kind(model, lambda measured: _keep(config).judge(measured.numbers("score"), measured, classifier=told))
 
 
@@ -293,7 +294,7 @@ def _keep(config: FilterConfig) -> Keep:
     return Keep(config.share, config.threshold, config.by == "source", config.groups, config.reverse, config.repeat)
 
 
-KINDS: Mapping[str, Callable[[FilterConfig], Kind]] = {
+FILTER_KINDS: Mapping[str, Callable[[FilterConfig], Kind]] = {
     "decontaminate": decontaminate,
     "dedup": dedup,
     "classifier": classifier,

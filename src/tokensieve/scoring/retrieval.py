@@ -76,7 +76,7 @@ class RetrievalHeads:
             heads = self._of_layer.get(self._layers[id(module)])
             if heads:
                 group = query.shape[1] // value.shape[1]
-                seen = visible(query, key, mask).to(value.dtype)
+                seen = may_see(query, key, mask).to(value.dtype)
                 even = seen / seen.sum(-1, keepdim=True).clamp(min=1)
                 output = output.clone()
                 output[:, :, heads] = (even @ value[:, [h // group for h in heads]]).transpose(1, 2)
@@ -86,7 +86,7 @@ class RetrievalHeads:
             yield
 
 
-def visible(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+def may_see(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """What each query may see, bool [B or 1, 1, T, S]: what the mask lets through, or all up to its own place."""
     size, past = query.shape[-2], key.shape[-2]
     if mask is None:
@@ -98,7 +98,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: 
     """softmax(scaling * q k^T) over what may be seen, float32 [B, H, T, S]; soft caps are left out."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = (query.float() @ key.float().transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return scores.masked_fill(~visible(query, key, mask), -torch.inf).softmax(-1)
+    return scores.masked_fill(~may_see(query, key, mask), -torch.inf).softmax(-1)
 
 
 def _longest(model: Any) -> int:

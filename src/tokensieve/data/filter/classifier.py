@@ -31,7 +31,7 @@ _RIDGE = 1.0
 
 
 class LinearText:
-    """Documents -> ``score`` float32. Made by :func:`fit`."""
+    """Documents -> ``score`` float32. Made by :func:`fit_text`."""
 
     def __init__(self, run: int, bits: int, weights: np.ndarray, bias: float, *, labels: bool) -> None:
         self.run, self.bits, self.weights, self.bias, self.labels = run, bits, weights, bias, labels
@@ -59,7 +59,7 @@ def features(texts: Sequence[str], run: int, bits: int) -> Any:
     return normalize(made, copy=False)
 
 
-def fit(
+def fit_text(
     options: Classifier, positive: Sequence[Source], negative: Sequence[Source], seed: int, unit_bytes: int
 ) -> tuple[LinearText, dict[str, Any]]:
     """The model, and what it came to on held-out text: ``auc``, or of labels ``rank_correlation`` and ``mean_error``.

@@ -28,7 +28,7 @@ _ROUNDS = 8  # documents of a band's bucket that the others are compared with, o
 
 
 class Signatures:
-    """Documents -> ``minhash`` uint32 [documents, hashes], ``runs`` int32: how many different runs of words each has."""
+    """Documents -> ``minhash`` uint32 [documents, hashes], ``runs`` int32: how many runs of words each has."""
 
     def __init__(self, run: int, hashes: int) -> None:
         self.run, self.hashes = run, hashes
@@ -47,7 +47,6 @@ class Signatures:
                 mine = run_hashes[bounds[i] : bounds[i + 1]]
                 if 0 < count < self.run:  # of a text shorter than a run, the text is the run
                     mine = word_runs(words[ends[i] - count : ends[i]], np.array([count]), count)[0]
-                mine = np.unique(mine)
                 made = empty.copy()
                 for lo in range(0, len(mine), _RUNS):
                     made.update_batch((mine[lo : lo + _RUNS] >> np.uint64(32)).tolist())

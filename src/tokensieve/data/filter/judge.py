@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ...runs.errors import UserError
 from ...runs.files import atomic_file
 from .measured import Measured, chunks
-from .table import ROWS_AT_A_TIME, TABLE, TABLE_COLUMNS
+from .table import ROWS_AT_A_TIME, TABLE_COLUMNS, TABLE_FILE
 
 Why = Callable[[np.ndarray], Sequence[str]]
 """Indices of documents -> why each is kept or dropped; "" where there is nothing to say."""
@@ -135,12 +135,12 @@ def table_rows(measured: Measured, judgement: Judgement) -> Iterator[pa.Table]:
 
 
 def write_table(folder: Path, rows: Iterator[pa.Table]) -> None:
-    with atomic_file(folder / TABLE) as f, pq.ParquetWriter(f, pa.schema(list(TABLE_COLUMNS.items()))) as writer:
+    with atomic_file(folder / TABLE_FILE) as f, pq.ParquetWriter(f, pa.schema(list(TABLE_COLUMNS.items()))) as writer:
         for some in rows:
             writer.write_table(some)
 
 
-def figures(measured: Measured, judgement: Judgement) -> dict[str, Any]:
+def table_stats(measured: Measured, judgement: Judgement) -> dict[str, Any]:
     """``stats`` of the manifest: documents and bytes, all and kept, by source; a document that is taken n times counts n times
     among the kept bytes."""
     kept = judgement.times > 0

@@ -24,9 +24,9 @@ from ..read.documents import Document, Item, Skipped
 from ..read.readers import documents
 from .table import Tables, document_key
 
-Columns = Mapping[str, Any]
+Measurements = Mapping[str, Any]
 """Name -> numpy or Arrow array, an entry (or a row) a document."""
-MeasureTexts = Callable[[Sequence[Document]], Columns]
+MeasureTexts = Callable[[Sequence[Document]], Measurements]
 """What a kind says of documents, each by itself. Pickled for workers, if there are several."""
 
 _INFO = b"tokensieve"

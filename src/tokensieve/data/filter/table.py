@@ -23,7 +23,7 @@ from ...runs.manifest import check_files, read_manifest
 from ..read.documents import Document, Item, Skipped
 
 TABLE_KIND = "documents"
-TABLE = "table.parquet"
+TABLE_FILE = "table.parquet"
 TABLE_COLUMNS = {
     "text_hash": pa.uint64(),
     "key": pa.uint64(),
@@ -165,18 +165,18 @@ def _described(manifest: dict[str, Any]) -> Iterator[str]:
 def table_hash(folder: str) -> str:
     """What a table was, as a hash. UserError where the folder is no finished one."""
     files = read_manifest(folder, TABLE_KIND)["files"]
-    return str(next(f["hash"] for f in files if f["file"] == TABLE))
+    return str(next(f["hash"] for f in files if f["file"] == TABLE_FILE))
 
 
 def open_table(folder: str) -> pq.ParquetFile:
     """The table of a finished folder, its bytes checked. UserError that names what is wrong with it."""
     check_files(folder, read_manifest(folder, TABLE_KIND))
     try:
-        table = pq.ParquetFile(Path(folder) / TABLE)
+        table = pq.ParquetFile(Path(folder) / TABLE_FILE)
     except (pa.ArrowException, OSError) as e:
-        raise UserError(f"{Path(folder) / TABLE} is no readable Parquet file: {e}") from None
+        raise UserError(f"{Path(folder) / TABLE_FILE} is no readable Parquet file: {e}") from None
     if missing := [name for name in TABLE_COLUMNS if name not in table.schema_arrow.names]:
-        raise UserError(f"{Path(folder) / TABLE} has no column {missing[0]!r}")
+        raise UserError(f"{Path(folder) / TABLE_FILE} has no column {missing[0]!r}")
     return table
 
 
@@ -201,7 +201,7 @@ def _write_index(folder: str, into: Path) -> None:
     for array in arrays.values():
         array.flush()
     if arrays and not _ascending(arrays["text_hash"], arrays["key"]):
-        raise UserError(f"{Path(folder) / TABLE} is not in the order of its keys: `filter` did not write it")
+        raise UserError(f"{Path(folder) / TABLE_FILE} is not in the order of its keys: `filter` did not write it")
 
 
 def _ascending(text_hash: np.ndarray, key: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
     python benchmarks/filter.py --data FOLDER                          speed of every kind on a folder's corpus.jsonl.gz
     python benchmarks/filter.py --data FOLDER --grow 0.25 0.5 1        memory of dedup at so many GB of text made from it
+    python benchmarks/filter.py --data FOLDER --judge 0.25 0.5 1       the same without text: signatures are drawn
     python benchmarks/filter.py --data FOLDER --model RUN --save       with kind model, too
 
 One process and one thread, whose processor time is taken: others may work on the machine. Everything counts, reading and the
@@ -13,20 +14,27 @@ are mapped into memory can be dropped by the system at any time and are told apa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from measure import report, spread
 
+from tokensieve.data.filter.dedup import judge_copies
+from tokensieve.data.filter.judge import table_rows, write_table
+from tokensieve.data.filter.measured import Measured
 from tokensieve.data.filter.options import Classifier, Decontaminate, Dedup, Ensemble, Measure
 from tokensieve.data.read.source import SourceConfig
 from tokensieve.pipeline import filter as filtering
@@ -39,22 +47,25 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--grow", type=float, nargs="*", default=[])
+    parser.add_argument("--judge", type=float, nargs="*", default=[], help="as --grow, of signatures that are drawn")
     parser.add_argument("--model", default="")
     parser.add_argument("--scratch", type=Path, default=None, help="where the text is written and removed again")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/filter-<date>-<device>.{md,json}")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(json.loads(args.one))))
+        words = json.loads(args.one)
+        print(json.dumps(one(words) if words[0] else drawn(Path(words[1]), int(words[2]))))
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory(dir=args.scratch) as name:
         folder = Path(name)
         rows, records = speeds(folder, args)
         grown = [grow(folder, args.data, size) for size in args.grow]
+        grown += [grow(folder, args.data, size, draw=True) for size in args.judge]
     memory = [
         {
-            "text, GB": f"{g['gigabytes']:.2f}",
+            "text, GB": f"{g['gigabytes']:.2f}{' (drawn)' if g['drawn'] else ''}",
             "documents": f"{g['documents']:,}",
             "near copies": f"{g['near_copies']:,}",
             "peak, MB": f"{g['peak'] / 1e6:.0f}",
@@ -124,20 +135,74 @@ def copy_text(corpus: Path, path: Path, megabytes: float) -> float:
     return size / 1e6
 
 
-def grow(folder: Path, data: Path, gigabytes: float) -> dict[str, Any]:
+def grow(folder: Path, data: Path, gigabytes: float, draw: bool = False) -> dict[str, Any]:
     """Write the text, filter it in a process of its own, and remove both."""
     path, out = folder / "grown.jsonl", folder / "grown"
-    write_text(data / "corpus.jsonl.gz", path, int(gigabytes * 1e9))
-    done = subprocess.run(
-        [sys.executable, __file__, "--data", str(data), "--one", json.dumps([str(path), str(out)])],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    path.unlink()
-    found = json.loads(done.stdout.splitlines()[-1])
-    print({"gigabytes": gigabytes, **found}, flush=True)
-    return {"gigabytes": gigabytes, **found}
+    if not draw:
+        write_text(data / "corpus.jsonl.gz", path, int(gigabytes * 1e9))
+    words = ["" if draw else str(path), str(out), str(int(gigabytes * 1e9 / 2000))]
+    command = [sys.executable, __file__, "--data", str(data), "--one", json.dumps(words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    path.unlink(missing_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    found = {"gigabytes": gigabytes, "drawn": draw, **json.loads(done.stdout.splitlines()[-1])}
+    print(found, flush=True)
+    return found
+
+
+def drawn(out: Path, number: int) -> dict[str, Any]:
+    """Judge so many documents whose signatures are drawn: four of five share about half of theirs with one in five, one in
+    fifty nearly all of it. What measuring takes is not in it: a unit of text at a time, whatever the number."""
+    out.mkdir()
+    rng, paths = np.random.default_rng(0), []
+    for lo in range(0, number, 8192):
+        n = min(8192, number - lo)
+        signatures = rng.integers(0, 1 << 32, (n, 128), np.uint32)
+        heads = np.arange(n) // 5 * 5
+        share = np.where(np.arange(n) % 50 == 7, 0.95, 0.5)[:, None]
+        signatures = np.where(rng.random((n, 128)) < share, signatures[heads], signatures)
+        ids = [str(lo + i) for i in range(n)]
+        columns = {
+            "text_hash": rng.integers(0, 1 << 63, n).astype(np.uint64),
+            "key": rng.integers(0, 1 << 63, n).astype(np.uint64),
+            "bytes": np.full(n, 2000),
+            "id": ids,
+            "source": ["s"] * n,
+            "place": [f"grown.jsonl:{i}" for i in ids],
+            "minhash": pa.FixedSizeListArray.from_arrays(pa.array(signatures.reshape(-1)), 128),
+            "runs": np.full(n, 300, np.int32),
+        }
+        table = pa.table(columns).replace_schema_metadata({b"tokensieve": b"{}"})
+        paths.append(out / f"{lo:09d}.arrow")
+        with pa.OSFile(str(paths[-1]), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    with watched() as memory:
+        measured = Measured(paths)
+        judgement = judge_copies(Dedup(), measured)
+        write_table(out, table_rows(measured, judgement))
+    parts = sum(path.stat().st_size for path in paths)
+    return {**memory, "documents": len(measured), "near_copies": judgement.told["near_copies"], "parts": parts}
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[dict[str, Any]]:
+    """Processor seconds, and the most memory that the process itself holds, of what is done inside."""
+    found, done, begun = {"start": status("RssAnon"), "peak": 0}, threading.Event(), time.process_time()
+
+    def look() -> None:
+        while not done.wait(0.05):
+            found["peak"] = max(found["peak"], status("RssAnon"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    yield found
+    done.set()
+    thread.join()
+    found |= {
+        "peak": max(found["peak"], found["start"]),
+        "with_mapped": status("VmHWM"),
+        "seconds": time.process_time() - begun,
+    }
 
 
 def write_text(corpus: Path, path: Path, size: int) -> None:
@@ -164,32 +229,22 @@ def write_text(corpus: Path, path: Path, size: int) -> None:
 
 def one(words: list[str]) -> dict[str, Any]:
     """Filter a file in this process; what it took."""
-    path, out = words
+    path, out = words[:2]
     filtering.run(FilterConfig(f"{out} warm", "dedup", [SourceConfig(first_rows(path))]), progress=False)
-    start, begun = status("RssAnon"), time.process_time()
-    most, done = [start], threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.05):
-            most[0] = max(most[0], status("RssAnon"))
-
-    threading.Thread(target=look, daemon=True).start()
     parts: list[int] = []
     real = filtering.Measured
 
-    def measured(paths: list[Path]) -> Any:
+    def counted(paths: list[Path]) -> Any:
         parts.append(sum(p.stat().st_size for p in paths))
         return real(paths)
 
-    filtering.Measured = measured  # type: ignore[misc, assignment]
-    filtering.run(FilterConfig(out, "dedup", [SourceConfig(path)], workers=1), progress=False)
-    done.set()
+    filtering.Measured = counted  # type: ignore[misc, assignment]
+    with watched() as memory:
+        filtering.run(FilterConfig(out, "dedup", [SourceConfig(path)], workers=1), progress=False)
     manifest = json.loads((Path(out) / "manifest.json").read_text())
+    shutil.rmtree(f"{out} warm")
     return {
-        "start": start,
-        "peak": most[0],
-        "with_mapped": status("VmHWM"),
-        "seconds": time.process_time() - begun,
+        **memory,
         "documents": manifest["stats"]["documents"],
         "near_copies": manifest["near_copies"],
         "parts": parts[0],

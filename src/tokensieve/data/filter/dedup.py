@@ -181,7 +181,7 @@ def _band_hashes(measured: Measured, there: np.ndarray, columns: slice) -> np.nd
         [pow(0xD6E8FEB86659FD93, k + 1, 1 << 64) for k in range(columns.stop - columns.start)], np.uint64
     )
     found = np.empty(len(there), np.uint64)
-    for some in chunks(len(there), 1 << 16):
+    for some in chunks(len(there), _PAIRS):
         part = measured.matrix(SIGNATURE, there[some])[:, columns].astype(np.uint64)
         found[some] = (part * factors).sum(1, np.uint64)
     return found * np.uint64(0xBF58476D1CE4E5B9)

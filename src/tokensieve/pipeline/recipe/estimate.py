@@ -49,7 +49,7 @@ def _with_hours(recipe: Recipe, rows: Sequence[dict[str, str]], costs: Sequence[
     if (hardware := recipe.hardware) is not None:
         for row, cost in zip(rows, costs, strict=True):
             row["hours"] = "" if cost.flops is None else _hours(hardware.hours(cost.flops))
-        peak = si(PEAK_FLOPS[hardware.kind])
+        peak = rounded(PEAK_FLOPS[hardware.kind])
         yield (
             f"hours: on {hardware.gpus} {hardware.kind}, {hardware.mfu:.0%} (mfu) of {peak}FLOP/s each (bfloat16, data sheet) "
             "for the FLOPs that an ideal implementation needs"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from byte_tokenizers import TEXTS, byte_fallback, byte_level
+from folders import stored
 
 from tokensieve.data.build.units import encode
 from tokensieve.data.build.weigh import weigh_characters
@@ -36,18 +34,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     (here / "a.jsonl").write_text('{"text": "row alpha beta gamma"}\n')
     config = PrepareConfig(str(here / "out"), [SourceConfig(str(here / "a.jsonl"))], vocab_size=257)
     return str(run(config, progress=False))
-
-
-def stored(path: Path, form: str, rows: list[dict[str, Any]]) -> Path:
-    if form == "jsonl":
-        path = path.with_suffix(".jsonl")
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    elif form == "parquet":
-        path = path.with_suffix(".parquet")
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        datasets.Dataset.from_list(rows).save_to_disk(str(path))
-    return path
 
 
 def prepare(out: Path, tokenizer: str, path: Path, source: dict[str, Any] | None = None, **settings: Any) -> Corpus:

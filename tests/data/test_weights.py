@@ -137,11 +137,11 @@ def test_weights_that_cannot_be_meant_are_named(tmp_path: Path, tokenizer: str, 
 
 RULES = [
     WeightRule(0.5, tag="think"),
-    WeightRule(2.0, regex=r"\d+"),
+    WeightRule(2.0, regex=r"\d+|self"),
     WeightRule(0.0, tag="think", regex="[αβ]"),
     WeightRule(-1.0, regex="好|😀|e\u0301"),
 ]
-RULED = "4 or 42 <think>7 αβγ 8</think> is 你好, 世界😀 e\u0301 <think>never closed 3"
+RULED = "4 or 42 self <think>7 αβγ 8</think> is 你好, 世界😀 e\u0301 <think>never closed 3"
 
 
 def expected(text: str) -> list[float]:
@@ -152,6 +152,8 @@ def expected(text: str) -> list[float]:
     inside = [m.span() for m in re.finditer(r"<think>.*?</think>", text)]
     for a, b in inside:
         weights[a:b] = [0.5] * (b - a)
+    for found in re.finditer("self", text):  # byte_level has a token " self"
+        weights[found.start() : found.end()] = [2.0] * 4
     for i, c in enumerate(text):
         if c.isdigit():
             weights[i] = 2.0

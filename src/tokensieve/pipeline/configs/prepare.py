@@ -12,10 +12,11 @@ KIND = "corpus"
 # Text and tokenizer count by what is in them: moved elsewhere, they are the same.
 # So does BOS, by its id; and how many unknown tokens are too many says when to stop.
 # A chat template counts by its text, wherever that stands.
-NOT_WORK = ("out", "workers", "tokenizer", "bos", "chat_template", "max_unknown", "sources.path")
+NOT_WORK = ("out", "workers", "tokenizer", "bos", "chat_template", "max_unknown", "sources.path", "documents")
 
 # Fields that came after fingerprints ceased to cover all of them.
-LATER = ("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights")
+LATER = ("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights", "documents")
+LATER_OF_SOURCE = ("ignore_columns", "source_column", "label")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class PrepareConfig:
     """Folder to write."""
     sources: list[SourceConfig] = field(default_factory=list)
     """Where the text comes from."""
+    documents: list[str] = field(default_factory=list)
+    """Take only the documents that these tables keep: folders that `filter` wrote for the same sources."""
     tokenizer: str | None = None
     """Folder of a tokenizer, or of a corpus whose tokenizer to use; none: train a byte-level BPE on a sample of the text."""
     vocab_size: int = 32000

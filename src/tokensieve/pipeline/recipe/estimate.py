@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from ...analysis.table import si, table
+from ...analysis.table import rounded, table
 from ...runs.errors import UserError
 from ...runs.manifest import is_done, read_manifest
 from ..configs.hardware import PEAK_FLOPS
@@ -49,7 +49,7 @@ def _with_hours(recipe: Recipe, rows: Sequence[dict[str, str]], costs: Sequence[
     if (hardware := recipe.hardware) is not None:
         for row, cost in zip(rows, costs, strict=True):
             row["hours"] = "" if cost.flops is None else _hours(hardware.hours(cost.flops))
-        peak = si(PEAK_FLOPS[hardware.kind])
+        peak = rounded(PEAK_FLOPS[hardware.kind])
         yield (
             f"hours: on {hardware.gpus} {hardware.kind}, {hardware.mfu:.0%} (mfu) of {peak}FLOP/s each (bfloat16, data sheet) "
             "for the FLOPs that an ideal implementation needs"
@@ -103,7 +103,7 @@ def check_jobs(recipe: Recipe, stages: Sequence[RecipeStage], jobs: int) -> None
     if needed > free:
         names = ", ".join(name for _, name in largest)
         raise UserError(
-            f"jobs: {jobs} models at once ({names}) take at least {si(needed)}B of memory, {si(free)}B are free: "
+            f"jobs: {jobs} models at once ({names}) take at least {rounded(needed)}B of memory, {rounded(free)}B are free: "
             "run with fewer jobs"
         )
 
@@ -119,10 +119,10 @@ def check_filled(recipe: Recipe, stages: Sequence[RecipeStage]) -> None:
         (there, exact), wanted = known.tokens(stage.fields["corpus"]), known.costs[stage.folder].tokens
         allowed = float(stage.fields["max_epochs"])
         if wanted is not None and wanted > there * allowed * (1 if exact else 1 + _UNSURE):
+            name, about = Path(stage.fields["corpus"]).name, "" if exact else "about "
             raise UserError(
-                f"stage {stage.name}: {Path(stage.fields['corpus']).name} has {'' if exact else 'about '}{si(there).strip()} "
-                f"tokens, and the arm needs {si(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it "
-                "more text, or fewer steps"
+                f"stage {stage.name}: {name} has {about}{rounded(there).strip()} tokens, and the arm needs "
+                f"{rounded(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it more text, or fewer steps"
             )
 
 
@@ -212,7 +212,7 @@ def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
     def number(value: float | None, unit: str) -> str:
         if value is None:
             return ""
-        return UNKNOWN if math.isnan(value) else mark + si(value) + unit
+        return UNKNOWN if math.isnan(value) else mark + rounded(value) + unit
 
     return {
         "stage": name,

@@ -24,7 +24,7 @@ from .study_checks import check_study
 
 SEED = "${seed}"
 EVALUATION, TABLE = "evaluation", "table"
-LATER = ("effect", "sd", "large")
+IF_GIVEN = ("effect", "sd", "large")
 """Fields that studies registered before they existed do not have: one that is not given is not written down."""
 OVER_SEEDS = ("compare",)
 """Verbs that read the folders of all seeds at once."""
@@ -101,7 +101,7 @@ def _with_arms(
     rivals = {str(f["compute_of"]): name for name, f in reversed(said.items()) if "compute_of" in f}
     rivals |= {name: str(f["rival"]) for name, f in said.items() if "rival" in f}
     shared = {k: v for k, v in asdict(study).items() if k not in ("stop", "ngrams", "checkpoints")}
-    shared = {k: v for k, v in shared.items() if v is not None or k not in LATER}
+    shared = {k: v for k, v in shared.items() if v is not None or k not in IF_GIVEN}
     plan = {"test": TEST, "stop": study.stop, "seeds": list(seeds), "arms": said, "rivals": rivals, **shared}
     first = [name for name in ("base", "reference") if name in own]
     ends = [name for name in said if name != study.baseline and _is_length_of(made[name], made[study.baseline], study)]

@@ -17,7 +17,7 @@ BY_PROGRAM = ("humaneval", "mbpp")
 """Tasks whose answers are programs that the harness runs without any isolation."""
 
 
-# Of the harness's folder of tasks; others are called as their task. Reading all of them takes half a minute.
+# In the harness's folder of tasks; others are called as their task. Reading all of its thousands of files takes long.
 _FOLDERS = {"gsm8k_cot": "gsm8k", "arc_challenge": "arc", "arc_easy": "arc", "boolq": "super_glue"}
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         weighted_nll,
     )
     from .data.scored import load_scored
+    from .notebook.results import read_run
     from .runs.errors import UserError
     from .training.trainer import SelectiveTrainer
 
@@ -63,6 +64,7 @@ _HOMES = {
     "SelectiveTrainer": "tokensieve.training.trainer",
     "UserError": "tokensieve.runs.errors",
     "load_scored": "tokensieve.data.scored",
+    "read_run": "tokensieve.notebook.results",
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "load_scored",
     "objective",
     "random_uniform",
+    "read_run",
     "token_nll",
     "token_nll_from_logits",
     "top_fraction",

@@ -204,7 +204,7 @@ def _manifest(folder: Any) -> dict[str, Any]:
 
 def _facts(folder: Any) -> dict[str, Any]:
     manifest = _manifest(folder)
-    return {key: manifest[key] for key in ("kind", "fingerprint", "stats", "summary") if key in manifest}
+    return {key: manifest[key] for key in ("kind", "fingerprint", "stats", "summary", "exported") if key in manifest}
 
 
 def _sentence(folder: Any) -> str:
@@ -218,6 +218,12 @@ def _sentence(folder: Any) -> str:
         return (
             f": {s['steps']} steps, {s['tokens_seen']:,} tokens seen, {s['tokens_trained']:,} trained "
             f"({s['kept_share']:.1%}), {s['seconds']:.0f} s"
+        )
+    if "exported" in manifest:
+        e = manifest["exported"]
+        return (
+            f": {e['samples']:,} samples of {e['rows']:,} rows, {e['tokens_trained']:,} of {e['tokens']:,} tokens trained\n"
+            + (folder / "USE.md").read_text(encoding="utf-8").rstrip("\n")
         )
     compared = [folder / s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] == "compare"]
     tables = [path / "table.txt" for path in (folder, *compared)]

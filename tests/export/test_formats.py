@@ -16,6 +16,7 @@ from export_readers import READERS, Term, indexed
 from exports import RATIO, config, flat, made_scores
 
 from tokensieve.data.corpus import open_corpus
+from tokensieve.data.weight_rules import WeightRule
 from tokensieve.export import FORMATS, selection
 from tokensieve.pipeline import export
 from tokensieve.runs.errors import UserError
@@ -33,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
     rules = {
         "plain": {},
         "isolated": {"isolate_documents": True},
-        "weights": {"weights": [{"regex": "[0-9]+", "weight": 2.5}, {"regex": "noise", "weight": -0.5}]},
+        "weights": {"weights": [WeightRule(2.5, regex="[0-9]+"), WeightRule(-0.5, regex="noise"), WeightRule(0, regex="the")]},
     }
     found = {}
     for name, fields in rules.items():

@@ -42,7 +42,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def run(scored: dict[str, Path], out: Path, to: str = "jsonl", **fields: Any) -> Path:
     columns = fields.pop("columns", ("ref_nll", "base_nll"))
-    return export.run(config(out, scored["corpus"], to, **{"scores": [str(scored[c]) for c in columns], **fields}))
+    return export.run(config(out, scored["corpus"], to, *(scored[c] for c in columns), **fields))
 
 
 def test_a_checkpoint_s_selection_is_the_trainer_s_at_that_checkpoint(scored: Any, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_other_mistakes(scored: Any, tmp_path: Path, tokensieve: Any) -> None:
     for sentence, fields in (
         ("'ref_nll' is no statistic of the student's forward: one of entropy, nll", {"student": {"ref_nll": "x"}}),
         ("'rho1_low_ref' does not need 'nll'", {"student": {"nll": "base_nll"}}),
-        ("the objective needs the column 'ref_nll'", {"scores": []}),
+        ("the objective needs the column 'ref_nll'", {"columns": ()}),
         ("needs a column 'ref_nll'", {"columns": ("base_nll",)}),
         ("at_step must be at least 0", {"at_step": -1}),
     ):
@@ -145,8 +145,8 @@ def test_on_the_command_line_and_again(scored: Any, tmp_path: Path, tokensieve: 
     stamp = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
     assert tokensieve(*words).out == done.out
     assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp
-    with pytest.raises(StaleFolder, match="to parquet -> mds"):
-        run(scored, tmp_path / "out", "mds")
+    with pytest.raises(StaleFolder, match=r'to "parquet" -> "mds"'):
+        run(scored, tmp_path / "out", "mds", objective={"name": "clm"}, columns=())
     assert "export, whole" in tokensieve("check", tmp_path / "out").out
 
 
@@ -187,7 +187,10 @@ def test_the_page_has_what_users_write() -> None:
 
 
 def test_trl_trains_on_it_as_the_trainer_does(scored: Any, tmp_path: Path) -> None:
-    """SFTTrainer, one SGD step in float64 over all rows: the loss and the update of SelectiveTrainer, to 1e-9."""
+    """SFTTrainer, one SGD step over all rows in micro-batches: the loss and the update of SelectiveTrainer.
+
+    In float64 but for transformers' own loss, which takes logits as float32: 2^-24 a logit of up to 10.
+    """
     from datasets import load_dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -220,7 +223,7 @@ def test_trl_trains_on_it_as_the_trainer_does(scored: Any, tmp_path: Path) -> No
     trl = SFTTrainer(start, args, train_dataset=train, processing_class=tokenizer)
     trl.train()
     losses = [t.state.log_history[0]["loss"] for t in (made, trl)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     moved = {name: before[name] - value for name, value in models.weights(start).items()}
     mine = {name: before[name] - value for name, value in models.weights(ours).items()}
-    assert models.gap(moved, mine) < 1e-9
+    assert models.gap(moved, mine) < 2e-6

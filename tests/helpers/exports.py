@@ -29,8 +29,9 @@ def made_scores(out: Path, corpus: Path, columns: tuple[str, ...] = ("ref_nll",)
     return score.run(config)
 
 
-def config(out: Path, corpus: Path, to: str, scores: Path | None = None, **fields: Any) -> ExportConfig:
-    rule = {"objective": RULE, "scores": [str(scores)]} if scores else {}
+def config(out: Path, corpus: Path, to: str, *scores: Path, **fields: Any) -> ExportConfig:
+    """Of scores, RULE, if no other objective is given."""
+    rule = {"objective": RULE, "scores": [str(folder) for folder in scores]} if scores else {}
     return ExportConfig(str(out), str(corpus), to, **{**rule, **fields})  # type: ignore[arg-type]
 
 

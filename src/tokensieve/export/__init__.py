@@ -95,9 +95,13 @@ tokens, keep = data[0]["input_ids"], loss[0]
         megatron.write_megatron,
         10.0,
         """\
-# Megatron-LM: --data-path $folder/tokens --seq-length $length, and in a GPTDataset's __getitem__ for the row of a sample
-weight = IndexedDataset("$folder/weight")
-sample["loss_mask"][:-1] = torch.tensor(weight[row][1:])  # the last position predicts another row: 0
+# Megatron-LM: --data-path $folder/tokens --seq-length $length --no-create-attention-mask-in-dataloader, and a GPTDataset with
+class Weighted(GPTDataset):
+    def __getitem__(self, idx):
+        sample, tokens = super().__getitem__(idx), self.dataset
+        self.dataset = IndexedDataset("$folder/weight")  # the same rows in the same order
+        weight, self.dataset = self._query_document_sample_shuffle_indices(idx or 0)[0], tokens
+        return {**sample, "loss_mask": sample["loss_mask"] * torch.tensor(weight[1:])}
 # GPT-NeoX
 "train_data_paths": ["$folder/tokens"], "train_label_data_paths": ["$folder/labels"], "seq_length": $length
 """,

@@ -109,16 +109,13 @@ class StaticSelection:
 
     def blocks(self, shards: Sequence[int]) -> Iterator[RowBlock]:
         """All rows in order; ``shards``: how many rows each shard has. No block lies in two of them."""
+        each = max(1, _BLOCK_TOKENS // max(1, len(self.rows[0]["input_ids"]))) if len(self.rows) else 1
         start = 0
         for shard, rows in enumerate(shards):
             stop = start + rows
-            while start < stop:
-                end = min(stop, start + self._block_rows(start))
-                yield self._block(shard, start, end)
-                start = end
-
-    def _block_rows(self, row: int) -> int:
-        return max(1, _BLOCK_TOKENS // max(1, len(self.rows[row]["input_ids"])))
+            for begin in range(start, stop, each):
+                yield self._block(shard, begin, min(stop, begin + each))
+            start = stop
 
     def _block(self, shard: int, start: int, stop: int) -> RowBlock:
         stats, batch = self._stats(start, stop)

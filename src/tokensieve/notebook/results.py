@@ -80,13 +80,7 @@ class Results:
         """
         from datasets import Dataset, concatenate_datasets
 
-        files = self._logged(arm, step, seed)
-        tables = [pq.read_table(path) for path in files.values()]
-        parts = [
-            Dataset(table.add_column(0, "step", [np.full(len(table), at, np.int64)]))
-            for at, table in zip(files, tables, strict=True)
-        ]
-        return concatenate_datasets(parts)
+        return concatenate_datasets([Dataset(pq.read_table(p)) for p in self._logged(arm, step, seed).values()])
 
     def scored(self, arm: str, *, seed: Any = None) -> Any:
         """The corpus that an arm was trained on, its scores beside it: a ``datasets.Dataset``, as of ``load_scored``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from string import Template
@@ -28,6 +30,7 @@ from .objectives import check_sources, objective_of
 from .recipe.cost import Cost, Known
 
 USE = "USE.md"
+UNFINISHED = "unfinished"  # what is refused or killed on its way leaves nothing that looks like an export
 
 
 def run(config: ExportConfig) -> Path:
@@ -41,16 +44,29 @@ def run(config: ExportConfig) -> Path:
         check_holds(to, selection.objective, config.to)
         corpus_scope.find(config, corpus, selection)
         selection.check_steps()
-        s.bind()
         counted = Counted(selection.blocks([shard["rows"] for shard in corpus.manifest["shards"]]), to, config.to)
-        shape = shape_of(corpus)
-        names = to.write(out, iter(counted), shape)
-        if not counted.trained:
-            raise UserError(f"{config.corpus}: no token is trained on, there is nothing to export")
-        with atomic_file(out / USE, "w") as f:
-            f.write(usage_of(to, out, shape))
-        _finish(s, config, corpus, selection, counted, [*names, USE])
+        shutil.rmtree(made := out / UNFINISHED, ignore_errors=True)
+        try:
+            names = _write(to, made, out, counted, shape_of(corpus))
+            if not counted.trained:
+                raise UserError(f"{config.corpus}: no token is trained on, there is nothing to export")
+            s.bind()
+            for name in names:
+                (out / name).parent.mkdir(exist_ok=True)
+                os.replace(made / name, out / name)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        _finish(s, config, corpus, selection, counted, names)
     return out
+
+
+def _write(to: Format, made: Path, out: Path, counted: Counted, shape: Shape) -> list[str]:
+    """Write into ``made`` what will be in ``out``: names of the files."""
+    made.mkdir()
+    names = to.write(made, iter(counted), shape)
+    with atomic_file(made / USE, "w") as f:
+        f.write(usage_of(to, out, shape))
+    return [*names, USE]
 
 
 def work(config: ExportConfig) -> Work:

@@ -22,19 +22,24 @@ from tokensieve.pipeline import export
 from tokensieve.runs.errors import UserError
 from tokensieve.runs.manifest import check_files, read_manifest
 
-CORPORA = ("plain", "isolated", "weights")
+CORPORA = ("plain", "isolated", "weights", "positive")
 SELECTIONS = [name for name, found in FORMATS.items() if found.holds == "selection"]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """name -> (corpus of three shards, its scores, which are made up): plain, isolated documents, and with weights."""
+    """name -> (corpus of several shards, made-up scores of it): plain, isolated documents, with weights of two kinds."""
     root = tmp_path_factory.mktemp("export")
     text = corpora.write_text(root / "text")
     rules = {
         "plain": {},
         "isolated": {"isolate_documents": True},
-        "weights": {"weights": [WeightRule(2.5, regex="[0-9]+"), WeightRule(-0.5, regex="noise"), WeightRule(0, regex="the")]},
+        "weights": {
+            "weights": [WeightRule(2.5, regex="[0-9]+"), WeightRule(-0.5, regex="noise"), WeightRule(0, regex="the")]
+        },
+        "positive": {
+            "weights": [WeightRule(2.5, regex="[0-9]+"), WeightRule(0.25, regex="noise"), WeightRule(0, regex="the")]
+        },
     }
     found = {}
     for name, fields in rules.items():
@@ -76,10 +81,13 @@ def nll_sum(terms: list[Term]) -> float:
 @pytest.mark.parametrize("kind", CORPORA)
 def test_what_its_trainer_sums_up_is_the_definition(made: Any, tmp_path: Path, name: str, kind: str) -> None:
     corpus, scores = made[kind]
-    if kind == "weights" and name in SELECTIONS:
-        with pytest.raises(UserError, match=rf"to: {name} says which tokens are trained and no more, but the token at"):
+    if kind in ("weights", "positive") and (name in SELECTIONS or (name == "swift" and kind == "weights")):
+        holds = "which tokens are trained and no more" if name in SELECTIONS else "weights from 0 on"
+        with pytest.raises(
+            UserError, match=rf"to: {name} says {holds}, but the token at position \d+ of row \d+ weighs"
+        ):
             export.run(config(tmp_path / "out", corpus, name, scores))
-        assert not (tmp_path / "out" / "manifest.json").exists()
+        assert list((tmp_path / "out").iterdir()) == []
         return
     out = export.run(config(tmp_path / "out", corpus, name, scores))
     want, found = flat(expected(corpus, scores)), flat(READERS[name](out, corpora.LENGTH))

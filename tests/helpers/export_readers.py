@@ -42,12 +42,15 @@ def llama_factory(folder: Path, length: int) -> Iterator[list[Term]]:
 
 
 def swift(folder: Path, length: int) -> Iterator[list[Term]]:
-    """``torch.roll(labels, -1)``, and ``loss_scale`` with it; at the last position then stands the first's label: none."""
-    for row in datasets.load_from_disk(str(folder / "train")):
-        ids = row["input_ids"]
-        assert row["lengths"] == len(ids)
-        labels, scale = row["labels"][1:] + row["labels"][:1], row["loss_scale"][1:] + row["loss_scale"][:1]
-        assert labels[-1] == -100
+    """``_encode_context_list``: a label where loss_scale is above 0, none at the first token; both are rolled to the left."""
+    lines = (line for path in sorted(folder.glob("train-*.jsonl")) for line in path.read_text().splitlines())
+    for row in map(json.loads, lines):
+        assert row["add_eos"] is False
+        user, assistant = row["messages"]
+        assert (user["role"], user["content"], assistant["role"]) == ("user", "", "assistant")
+        ids, scale = assistant["content"]["token_ids"], [0.0, *assistant["content"]["loss_scale"][1:]]
+        labels = [-100, *(i if s > 0 else -100 for i, s in zip(ids[1:], scale[1:], strict=True))]
+        labels, scale = labels[1:] + labels[:1], scale[1:] + scale[:1]
         yield [(ids[t], labels[t], scale[t]) for t in range(len(ids)) if labels[t] != -100]
 
 

@@ -5,7 +5,7 @@ corpus + scores ── selection.py: the trainer's own weights, at their own tok
 
 from __future__ import annotations
 
-from . import arrow, datatrove, jsonl, mds, megatron, olmo, parquet
+from . import arrow, datatrove, jsonl, mds, megatron, olmo, parquet, swift
 from .layout import Format
 
 FORMATS: dict[str, Format] = {
@@ -48,20 +48,21 @@ stage: sft
 tokenized_path: $folder
 cutoff_len: $length
 """,
-        "LLaMA-Factory (src/llamafactory/data/loader.py)",
+        "LLaMA-Factory 0.9.5 (llamafactory/data/loader.py, data_utils.py)",
     ),
     "swift": Format(
         "ms-swift",
         "weights",
-        arrow.write_swift,
-        12.0,
+        swift.write_swift,
+        16.0,
         """\
 # ms-swift
-swift sft --model MODEL --train_type full \\
-  --cached_dataset $folder/train \\
+swift sft --model MODEL --dataset $folder/train-*.jsonl --use_chat_template false \\
+  --is_binary_loss_scale false --remove_unused_columns false \\
   --max_length $length
 """,
-        "ms-swift (swift/llm/export/cached_dataset.py, swift/trainers/trainers.py)",
+        "ms-swift 4.6.0 (swift/loss_scale/base.py, swift/template/base.py, swift/trainers/seq2seq_trainer.py); read, not run",
+        signed=False,
     ),
     "olmo": Format(
         "OLMo-core",
@@ -74,7 +75,7 @@ files = sorted(glob("$folder/tokens-*.npy")), sorted(glob("$folder/label_mask-*.
 NumpyFSLDatasetConfig(paths=files[0], label_mask_paths=files[1], sequence_length=$length,
                       tokenizer=tokenizer, dtype=NumpyDatasetDType.$dtype)
 """,
-        "OLMo-core (src/olmo_core/data/numpy_dataset.py, data/utils.py: get_labels)",
+        "OLMo-core 3.0.0 (olmo_core/data/numpy_dataset.py, data/utils.py: get_labels)",
     ),
     "datatrove": Format(
         "datatrove, and what reads its .ds and .ds.loss",
@@ -87,7 +88,7 @@ data = DatatroveFileDataset("$folder/00000.ds", seq_len=$seq_len, token_size=$to
 loss = np.memmap("$folder/00000.ds.loss", bool).reshape(-1, $length)
 tokens, keep = data[0]["input_ids"], loss[0]
 """,
-        "datatrove (utils/dataset.py, pipeline/tokens/tokenizer.py)",
+        "datatrove 0.10.1 (utils/dataset.py, pipeline/tokens/tokenizer.py)",
     ),
     "megatron": Format(
         "Megatron-LM, and GPT-NeoX by labels",
@@ -105,7 +106,7 @@ class Weighted(GPTDataset):
 # GPT-NeoX
 "train_data_paths": ["$folder/tokens"], "train_label_data_paths": ["$folder/labels"], "seq_length": $length
 """,
-        "Megatron-LM (megatron/core/datasets/indexed_dataset.py, gpt_dataset.py); GPT-NeoX (megatron/data/gpt2_dataset.py)",
+        "megatron-core 0.16.1 (datasets/indexed_dataset.py, gpt_dataset.py); GPT-NeoX (data/gpt2_dataset.py, training.py)",
     ),
     "mds": Format(
         "MosaicML streaming, and LLM Foundry by labels",
@@ -117,6 +118,6 @@ class Weighted(GPTDataset):
 data = StreamingDataset(local="$folder", shuffle=True, batch_size=8)
 sample = data[0]
 """,
-        "streaming (streaming/base/format/mds/writer.py, reader.py, encodings.py)",
+        "mosaicml-streaming 0.13.0 (base/format/mds/writer.py, reader.py, encodings.py)",
     ),
 }

@@ -53,6 +53,8 @@ class Format:
     $vocab_size, $eos_id and $pad_id."""
     checked: str
     """The reader's source that the layout was read in."""
+    signed: bool = True
+    """Of weights: whether any may be below 0."""
 
 
 def labels_of(ids_T: npt.NDArray[np.int64], weight_T: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:

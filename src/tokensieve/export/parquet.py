@@ -11,9 +11,7 @@ import pyarrow.parquet as pq
 from ..runs.files import atomic_file
 from .layout import Shape
 from .selection import RowBlock
-from .tables import ATTENTION_MASK, INPUT_IDS, LABELLED, sample_table, schema_of
-
-_COLUMNS = {"input_ids": INPUT_IDS, "attention_mask": ATTENTION_MASK, "labels": LABELLED}
+from .tables import sample_schema, sample_table
 
 
 def write_parquet(folder: Path, blocks: Iterator[RowBlock], shape: Shape) -> list[str]:
@@ -23,8 +21,8 @@ def write_parquet(folder: Path, blocks: Iterator[RowBlock], shape: Shape) -> lis
         names.append(f"train-{shard:05d}.parquet")
         with (
             atomic_file(folder / names[-1]) as f,
-            pq.ParquetWriter(f, schema_of(_COLUMNS), compression="zstd") as writer,
+            pq.ParquetWriter(f, sample_schema(), compression="zstd") as writer,
         ):
             for block in part:
-                writer.write_table(sample_table(block, _COLUMNS))
+                writer.write_table(sample_table(block))
     return names

@@ -150,8 +150,7 @@ class Counted:
 
     def __iter__(self) -> Iterator[RowBlock]:
         for block in self._blocks:
-            if self._to.holds == "selection":
-                self._check(block)
+            self._check(block)
             self.samples += sum(1 for _ in block.samples())
             self.tokens += int(block.num_tokens_B.sum())
             self.trained += int((block.weight_BT != 0).sum())
@@ -161,12 +160,15 @@ class Counted:
             self.rows += len(block.ids_BT)
 
     def _check(self, block: RowBlock) -> None:
-        wrong_BT = (block.weight_BT != 0) & (block.weight_BT != 1)
-        if wrong_BT.any():
+        holds, others, wrong_BT = "weights from 0 on", "megatron, mds", block.weight_BT < 0
+        if self._to.holds == "selection":
+            wrong_BT = (block.weight_BT != 0) & (block.weight_BT != 1)
+            holds, others = "which tokens are trained and no more", "swift, megatron, mds"
+        if wrong_BT.any() and not (self._to.holds == "weights" and self._to.signed):
             row, at = (int(i[0]) for i in np.nonzero(wrong_BT))
             raise UserError(
-                f"to: {self._name} says which tokens are trained and no more, but the token at position {at} of row "
-                f"{self.rows + row} weighs {block.weight_BT[row, at]:g}: take a format of weights (swift, megatron, mds)"
+                f"to: {self._name} says {holds}, but the token at position {at} of row {self.rows + row} weighs "
+                f"{block.weight_BT[row, at]:g}: take {others}"
             )
 
 

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-
 from datatrove.utils.dataset import DatatroveFileDataset
 
 folder, length = Path(sys.argv[1]), int(sys.argv[2])

@@ -18,7 +18,7 @@ from .layout import Shape
 from .selection import RowBlock
 from .tables import sample_schema, sample_table
 
-SPLIT = "train"
+_SPLIT = "train"
 
 
 def write_llama_factory(folder: Path, blocks: Iterator[RowBlock], shape: Shape) -> list[str]:
@@ -30,12 +30,12 @@ def write_llama_factory(folder: Path, blocks: Iterator[RowBlock], shape: Shape) 
     for shard, part in groupby(blocks, key=lambda block: block.shard):
         names.append(f"data-{shard:05d}.arrow")
         with (
-            atomic_file(folder / SPLIT / names[-1]) as f,
+            atomic_file(folder / _SPLIT / names[-1]) as f,
             pa.ipc.new_stream(f, features.arrow_schema) as stream,
         ):
             for block in part:
                 stream.write_table(sample_table(block).cast(features.arrow_schema))
-    names += write_load_from_disk(folder / SPLIT, features, names, "exported")
+    names += write_load_from_disk(folder / _SPLIT, features, names, "exported")
     with atomic_file(folder / "dataset_dict.json", "w") as f:
-        json.dump({"splits": [SPLIT]}, f)
-    return [*(f"{SPLIT}/{name}" for name in names), "dataset_dict.json"]
+        json.dump({"splits": [_SPLIT]}, f)
+    return [*(f"{_SPLIT}/{name}" for name in names), "dataset_dict.json"]

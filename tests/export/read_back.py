@@ -31,13 +31,18 @@ HERE = Path(__file__).parent / "readers"
 # reader -> (the format it reads, what is installed without its own needs, what of those it does need here)
 INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
     "trl": ("parquet", [], []),
-    "axolotl": ("jsonl", ["axolotl"], []),
-    "llama_factory": ("llama_factory", ["llamafactory"], []),
-    "swift": ("swift", ["ms-swift"], []),
-    "olmo": ("olmo", ["ai2-olmo-core"], ["cached-path", "omegaconf", "rich", "importlib_resources", "requests"]),
+    "olmo": (
+        "olmo",
+        ["ai2-olmo-core"],
+        ["cached-path", "omegaconf", "rich", "importlib_resources", "dataclass-extensions", "bettermap"],
+    ),
     "datatrove": ("datatrove", ["datatrove"], ["loguru", "humanize", "dill", "multiprocess"]),
     "megatron": ("megatron", ["megatron-core"], []),
-    "mds": ("mds", ["mosaicml-streaming"], ["brotli", "python-snappy", "zstd", "Xxhash", "boto3", "paramiko"]),
+    "mds": (
+        "mds",
+        ["mosaicml-streaming"],
+        ["brotli", "python-snappy", "zstd", "boto3", "paramiko", "torchvision", "catalogue"],
+    ),
 }
 
 

@@ -16,7 +16,7 @@ flat = {name: np.concatenate([part[i] for i in range(len(part))]) for name, part
 terms = []
 for begin in range(0, len(flat["tokens"]), length):
     text, weight, known = (flat[name][begin : begin + length + 1] for name in ("tokens", "weight", "labels"))
-    context, target, mask = text[:-1], text[1:], weight[1:]
+    context, target, mask = text[:-1], text[1:].astype(np.int64), weight[1:]
     assert (np.where(mask != 0, target, -100) == known[1:]).all()
     terms.append([[int(a), int(b), float(w)] for a, b, w in zip(context, target, mask, strict=True) if w])
 print(json.dumps({"version": f"megatron-core {version('megatron-core')}", "terms": [t for t in terms if t]}))

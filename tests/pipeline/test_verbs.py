@@ -185,4 +185,5 @@ def test_verbs_that_may_be_a_stage() -> None:
         "compare",
         "dynamics",
         "check",
+        "export",
     }

@@ -155,6 +155,15 @@ VERBS: dict[str, Verb] = {
         positional="runs",
         work="report",
     ),
+    "export": Verb(
+        "configs.export:ExportConfig",
+        "a corpus and what is trained of it, for another trainer",
+        "tokensieve export --out runs/x/trl --to jsonl --corpus runs/x/corpus --scores runs/x/scores "
+        "--objective.name rho1_low_ref --objective.scope corpus",
+        group="hand-over",
+        stage=True,
+        work="export",
+    ),
     "check": Verb(
         "configs.check:CheckConfig",
         "verify folders: hashes, scores against corpus, corpora against each other",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .folders import Arm, Dynamics, Run, checkpoint_records, total_flops
+from ..analysis.folders import Arm, Dynamics, Run, checkpoint_records, total_flops
 from .logged import Columns, logged_tokens
 from .style import CLASS_COLOURS, DROPPED_COLOUR, KEPT_COLOUR, arm_colours, label_ends, panel, percent, si
 from .svg import INK

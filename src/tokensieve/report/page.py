@@ -19,10 +19,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..analysis.comparison import PLUS_MINUS
+from ..analysis.folders import Run
 from . import svg
 from .explorer import views
 from .figures import Figure, figures
-from .folders import Run
 from .pieces import PieceTable, shown_text
 from .style import RC
 from .verdict import arms_table, verdict

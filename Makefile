@@ -8,7 +8,7 @@ DATA ?= data/math
 # one worker (loadscope), so that what they share is made once; files in their own order, where the long ones do not come last.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean bench-quality
+.PHONY: help setup check test test-kernels demo bench bench-references bench-scaling study study-demo study-math sweep mutants faults clean bench-quality
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,12 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 
 study: setup ## a study from its registration to its verdict, recipes/study-tiny.yaml; go on with what was stopped by the same
 	$(BIN)/tokensieve run study-tiny --jobs 2
+
+sweep: setup ## fourteen tiny runs and the laws through them, recipes/sweep-tiny.yaml: minutes of a core
+	$(BIN)/tokensieve run sweep-tiny
+
+bench-scaling: setup ## are planted laws found, and do their intervals hold them; ten minutes of a core
+	$(BIN)/python benchmarks/scaling.py
 
 bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text
 	$(BIN)/python benchmarks/references.py --data $(DATA) --out runs/references --save

@@ -1,0 +1,277 @@
+"""The questions of ``tokensieve plan``, answered by fitted laws: each number with interval and law, or why there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..analysis.scaling.allocation import (
+    ALLOCATES,
+    Allocation,
+    allocate,
+    half_worth,
+    largest_share,
+    must_gain,
+    price_of_selection,
+)
+from ..analysis.scaling.forms import FORMS
+from ..analysis.scaling.law import Estimate, Law, choose, fit_law
+from ..runs.errors import UserError
+from .configs.plan import PlanConfig
+
+REPEATING = ("repetition", "data_constrained")
+FEWEST_SHARES = 5
+"""Runs of one length that a law of mixtures takes: three constants and one more, and one to see an error by."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One number of a plan. ``unit``: tokens, parameters, FLOPs, nats, passes, share or times; "" where ``note`` says why
+    there is none."""
+
+    what: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    law: str = ""
+    note: str = ""
+
+    @classmethod
+    def of(cls, what: str, estimate: Estimate, unit: str, law: str, note: str = "") -> Answer:
+        return cls(what, estimate.value, estimate.low, estimate.high, unit, law, note)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the answers rest on."""
+
+    config: PlanConfig
+    laws: Mapping[str, Law]
+    refused: Mapping[str, str]
+    columns: Mapping[str, Any]
+    each: float
+    """FLOPs a parameter and token: the table's median of C / (N D)."""
+    largest: float
+    """C of the largest run."""
+
+
+def allocating(laws: Mapping[str, Law], unique: float | None) -> Law | None:
+    """The law that shares out compute: of those in parameters and tokens the one that predicts best; where text is limited, of
+    those that know of repetition, if there is one."""
+    able = [laws[name] for name in ALLOCATES if name in laws]
+    knowing = [law for law in able if law.form in REPEATING]
+    return choose(knowing if unique is not None and knowing else able) if able else None
+
+
+def answers(given: Given) -> Iterator[Answer]:
+    """All that the config asks for; nothing without a budget."""
+    config, flops = given.config, given.config.flops
+    if flops is None:
+        return
+    law = allocating(given.laws, config.unique)
+    if law is None:
+        why = given.refused.get("chinchilla", "no form in parameters and tokens was fitted")
+        yield Answer("parameters and tokens", note=why)
+    else:
+        free = allocate(law, flops, given.each)
+        yield from _compute_optimal(given, law, free)
+        best = free
+        if config.unique is not None:
+            best = allocate(law, flops, given.each, config.unique)
+            yield from _limited(given, law, free, best)
+        yield from _selection(given, law, best)
+    if "compute" in given.laws:
+        by_compute = given.laws["compute"]
+        yield Answer.of(
+            "nll at C, shared out as the runs were", by_compute.expected({"flops": flops}), "nats", "compute"
+        )
+    yield from _downstream(given, law)
+    yield from _mixture(given, None if law is None else best)
+
+
+def _compute_optimal(given: Given, law: Law, found: Allocation) -> Iterator[Answer]:
+    flops = given.config.flops or math.nan
+    note = "" if found.bounded else "the law has no optimum: an end of what was looked at"
+    beyond = "" if flops <= given.largest else f"{flops / given.largest:.3g} times the largest run's C"
+    yield Answer.of("parameters N*", found.params, "parameters", law.form, note)
+    yield Answer.of("tokens D*", found.tokens, "tokens", law.form, note)
+    yield Answer.of("nll at N*, D*", found.nll, "nats", law.form, beyond)
+
+
+def _limited(given: Given, law: Law, free: Allocation, best: Allocation) -> Iterator[Answer]:
+    """What a limit of unique tokens changes."""
+    unique = given.config.unique or math.nan
+    if law.form not in REPEATING:
+        if free.tokens.value > unique:
+            yield Answer("passes advised", note=given.refused.get("repetition", "no law of repetition was fitted"))
+        else:
+            yield Answer(
+                "passes advised", 1.0, None, None, "passes", law.form, "there is more text than D*: none is repeated"
+            )
+        return
+    yield Answer.of("parameters with U unique tokens", best.params, "parameters", law.form)
+    yield Answer.of("tokens with U unique tokens", best.tokens, "tokens", law.form)
+    passes = Estimate(
+        *(max(v / unique, min(1.0, v / unique)) for v in (best.tokens.value, best.tokens.low, best.tokens.high))
+    )
+    yield Answer.of("passes advised", passes, "passes", law.form)
+    yield Answer.of("passes until a token is worth half", half_worth(law), "passes", law.form)
+    yield Answer.of("nll with U unique tokens", best.nll, "nats", law.form)
+
+
+# --- selection ------------------------------------------------------------------------------------------------------------
+
+
+def _selection(given: Given, law: Law, best: Allocation) -> Iterator[Answer]:
+    """What a reference and its scores cost, and what selection must gain at equal total compute."""
+    config, flops = given.config, given.config.flops or math.nan
+    if config.domain_tokens is None and config.reference is None:
+        return
+    scoring, training, named = reference_costs(config, best.params.value, given.each)
+    if math.isnan(scoring) or math.isnan(training):
+        yield Answer("price of a reference", note=f"nobody knows the FLOPs of {config.reference}")
+        return
+    student = given.each * best.params.value
+    price = price_of_selection(flops, student, training, scoring, config.students)
+    shared = f", shared by {config.students}" if config.students > 1 else ""
+    if price is None:
+        yield Answer(
+            "price of a reference", training, unit="FLOPs", law=named, note="it is all of C: no selection can pay"
+        )
+        return
+    yield Answer(
+        "price of a reference", price.reference, unit="FLOPs", law=named + shared, note=_of_all(price.reference, flops)
+    )
+    yield Answer(
+        "price of scoring", price.scoring, unit="FLOPs", law=named + shared, note=_of_all(price.scoring, flops)
+    )
+    yield Answer("tokens left to a student that pays for both", price.tokens, unit="tokens", law="equal total compute")
+    gain = must_gain(law, best.params.value, best.tokens.value, price.tokens, given.each, config.unique)
+    yield Answer.of("selection must gain at equal tokens", gain, "nats", law.form)
+    times = best.tokens.value / price.tokens
+    yield Answer("a token seen must be worth", times, unit="times", law="equal total compute")
+    if config.ratio < 1:
+        note = f"{config.ratio:.0%} of {_count(price.tokens)}"
+        yield Answer(
+            "a token trained must be worth", times / config.ratio, unit="times", law="equal total compute", note=note
+        )
+
+
+def reference_costs(config: PlanConfig, params: float, each: float) -> tuple[float, float, str]:
+    """(FLOPs of one scored token, FLOPs of training the reference, how they were counted); NaN where not known.
+
+    A model's folder is counted by its modules, and its training as its run says; else the reference is as large as the student,
+    each token costs ``each`` FLOPs a parameter in training, and a third of that in a forward.
+    """
+    # These import torch: seconds that a plan without a reference need not wait.
+    from ..modeling.flops import TokenFlops
+    from .recipe.cost import Known
+    from .score import training_flops
+
+    seen = (config.domain_tokens or 0.0) * config.reference_passes
+    if config.reference is not None:
+        forward = Known().forward_flops(config.reference, 1.0, config.length)
+        trained = training_flops(config.reference)
+        if trained:
+            return forward, trained, "its own modules and run"
+        return forward, math.nan if trained is None else 3 * forward * seen, "its own modules"
+    sized = TokenFlops(body=each / 3 * params, head=0.0)  # no head: selection saves nothing of an exact backward
+    return sized.forward(1.0), sized.train(seen, seen), f"{each:.3g} N a token"
+
+
+# --- downstream and mixture -----------------------------------------------------------------------------------------------
+
+
+def _downstream(given: Given, law: Law | None) -> Iterator[Answer]:
+    """The tasks' error at the planned nll: draws of both laws, one by one."""
+    flops, errors = given.config.flops, given.laws.get("downstream")
+    if errors is None or law is None or flops is None:
+        return
+    nll = allocate(law, flops, given.each, given.config.unique)
+    drawn = FORMS["downstream"].function({"nll": nll.nll_draws}, **errors.draws)
+    error = Estimate.of(float(errors.at({"nll": nll.nll.value})), drawn)
+    yield Answer.of("error of tasks", error, "share", f"{law.form}, downstream")
+
+
+def _mixture(given: Given, best: Allocation | None) -> Iterator[Answer]:
+    """The largest share of domain text within the tolerance, by the runs of each length."""
+    x = given.columns
+    if not {"share", "general_nll", "general_before", "tokens"} <= set(x):
+        return
+    critical = list(_critical(given))
+    if not critical:
+        yield Answer(
+            "share of domain text", note=f"mixture: no {FEWEST_SHARES} runs of one length with different shares"
+        )
+        return
+    wanted = critical[-1][0] if best is None else best.tokens.value
+    length, share = min(critical, key=lambda c: abs(math.log(c[0] / wanted)))
+    law, note = "mixture", f"by the runs of {_count(length)} tokens; not extrapolated"
+    if len(critical) > 3 and all(0 < s.value < 1 for _, s in critical):
+        table = {"tokens": np.array([t for t, _ in critical]), "critical": np.array([s.value for _, s in critical])}
+        try:
+            over = fit_law("critical_share", table, seed=given.config.seed).expected({"tokens": wanted})
+            share = Estimate(*(float(np.clip(v, 0, 1)) for v in (over.value, over.low, over.high)))
+            law, note = "critical_share", f"over runs of {len(critical)} lengths"
+        except UserError as e:
+            note += f" ({e})"
+    yield Answer.of("largest share of domain text", share, "share", law, note)
+    yield Answer("share of general text", 1 - share.value, 1 - share.high, 1 - share.low, "share", law)
+    if given.config.domain_tokens is not None:
+        passes = [v * wanted / given.config.domain_tokens for v in (share.value, share.low, share.high)]
+        yield Answer.of("passes over the domain's text", Estimate(*passes), "passes", law)
+
+
+def _critical(given: Given) -> Iterator[tuple[float, Estimate]]:
+    """(tokens, largest share within the tolerance) of each length with enough runs."""
+    x = given.columns
+    for length in np.unique(x["tokens"]):
+        here = x["tokens"] == length
+        if here.sum() < FEWEST_SHARES:
+            continue
+        try:
+            law = fit_law("mixture", {c: x[c][here] for c in ("share", "general_nll")}, seed=given.config.seed)
+        except UserError:
+            continue
+        yield float(length), largest_share(law, float(x["general_before"][here].mean()) + given.config.tolerance)
+
+
+# --- as text --------------------------------------------------------------------------------------------------------------
+
+
+def _count(value: float) -> str:
+    """1234567 -> 1.235 M"""
+    for factor, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.4g} {name}"
+    return f"{value:.4g}"
+
+
+def shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if unit == "nats":
+        return f"{value:.4f}"
+    if unit == "share":
+        return f"{value:.1%}"
+    return f"{value:.3g}" if unit in ("passes", "times") else _count(value)
+
+
+def lines(found: Sequence[Answer]) -> list[dict[str, Any]]:
+    """For a table: a row an answer."""
+    return [
+        {
+            "question": a.what,
+            "answer": shown(a.value, a.unit) or "not answered",
+            "unit": a.unit,
+            "90 % interval": "" if a.low is None else f"{shown(a.low, a.unit)} to {shown(a.high, a.unit)}",
+            "law": a.law,
+            "note": a.note,
+        }
+        for a in found
+    ]

@@ -116,9 +116,7 @@ def _limited(given: Given, law: Law, free: Allocation, best: Allocation) -> Iter
         return
     yield Answer.of("parameters with U unique tokens", best.params, "parameters", law.form)
     yield Answer.of("tokens with U unique tokens", best.tokens, "tokens", law.form)
-    passes = Estimate(
-        *(max(v / unique, min(1.0, v / unique)) for v in (best.tokens.value, best.tokens.low, best.tokens.high))
-    )
+    passes = Estimate(*(v / unique for v in (best.tokens.value, best.tokens.low, best.tokens.high)))
     yield Answer.of("passes advised", passes, "passes", law.form)
     yield Answer.of("passes until a token is worth half", half_worth(law), "passes", law.form)
     yield Answer.of("nll with U unique tokens", best.nll, "nats", law.form)
@@ -144,12 +142,8 @@ def _selection(given: Given, law: Law, best: Allocation) -> Iterator[Answer]:
             "price of a reference", training, unit="FLOPs", law=named, note="it is all of C: no selection can pay"
         )
         return
-    yield Answer(
-        "price of a reference", price.reference, unit="FLOPs", law=named + shared, note=_of_all(price.reference, flops)
-    )
-    yield Answer(
-        "price of scoring", price.scoring, unit="FLOPs", law=named + shared, note=_of_all(price.scoring, flops)
-    )
+    for what, part in (("price of a reference", price.reference), ("price of scoring", price.scoring)):
+        yield Answer(what, part, unit="FLOPs", law=named + shared, note=f"{part / flops:.1%} of C")
     yield Answer("tokens left to a student that pays for both", price.tokens, unit="tokens", law="equal total compute")
     gain = must_gain(law, best.params.value, best.tokens.value, price.tokens, given.each, config.unique)
     yield Answer.of("selection must gain at equal tokens", gain, "nats", law.form)

@@ -219,8 +219,8 @@ def _sentence(folder: Any) -> str:
             f": {s['steps']} steps, {s['tokens_seen']:,} tokens seen, {s['tokens_trained']:,} trained "
             f"({s['kept_share']:.1%}), {s['seconds']:.0f} s"
         )
-    compared = [folder / s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] == "compare"]
-    tables = [path / "table.txt" for path in (folder, *compared)]
+    told = [folder / s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] in ("compare", "plan")]
+    tables = [path / "table.txt" for path in (folder, *told)]
     return "".join("\n\n" + t.read_text(encoding="utf-8").rstrip("\n") for t in tables if t.is_file())
 
 

@@ -21,7 +21,7 @@ from tokensieve.analysis.scaling.allocation import (
 )
 from tokensieve.analysis.scaling.forms import FORMS
 from tokensieve.analysis.scaling.law import Estimate, Law, Problem, choose, fit_law
-from tokensieve.analysis.scaling.solver import huber, solve
+from tokensieve.analysis.scaling.solver import huber_loss, solve
 from tokensieve.runs.errors import UserError
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "scaling.py"
@@ -127,24 +127,24 @@ def test_the_solver_is_scipys_huber() -> None:
         assert theta[i] == pytest.approx(found.x, abs=1e-3)
         alone, _ = solve(problem.logs, log_y[i], start[None], problem.bounds, 0.01)
         assert alone[0] == pytest.approx(theta[i], abs=1e-9)
-    assert huber(np.array([0.5, -3.0]), 1.0).tolist() == [0.125, 2.5]
+    assert huber_loss(np.array([0.5, -3.0]), 1.0).tolist() == [0.125, 2.5]
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_planted_constants_come_back(name: str, trials: Any) -> None:
-    """24 runs with 1 % noise: within 5 %, and a table of more than one form is not needed for that."""
+    """24 runs with 1 % noise: within 5 %."""
     constants = trials.PLANTED[name][1]
     law = fit_law(name, trials.planted(name, SEEDS.get(name, 0)), draws=40)
     assert law.constants == pytest.approx(constants, rel=0.05)
     assert list(law.constants) == list(constants)
-    assert 0.003 < law.error < 0.03
+    assert 0.003 < law.error < 0.05
 
 
 def test_intervals_hold_what_they_say(trials: Any) -> None:
-    """90 % intervals of a law with few constants over 40 tables; docs/LOG.md has all forms over 100."""
+    """90 % intervals of a law with few constants over 30 tables; docs/LOG.md has all forms over 100."""
     held = []
-    for seed in range(40):
-        law = fit_law("compute", trials.planted("compute", seed), draws=150)
+    for seed in range(30):
+        law = fit_law("compute", trials.planted("compute", seed), draws=100)
         held.append([law.constant(n).low <= v <= law.constant(n).high for n, v in trials.PLANTED["compute"][1].items()])
     assert (np.mean(held, 0) >= 0.8).all()
     assert np.mean(held) < 0.99  # nor are they as wide as one likes
@@ -188,6 +188,13 @@ def test_the_form_is_chosen_by_runs_it_has_not_seen(trials: Any) -> None:
     fresh = trials.planted("chinchilla", 0)
     fresh["bits"] = np.where(np.arange(24) % 2, 4.0, 16.0)
     assert choose([fit_law(name, fresh, draws=20) for name in ("precision", "chinchilla")]).form == "chinchilla"
+
+
+def test_held_out_errors_are_of_runs_left_out(trials: Any) -> None:
+    """5 constants of 24 runs: a fit comes nearer to what it has seen than to what it has not, by about (24 / 19)^2."""
+    law = fit_law("chinchilla", trials.planted("chinchilla", 0), draws=10)
+    seen = law.residuals**2 * 19 / 24
+    assert 1.2 * seen.mean() < law.held_out.mean() < 4 * seen.mean()
 
 
 def table(**changed: Any) -> dict[str, np.ndarray]:
@@ -307,4 +314,4 @@ def test_the_largest_share() -> None:
 
 def test_draws_are_the_intervals() -> None:
     found = Estimate.of(5.0, np.arange(101.0))
-    assert (found.low, found.value, found.high) == (5.0, 5.0, 95.0)
+    assert (found.low, found.value, found.high) == pytest.approx((5.0, 5.0, 95.0))

@@ -182,4 +182,14 @@ def test_a_row_is_what_its_module_has(name: str) -> None:
 
 
 def test_verbs_that_may_be_a_stage() -> None:
-    assert set(stage_verbs()) == {"prepare", "init", "train", "score", "evaluate", "compare", "dynamics", "check"}
+    assert set(stage_verbs()) == {
+        "prepare",
+        "init",
+        "train",
+        "score",
+        "evaluate",
+        "compare",
+        "plan",
+        "dynamics",
+        "check",
+    }

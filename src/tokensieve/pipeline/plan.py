@@ -21,11 +21,11 @@ from ..runs.files import atomic_file, write_json
 from ..runs.stage import stage
 from ..runs.work import Work
 from .configs.plan import KIND, NOT_WORK, PlanConfig
-from .plan_answers import Answer, Given, allocating, answers, lines, shown
+from .plan_answers import Answer, Evidence, allocating, answers, lines, with_unit
 from .plan_runs import RunTable, read_runs
 from .recipe.cost import Cost, Known
 
-FILES = ("plan.json", "table.txt")
+WRITTEN = ("plan.json", "table.txt")
 _CURVE = 24  # points of the figure's line
 # Fitted only where they are asked for: those of a mixture to the runs of one length, that of fine-tuning to runs of one model.
 BY_NAME = ("mixture", "critical_share", "rectified")
@@ -43,7 +43,7 @@ def run(config: PlanConfig) -> Path:
         write_json(out / "plan.json", made)
         with atomic_file(out / "table.txt", "w") as f:
             f.write(render(made) + "\n")
-        s.finish(FILES)
+        s.finish(WRITTEN)
     return out
 
 
@@ -97,7 +97,7 @@ def plan(config: PlanConfig, there: RunTable) -> dict[str, Any]:
     if {"flops", "params", "tokens"} <= set(columns):
         each = float(np.median(columns["flops"] / (columns["params"] * columns["tokens"])))
         largest = float(columns["flops"].max())
-    given = Given(config, laws, refused, columns, each, largest)
+    evidence = Evidence(config, laws, refused, columns, each, largest)
     law = allocating(laws, config.unique)
     return {
         "runs": [{"name": name, **there.rows[name]} for name in names],
@@ -106,7 +106,7 @@ def plan(config: PlanConfig, there: RunTable) -> dict[str, Any]:
         "laws": [_law_record(law) for law in laws.values()],
         "refused": refused,
         "chosen": None if law is None else law.form,
-        "answers": [dataclasses.asdict(a) for a in answers(given)],
+        "answers": [dataclasses.asdict(a) for a in answers(evidence)],
         "held_out": [_predicted(laws, name, there.rows[name]) for name in config.hold_out],
         "curve": [] if law is None or math.isnan(largest) else _curve(config, law, each, columns["flops"]),
     }
@@ -208,9 +208,9 @@ def _held_out_text(held_out: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         {
             "held out": run["name"],
-            "measured": shown(run["nll"], "nats"),
-            "predicted": shown(p["value"], "nats"),
-            "90 % interval of a run": f"{shown(p['low'], 'nats')} to {shown(p['high'], 'nats')}",
+            "measured": with_unit(run["nll"], "nats"),
+            "predicted": with_unit(p["value"], "nats"),
+            "90 % interval of a run": f"{with_unit(p['low'], 'nats')} to {with_unit(p['high'], 'nats')}",
             "law": form,
             "off by": f"{p['value'] / run['nll'] - 1:+.2%}",
         }

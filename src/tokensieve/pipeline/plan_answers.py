@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from ..analysis.scaling.allocation import (
     ALLOCATES,
     Allocation,
+    Price,
     allocate,
     half_worth,
     largest_share,
@@ -47,7 +48,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Given:
+class Evidence:
     """What the answers rest on."""
 
     config: PlanConfig
@@ -68,47 +69,47 @@ def allocating(laws: Mapping[str, Law], unique: float | None) -> Law | None:
     return choose(knowing if unique is not None and knowing else able) if able else None
 
 
-def answers(given: Given) -> Iterator[Answer]:
+def answers(evidence: Evidence) -> Iterator[Answer]:
     """All that the config asks for; nothing without a budget."""
-    config, flops = given.config, given.config.flops
+    config, flops = evidence.config, evidence.config.flops
     if flops is None:
         return
-    law = allocating(given.laws, config.unique)
+    law = allocating(evidence.laws, config.unique)
     if law is None:
-        why = given.refused.get("chinchilla", "no form in parameters and tokens was fitted")
+        why = evidence.refused.get("chinchilla", "no form in parameters and tokens was fitted")
         yield Answer("parameters and tokens", note=why)
     else:
-        free = allocate(law, flops, given.each)
-        yield from _compute_optimal(given, law, free)
+        free = allocate(law, flops, evidence.each)
+        yield from _compute_optimal(evidence, law, free)
         best = free
         if config.unique is not None:
-            best = allocate(law, flops, given.each, config.unique)
-            yield from _limited(given, law, free, best)
-        yield from _selection(given, law, best)
-    if "compute" in given.laws:
-        by_compute = given.laws["compute"]
+            best = allocate(law, flops, evidence.each, config.unique)
+            yield from _limited(evidence, law, free, best)
+        yield from _selection(evidence, law, best)
+    if "compute" in evidence.laws:
+        by_compute = evidence.laws["compute"]
         yield Answer.of(
             "nll at C, shared out as the runs were", by_compute.expected({"flops": flops}), "nats", "compute"
         )
-    yield from _downstream(given, law)
-    yield from _mixture(given, None if law is None else best)
+    yield from _downstream(evidence, law)
+    yield from _mixture(evidence, None if law is None else best)
 
 
-def _compute_optimal(given: Given, law: Law, found: Allocation) -> Iterator[Answer]:
-    flops = given.config.flops or math.nan
+def _compute_optimal(evidence: Evidence, law: Law, found: Allocation) -> Iterator[Answer]:
+    flops = evidence.config.flops or math.nan
     note = "" if found.bounded else "the law has no optimum: an end of what was looked at"
-    beyond = "" if flops <= given.largest else f"{flops / given.largest:.3g} times the largest run's C"
+    beyond = "" if flops <= evidence.largest else f"{flops / evidence.largest:.3g} times the largest run's C"
     yield Answer.of("parameters N*", found.params, "parameters", law.form, note)
     yield Answer.of("tokens D*", found.tokens, "tokens", law.form, note)
     yield Answer.of("nll at N*, D*", found.nll, "nats", law.form, beyond)
 
 
-def _limited(given: Given, law: Law, free: Allocation, best: Allocation) -> Iterator[Answer]:
+def _limited(evidence: Evidence, law: Law, free: Allocation, best: Allocation) -> Iterator[Answer]:
     """What a limit of unique tokens changes."""
-    unique = given.config.unique or math.nan
+    unique = evidence.config.unique or math.nan
     if law.form not in REPEATING:
         if free.tokens.value > unique:
-            yield Answer("passes advised", note=given.refused.get("repetition", "no law of repetition was fitted"))
+            yield Answer("passes advised", note=evidence.refused.get("repetition", "no law of repetition was fitted"))
         else:
             yield Answer(
                 "passes advised", 1.0, None, None, "passes", law.form, "there is more text than D*: none is repeated"
@@ -125,35 +126,51 @@ def _limited(given: Given, law: Law, free: Allocation, best: Allocation) -> Iter
 # --- selection ------------------------------------------------------------------------------------------------------------
 
 
-def _selection(given: Given, law: Law, best: Allocation) -> Iterator[Answer]:
+def _selection(evidence: Evidence, law: Law, best: Allocation) -> Iterator[Answer]:
     """What a reference and its scores cost, and what selection must gain at equal total compute."""
-    config, flops = given.config, given.config.flops or math.nan
+    config = evidence.config
     if config.domain_tokens is None and config.reference is None:
         return
-    scoring, training, named = reference_costs(config, best.params.value, given.each)
-    if math.isnan(scoring) or math.isnan(training):
-        yield Answer("price of a reference", note=f"nobody knows the FLOPs of {config.reference}")
-        return
-    student = given.each * best.params.value
-    price = price_of_selection(flops, student, training, scoring, config.students)
-    shared = f", shared by {config.students}" if config.students > 1 else ""
+    params = best.params
+    price, *ends = (_priced(evidence, n) for n in (params.value, params.low, params.high))
+    _, training, named = reference_costs(config, params.value, evidence.each)
     if price is None:
-        yield Answer(
-            "price of a reference", training, unit="FLOPs", law=named, note="it is all of C: no selection can pay"
-        )
+        known = not math.isnan(training)
+        why = "it is all of C: no selection can pay" if known else f"nobody knows the FLOPs of {config.reference}"
+        yield Answer("price of a reference", training if known else None, unit="FLOPs", law=named, note=why)
         return
-    for what, part in (("price of a reference", price.reference), ("price of scoring", price.scoring)):
-        yield Answer(what, part, unit="FLOPs", law=named + shared, note=f"{part / flops:.1%} of C")
-    yield Answer("tokens left to a student that pays for both", price.tokens, unit="tokens", law="equal total compute")
-    gain = must_gain(law, best.params.value, best.tokens.value, price.tokens, given.each, config.unique)
+    law_of_price = f"{law.form}; {named}" + (f", shared by {config.students}" if config.students > 1 else "")
+
+    def over_size(what: str, of: Callable[[Price], float], unit: str, note: str = "") -> Answer:
+        """The interval is that of N*: what it costs for a given size is counted."""
+        low, high = sorted(math.nan if end is None else of(end) for end in ends)
+        known = not math.isnan(low + high)
+        return Answer(what, of(price), low if known else None, high if known else None, unit, law_of_price, note)
+
+    flops = config.flops or math.nan
+    yield over_size("price of a reference", lambda p: p.reference, "FLOPs", f"{price.reference / flops:.1%} of C")
+    yield over_size("price of scoring", lambda p: p.scoring, "FLOPs", f"{price.scoring / flops:.1%} of C")
+    yield over_size("tokens left to a student that pays for both", lambda p: p.tokens, "tokens")
+    gain = must_gain(law, params.value, best.tokens.value, price.tokens, evidence.each, config.unique)
     yield Answer.of("selection must gain at equal tokens", gain, "nats", law.form)
-    times = best.tokens.value / price.tokens
-    yield Answer("a token seen must be worth", times, unit="times", law="equal total compute")
+
+    def worth(p: Price) -> float:
+        """Tokens of a plain run over tokens left: the student's part of C is spent on as many."""
+        return flops / (flops - p.reference - p.scoring)
+
+    yield over_size("a token seen must be worth", worth, "times")
     if config.ratio < 1:
-        note = f"{config.ratio:.0%} of {_count(price.tokens)}"
-        yield Answer(
-            "a token trained must be worth", times / config.ratio, unit="times", law="equal total compute", note=note
-        )
+        note = f"{config.ratio:.0%} of {_count(price.tokens)} tokens"
+        yield over_size("a token trained must be worth", lambda p: worth(p) / config.ratio, "times", note)
+
+
+def _priced(evidence: Evidence, params: float) -> Price | None:
+    """For a student of so many parameters; None where nobody knows, or nothing is left."""
+    scoring, training, _ = reference_costs(evidence.config, params, evidence.each)
+    if math.isnan(scoring) or math.isnan(training):
+        return None
+    flops = evidence.config.flops or math.nan
+    return price_of_selection(flops, evidence.each * params, training, scoring, evidence.config.students)
 
 
 def reference_costs(config: PlanConfig, params: float, each: float) -> tuple[float, float, str]:
@@ -181,23 +198,23 @@ def reference_costs(config: PlanConfig, params: float, each: float) -> tuple[flo
 # --- downstream and mixture -----------------------------------------------------------------------------------------------
 
 
-def _downstream(given: Given, law: Law | None) -> Iterator[Answer]:
+def _downstream(evidence: Evidence, law: Law | None) -> Iterator[Answer]:
     """The tasks' error at the planned nll: draws of both laws, one by one."""
-    flops, errors = given.config.flops, given.laws.get("downstream")
+    flops, errors = evidence.config.flops, evidence.laws.get("downstream")
     if errors is None or law is None or flops is None:
         return
-    nll = allocate(law, flops, given.each, given.config.unique)
+    nll = allocate(law, flops, evidence.each, evidence.config.unique)
     drawn = FORMS["downstream"].function({"nll": nll.nll_draws}, **errors.draws)
     error = Estimate.of(float(errors.at({"nll": nll.nll.value})), drawn)
     yield Answer.of("error of tasks", error, "share", f"{law.form}, downstream")
 
 
-def _mixture(given: Given, best: Allocation | None) -> Iterator[Answer]:
+def _mixture(evidence: Evidence, best: Allocation | None) -> Iterator[Answer]:
     """The largest share of domain text within the tolerance, by the runs of each length."""
-    x = given.columns
+    x = evidence.columns
     if not {"share", "general_nll", "general_before", "tokens"} <= set(x):
         return
-    critical = list(_critical(given))
+    critical = list(_critical(evidence))
     if not critical:
         yield Answer(
             "share of domain text", note=f"mixture: no {FEWEST_SHARES} runs of one length with different shares"
@@ -209,30 +226,30 @@ def _mixture(given: Given, best: Allocation | None) -> Iterator[Answer]:
     if len(critical) > 3 and all(0 < s.value < 1 for _, s in critical):
         table = {"tokens": np.array([t for t, _ in critical]), "critical": np.array([s.value for _, s in critical])}
         try:
-            over = fit_law("critical_share", table, seed=given.config.seed).expected({"tokens": wanted})
+            over = fit_law("critical_share", table, seed=evidence.config.seed).expected({"tokens": wanted})
             share = Estimate(*(float(np.clip(v, 0, 1)) for v in (over.value, over.low, over.high)))
             law, note = "critical_share", f"over runs of {len(critical)} lengths"
         except UserError as e:
             note += f" ({e})"
     yield Answer.of("largest share of domain text", share, "share", law, note)
     yield Answer("share of general text", 1 - share.value, 1 - share.high, 1 - share.low, "share", law)
-    if given.config.domain_tokens is not None:
-        passes = [v * wanted / given.config.domain_tokens for v in (share.value, share.low, share.high)]
+    if evidence.config.domain_tokens is not None:
+        passes = [v * wanted / evidence.config.domain_tokens for v in (share.value, share.low, share.high)]
         yield Answer.of("passes over the domain's text", Estimate(*passes), "passes", law)
 
 
-def _critical(given: Given) -> Iterator[tuple[float, Estimate]]:
+def _critical(evidence: Evidence) -> Iterator[tuple[float, Estimate]]:
     """(tokens, largest share within the tolerance) of each length with enough runs."""
-    x = given.columns
+    x = evidence.columns
     for length in np.unique(x["tokens"]):
         here = x["tokens"] == length
         if here.sum() < FEWEST_SHARES:
             continue
         try:
-            law = fit_law("mixture", {c: x[c][here] for c in ("share", "general_nll")}, seed=given.config.seed)
+            law = fit_law("mixture", {c: x[c][here] for c in ("share", "general_nll")}, seed=evidence.config.seed)
         except UserError:
             continue
-        yield float(length), largest_share(law, float(x["general_before"][here].mean()) + given.config.tolerance)
+        yield float(length), largest_share(law, float(x["general_before"][here].mean()) + evidence.config.tolerance)
 
 
 # --- as text --------------------------------------------------------------------------------------------------------------
@@ -246,7 +263,7 @@ def _count(value: float) -> str:
     return f"{value:.4g}"
 
 
-def shown(value: float | None, unit: str) -> str:
+def with_unit(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if unit == "nats":
@@ -261,9 +278,9 @@ def lines(found: Sequence[Answer]) -> list[dict[str, Any]]:
     return [
         {
             "question": a.what,
-            "answer": shown(a.value, a.unit) or "not answered",
+            "answer": with_unit(a.value, a.unit) or "not answered",
             "unit": a.unit,
-            "90 % interval": "" if a.low is None else f"{shown(a.low, a.unit)} to {shown(a.high, a.unit)}",
+            "90 % interval": "" if a.low is None else f"{with_unit(a.low, a.unit)} to {with_unit(a.high, a.unit)}",
             "law": a.law,
             "note": a.note,
         }

@@ -17,7 +17,7 @@ from ..runs.manifest import check_files, is_done, read_manifest
 from .lineage import FLOPS, charged
 
 NUMBERS = ("params", "tokens", "unique", "flops", "general_before")
-READ = tuple(dict.fromkeys([*NUMBERS, *(c for form in FORMS.values() for c in (*form.varies, form.predicts))]))
+COLUMNS_READ = tuple(dict.fromkeys([*NUMBERS, *(c for form in FORMS.values() for c in (*form.varies, form.predicts))]))
 """Columns that are read, of a CSV file; the others are passed over."""
 _PER_PARAMETER = 6.0
 
@@ -38,7 +38,7 @@ class RunTable:
         self.rows[name] = row
 
     def columns(self) -> list[str]:
-        return [c for c in READ if self.rows and all(c in row for row in self.rows.values())]
+        return [c for c in COLUMNS_READ if self.rows and all(c in row for row in self.rows.values())]
 
 
 def read_runs(sources: Sequence[str], on_set: str | None) -> RunTable:
@@ -69,9 +69,9 @@ def _read_csv(path: Path, table: RunTable) -> None:
         with open(path, encoding="utf-8-sig", newline="") as f:
             reader = csv.DictReader(f)
             heads = reader.fieldnames or []
-            if not (known := [h for h in heads if h in READ]):
+            if not (known := [h for h in heads if h in COLUMNS_READ]):
                 raise UserError(
-                    f"{path} line 1: none of its columns is known; a table has {', '.join(READ[:4])}, nll ..."
+                    f"{path} line 1: none of its columns is known; a table has {', '.join(COLUMNS_READ[:4])}, nll ..."
                 )
             for line in reader:
                 where = f"{path} line {reader.line_num}"

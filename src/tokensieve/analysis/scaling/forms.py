@@ -1,6 +1,6 @@
 """The forms that a law may have, one function each: columns of a table of runs and constants -> what is predicted.
 
-Columns are arrays ``[runs]``; constants broadcast against them (``[R, 1]`` for R fits at once). Names of columns: ``params`` N,
+RunColumns are arrays ``[runs]``; constants broadcast against them (``[R, 1]`` for R fits at once). Names of columns: ``params`` N,
 ``tokens`` D (seen in training, repeated ones too), ``unique`` U (different ones among them), ``flops`` C, ``nll`` L in nats.
 What else a form reads stands in its docstring, which says the formula, the paper, and how the formula was checked.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-Columns = Mapping[str, Any]
+RunColumns = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Form:
     function: Callable[..., Any]
     constants: tuple[Constant, ...]
     varies: Mapping[str, int]
-    """Columns that it reads -> in how many different values at least: with fewer, constants cannot be told apart."""
+    """RunColumns that it reads -> in how many different values at least: with fewer, constants cannot be told apart."""
     predicts: str = "nll"
 
     @property
@@ -62,7 +62,7 @@ def _exponent(name: str, low: float = 0.05, high: float = 1.5) -> Constant:
 # --- parameters and tokens ------------------------------------------------------------------------------------------------
 
 
-def chinchilla(x: Columns, E: Any, A: Any, alpha: Any, B: Any, beta: Any) -> Any:
+def chinchilla(x: RunColumns, E: Any, A: Any, alpha: Any, B: Any, beta: Any) -> Any:
     """``L = E + A N^-alpha + B D^-beta``: every token is new.
 
     Hoffmann et al., arXiv 2203.15556, eq. 2. Checked: the optimum of the published constants under C = 6 N D is that of their
@@ -79,7 +79,7 @@ def saturated(unique: Any, total: Any, half: Any) -> Any:
     return np.minimum(unique, total) + unique * half * -np.expm1(-repeats / half)
 
 
-def repetition(x: Columns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, R_D: Any) -> Any:
+def repetition(x: RunColumns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, R_D: Any) -> Any:
     """``L = E + A N^-alpha + B D'^-beta``, ``D' = U + U R_D (1 - exp(-(D/U - 1) / R_D))``: a token is worth less each time it
     comes again; parameters as in `chinchilla`.
 
@@ -89,7 +89,7 @@ def repetition(x: Columns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, R_D: A
     return E + A * x["params"] ** -alpha + B * saturated(x["unique"], x["tokens"], R_D) ** -beta
 
 
-def data_constrained(x: Columns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, R_D: Any, R_N: Any) -> Any:
+def data_constrained(x: RunColumns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, R_D: Any, R_N: Any) -> Any:
     """``L = E + A N'^-alpha + B D'^-beta``: D' as in `repetition`, ``N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1) / R_N))`` with
     ``U_N = min(N, N_opt(U))``, the parameters that U tokens feed: where ``alpha A N^-alpha = beta B U^-beta``.
 
@@ -102,7 +102,7 @@ def data_constrained(x: Columns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, 
     return E + A * params**-alpha + B * saturated(x["unique"], x["tokens"], R_D) ** -beta
 
 
-def over_training(x: Columns, E: Any, a: Any, b: Any, eta: Any) -> Any:
+def over_training(x: RunColumns, E: Any, a: Any, b: Any, eta: Any) -> Any:
     """``L = E + (a M^eta + b M^-eta) C^-eta`` with ``M = D / N``, tokens a parameter.
 
     Gadre et al., arXiv 2403.08540; `chinchilla` with alpha = beta = 2 eta and C = 6 N D. Checked by that identity.
@@ -111,7 +111,7 @@ def over_training(x: Columns, E: Any, a: Any, b: Any, eta: Any) -> Any:
     return E + (a * m**eta + b * m**-eta) * x["flops"] ** -eta
 
 
-def compute(x: Columns, E: Any, A: Any, alpha: Any) -> Any:
+def compute(x: RunColumns, E: Any, A: Any, alpha: Any) -> Any:
     """``L = E + A C^-alpha``: runs that all shared out their compute in the same way.
 
     Kaplan et al., arXiv 2001.08361, section 6 (there E = 0), with the floor of Henighan et al., arXiv 2010.14701, eq. 1.1; the
@@ -123,7 +123,7 @@ def compute(x: Columns, E: Any, A: Any, alpha: Any) -> Any:
 # --- mixtures -------------------------------------------------------------------------------------------------------------
 
 
-def mixture(x: Columns, level: Any, slope: Any, s: Any) -> Any:
+def mixture(x: RunColumns, level: Any, slope: Any, s: Any) -> Any:
     """``L_general = level + slope R^s``: nll on general text after training on so many tokens of which the share R
     (column ``share``) was of the domain; column ``general_nll``.
 
@@ -133,7 +133,7 @@ def mixture(x: Columns, level: Any, slope: Any, s: Any) -> Any:
     return level + slope * x["share"] ** s
 
 
-def critical_share(x: Columns, level: Any, slope: Any, s: Any) -> Any:
+def critical_share(x: RunColumns, level: Any, slope: Any, s: Any) -> Any:
     """``R_CMR = level + slope T^s``: the largest share of domain text that keeps the rise of general nll within the tolerance
     (the paper's is .05 nats), over T ``tokens``; column ``critical``.
 
@@ -145,7 +145,7 @@ def critical_share(x: Columns, level: Any, slope: Any, s: Any) -> Any:
 # --- other effects --------------------------------------------------------------------------------------------------------
 
 
-def downstream(x: Columns, epsilon: Any, k: Any, gamma: Any) -> Any:
+def downstream(x: RunColumns, epsilon: Any, k: Any, gamma: Any) -> Any:
     """``error = epsilon - k exp(-gamma L)``: mean top-1 error of tasks (column ``error``) from nll.
 
     Gadre et al., arXiv 2403.08540. From memory of the paper; checked by its limits: epsilon for L to infinity, falling with L.
@@ -153,7 +153,7 @@ def downstream(x: Columns, epsilon: Any, k: Any, gamma: Any) -> Any:
     return epsilon - k * np.exp(-gamma * x["nll"])
 
 
-def pruning(x: Columns, gamma: Any, delta: Any, N_C: Any, alpha: Any, D_C: Any, beta: Any, E: Any) -> Any:
+def pruning(x: RunColumns, gamma: Any, delta: Any, N_C: Any, alpha: Any, D_C: Any, beta: Any, E: Any) -> Any:
     """``L - L_0 = (1/rho)^gamma N^-delta (N_C N^-alpha + D_C D^-beta + E)``: what is left of a pruning's damage (column
     ``rise``) after D tokens; rho (``pruned``) the share pruned, N ``params`` before it. gamma is negative where more pruning
     harms more.
@@ -164,7 +164,7 @@ def pruning(x: Columns, gamma: Any, delta: Any, N_C: Any, alpha: Any, D_C: Any, 
     return x["pruned"] ** -gamma * x["params"] ** -delta * inside
 
 
-def quantisation(x: Columns, k: Any, beta: Any, alpha: Any, gamma: Any) -> Any:
+def quantisation(x: RunColumns, k: Any, beta: Any, alpha: Any, gamma: Any) -> Any:
     """``rise = k D^beta N^-alpha P^-gamma``: nll that quantising trained weights to P ``bits`` costs (column ``rise``).
 
     QiD, Ouyang et al., arXiv 2411.17691. From memory of the paper; checked against a public summary: one product of powers that
@@ -173,7 +173,7 @@ def quantisation(x: Columns, k: Any, beta: Any, alpha: Any, gamma: Any) -> Any:
     return k * x["tokens"] ** beta * x["params"] ** -alpha * x["bits"] ** -gamma
 
 
-def precision(x: Columns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, P_w: Any) -> Any:
+def precision(x: RunColumns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, P_w: Any) -> Any:
     """``L = E + A (N (1 - exp(-P / P_w)))^-alpha + B D^-beta``: trained with weights of P ``bits``.
 
     Kumar et al., arXiv 2411.04330, weights alone (gamma_w is P_w here; activations and cache have factors of the same form).
@@ -182,7 +182,7 @@ def precision(x: Columns, E: Any, A: Any, alpha: Any, B: Any, beta: Any, P_w: An
     return E + A * (x["params"] * -np.expm1(-x["bits"] / P_w)) ** -alpha + B * x["tokens"] ** -beta
 
 
-def granularity(x: Columns, c: Any, g: Any, gamma: Any, a: Any, alpha: Any, b: Any, beta: Any) -> Any:
+def granularity(x: RunColumns, c: Any, g: Any, gamma: Any, a: Any, alpha: Any, b: Any, beta: Any) -> Any:
     """``L = c + (g G^-gamma + a) N^-alpha + b D^-beta``: mixtures of experts cut G times finer (column ``granularity``).
 
     Krajewski et al., arXiv 2402.07871, whose N counts all parameters. From memory of the paper; checked by its limit:
@@ -191,7 +191,7 @@ def granularity(x: Columns, c: Any, g: Any, gamma: Any, a: Any, alpha: Any, b: A
     return c + (g * x["granularity"] ** -gamma + a) * x["params"] ** -alpha + b * x["tokens"] ** -beta
 
 
-def rectified(x: Columns, E: Any, B: Any, D_l: Any, beta: Any) -> Any:
+def rectified(x: RunColumns, E: Any, B: Any, D_l: Any, beta: Any) -> Any:
     """``L = E + B / (D_l + D^beta)``: fine-tuning on D ``tokens`` of a model that knows D_l of them already, in powers of beta.
 
     Lin et al., arXiv 2402.02314. Checked against the project's page, which has an outer exponent (1 here), and by its limit:

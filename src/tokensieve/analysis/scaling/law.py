@@ -11,7 +11,7 @@ import numpy as np
 
 from ...runs.errors import UserError
 from ..certainty import FloatArray
-from .forms import FORMS, Columns, Form
+from .forms import FORMS, Form, RunColumns
 from .solver import jacobian, solve
 
 COVERAGE = 0.9
@@ -66,11 +66,11 @@ class Law:
         """Root mean squared held-out log error: about the relative error."""
         return float(np.sqrt(self.held_out.mean()))
 
-    def at(self, x: Columns) -> Any:
+    def at(self, x: RunColumns) -> Any:
         """What the law predicts for ``x``, a mapping of numbers or arrays."""
         return FORMS[self.form].function(x, **self.constants)
 
-    def draws_at(self, x: Columns) -> FloatArray:
+    def draws_at(self, x: RunColumns) -> FloatArray:
         """The same by each draw: ``[DRAWS, ...]``."""
         shape = (-1, *(1,) * max((np.ndim(v) for v in x.values()), default=0))
         return np.asarray(FORMS[self.form].function(x, **{n: d.reshape(shape) for n, d in self.draws.items()}))
@@ -96,7 +96,7 @@ class Problem:
     order one and hardly correlated: ``A N^-alpha`` at the middle N, not at N = 1.
     """
 
-    def __init__(self, form: Form, columns: Columns) -> None:
+    def __init__(self, form: Form, columns: RunColumns) -> None:
         self.form, self.columns = form, columns
         self.log_y = np.log(np.asarray(columns[form.predicts], np.float64))
         self.typical = float(np.exp(np.median(self.log_y)))
@@ -114,7 +114,7 @@ class Problem:
     def constants(self, theta: FloatArray) -> dict[str, FloatArray]:
         """theta ``[..., P]`` -> name -> ``[...]``, in the columns' own units."""
         found: dict[str, FloatArray] = {}
-        coded = dict(zip(self.form.names, np.moveaxis(theta, -1, 0), strict=True))
+        coded = {name: theta[..., p] for p, name in enumerate(self.form.names)}
         for c in sorted(self.form.constants, key=lambda c: bool(c.power)):  # exponents first: they make the units
             unit = np.exp(sum(sign * found[by] * self.middle[column] for column, by, sign in c.power))
             value = coded[c.name] if c.signed else np.exp(coded[c.name])
@@ -130,7 +130,7 @@ class Problem:
         return solve(self.logs, more.pop("log_y", self.log_y), start, self.bounds, delta, **more)
 
 
-def fit_law(name: str, columns: Columns, *, seed: int = 0, draws: int = DRAWS) -> Law:
+def fit_law(name: str, columns: RunColumns, *, seed: int = 0, draws: int = DRAWS) -> Law:
     """The form ``name`` of FORMS through a table: ``argmin sum huber(log y - log f(x), delta)``, from STARTS random starts.
 
     delta is 1.345 robust standard deviations of the residuals of a first fit with 1e-3 (Hoffmann et al.'s), so that an outlier
@@ -164,7 +164,7 @@ def fit_law(name: str, columns: Columns, *, seed: int = 0, draws: int = DRAWS) -
     return Law(name, constants, problem.constants(theta), wide, tuple(at), *_left_out(problem, best, delta, columns))
 
 
-def _left_out(problem: Problem, best: FloatArray, delta: float, columns: Columns) -> tuple[FloatArray, float]:
+def _left_out(problem: Problem, best: FloatArray, delta: float, columns: RunColumns) -> tuple[FloatArray, float]:
     """(squared log error of each run by a fit without it, that of the largest quarter by a fit of the others)."""
     n, p = len(problem.log_y), len(best)
     fold = np.empty(n, np.int64)
@@ -194,7 +194,7 @@ def choose(laws: Sequence[Law]) -> Law:
 # --- what a table cannot say ----------------------------------------------------------------------------------------------
 
 
-def check_table(name: str, columns: Columns) -> None:
+def check_table(name: str, columns: RunColumns) -> None:
     """Raise UserError where the table by itself cannot identify the form's constants."""
     form = FORMS[name]
     read = (form.predicts, *form.varies)

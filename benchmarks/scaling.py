@@ -157,8 +157,11 @@ def main() -> None:
     parser.add_argument("--forms", nargs="*", default=list(PLANTED), choices=list(PLANTED))
     parser.add_argument("--tables", type=int, default=100)
     chosen = parser.parse_args()
-    rows = [trial(name, chosen.tables) for name in chosen.forms]
-    print(table(rows, list(rows[0])))
+    rows = []
+    for name in chosen.forms:
+        rows.append(trial(name, chosen.tables))
+        print(" | ".join(map(str, rows[-1].values())), flush=True)
+    print("\n" + table(rows, list(rows[0]), markdown=True))
 
 
 if __name__ == "__main__":

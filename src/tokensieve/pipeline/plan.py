@@ -21,7 +21,7 @@ from ..runs.files import atomic_file, write_json
 from ..runs.stage import stage
 from ..runs.work import Work
 from .configs.plan import KIND, NOT_WORK, PlanConfig
-from .plan_answers import Answer, Evidence, allocating, answers, lines, with_unit
+from .plan_answers import Answer, Evidence, allocating, answers, in_units, lines
 from .plan_runs import RunTable, read_runs
 from .recipe.cost import Cost, Known
 
@@ -208,9 +208,9 @@ def _held_out_text(held_out: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         {
             "held out": run["name"],
-            "measured": with_unit(run["nll"], "nats"),
-            "predicted": with_unit(p["value"], "nats"),
-            "90 % interval of a run": f"{with_unit(p['low'], 'nats')} to {with_unit(p['high'], 'nats')}",
+            "measured": in_units(run["nll"], "nats"),
+            "predicted": in_units(p["value"], "nats"),
+            "90 % interval of a run": f"{in_units(p['low'], 'nats')} to {in_units(p['high'], 'nats')}",
             "law": form,
             "off by": f"{p['value'] / run['nll'] - 1:+.2%}",
         }

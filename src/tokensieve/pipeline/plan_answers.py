@@ -263,7 +263,7 @@ def _count(value: float) -> str:
     return f"{value:.4g}"
 
 
-def with_unit(value: float | None, unit: str) -> str:
+def in_units(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if unit == "nats":
@@ -278,9 +278,9 @@ def lines(found: Sequence[Answer]) -> list[dict[str, Any]]:
     return [
         {
             "question": a.what,
-            "answer": with_unit(a.value, a.unit) or "not answered",
+            "answer": in_units(a.value, a.unit) or "not answered",
             "unit": a.unit,
-            "90 % interval": "" if a.low is None else f"{with_unit(a.low, a.unit)} to {with_unit(a.high, a.unit)}",
+            "90 % interval": "" if a.low is None else f"{in_units(a.low, a.unit)} to {in_units(a.high, a.unit)}",
             "law": a.law,
             "note": a.note,
         }

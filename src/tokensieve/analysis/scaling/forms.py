@@ -1,6 +1,6 @@
 """The forms that a law may have, one function each: columns of a table of runs and constants -> what is predicted.
 
-RunColumns are arrays ``[runs]``; constants broadcast against them (``[R, 1]`` for R fits at once). Names of columns: ``params`` N,
+Columns are arrays ``[runs]``; constants broadcast against them (``[R, 1]`` for R fits at once). Names of columns: ``params`` N,
 ``tokens`` D (seen in training, repeated ones too), ``unique`` U (different ones among them), ``flops`` C, ``nll`` L in nats.
 What else a form reads stands in its docstring, which says the formula, the paper, and how the formula was checked.
 """
@@ -39,7 +39,7 @@ class Form:
     function: Callable[..., Any]
     constants: tuple[Constant, ...]
     varies: Mapping[str, int]
-    """RunColumns that it reads -> in how many different values at least: with fewer, constants cannot be told apart."""
+    """Columns that it reads -> in how many different values at least: with fewer, constants cannot be told apart."""
     predicts: str = "nll"
 
     @property

@@ -57,7 +57,7 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 study: setup ## a study from its registration to its verdict, recipes/study-tiny.yaml; go on with what was stopped by the same
 	$(BIN)/tokensieve run study-tiny --jobs 2
 
-sweep: setup ## fourteen tiny runs and the laws through them, recipes/sweep-tiny.yaml: minutes of a core
+sweep: setup ## thirteen tiny runs and the laws through them, recipes/sweep-tiny.yaml: minutes of a core
 	$(BIN)/tokensieve run sweep-tiny
 
 bench-scaling: setup ## are planted laws found, and do their intervals hold them; ten minutes of a core

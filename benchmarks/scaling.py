@@ -22,7 +22,7 @@ from tokensieve.analysis.scaling.forms import FORMS
 from tokensieve.analysis.scaling.law import fit_law
 from tokensieve.analysis.table import table
 
-RUNS, NOISE = 24, 0.01
+RUNS, NOISE, DRAWS = 24, 0.01, 200
 Table = dict[str, np.ndarray]
 
 
@@ -132,7 +132,7 @@ def trial(name: str, tables: int) -> dict[str, Any]:
     off, held = np.empty((tables, len(constants))), np.empty((tables, len(constants)), bool)
     began = time.process_time()
     for seed in range(tables):
-        law = fit_law(name, planted(name, seed))
+        law = fit_law(name, planted(name, seed), draws=DRAWS)
         for i, (constant, value) in enumerate(constants.items()):
             found = law.constant(constant)
             off[seed, i], held[seed, i] = abs(found.value / value - 1), found.low <= value <= found.high

@@ -135,7 +135,7 @@ def fit_law(name: str, columns: RunColumns, *, seed: int = 0, draws: int = DRAWS
 
     delta is 1.345 robust standard deviations of the residuals of a first fit with 1e-3 (Hoffmann et al.'s), so that an outlier
     counts little and normal noise costs a twentieth of the precision. Intervals: a bootstrap of residuals, widened by
-    sqrt(n / (n - P)). Held-out errors: FOLDS fits, each without every FOLDS-th run in the order of the column predicted.
+    sqrt(n / (n - P)) and to Student's quantile from the normal one. Held-out errors: FOLDS fits, each without every FOLDS-th run in the order of the column predicted.
 
     ``columns``: arrays ``[runs]``, positive. UserError where the table cannot say a constant: a column is missing, there are
     fewer runs than constants and one, values do not differ, or two constants do the same to every run.
@@ -156,12 +156,20 @@ def fit_law(name: str, columns: RunColumns, *, seed: int = 0, draws: int = DRAWS
     _check_told_apart(name, problem, best)
     fitted = problem.logs(best[None])[0]
     off = problem.log_y - fitted
-    wide = (off - off.mean()) * math.sqrt(n / (n - p))
+    wide = (off - off.mean()) * math.sqrt(n / (n - p)) * _student(n - p)
     again = fitted + rng.choice(wide, (draws, n))
     theta, _ = problem.fit(delta, np.repeat(best[None], draws, 0), log_y=again)
     at = [c.name for c, t, a, b in zip(form.constants, best, *problem.bounds, strict=True) if not a < t < b]
     constants = {k: float(v) for k, v in problem.constants(best).items()}
     return Law(name, constants, problem.constants(theta), wide, tuple(at), *_left_out(problem, best, delta, columns))
+
+
+def _student(freedom: int) -> float:
+    """How much wider an interval is with a noise that was estimated from so many residuals than with one that is known."""
+    from scipy.special import ndtri, stdtrit
+
+    edge = (1 + COVERAGE) / 2
+    return float(stdtrit(freedom, edge) / ndtri(edge))
 
 
 def _left_out(problem: Problem, best: FloatArray, delta: float, columns: RunColumns) -> tuple[FloatArray, float]:

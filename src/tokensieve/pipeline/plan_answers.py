@@ -23,6 +23,7 @@ from ..analysis.scaling.forms import FORMS
 from ..analysis.scaling.law import Estimate, Law, choose, fit_law
 from ..runs.errors import UserError
 from .configs.plan import PlanConfig
+from .recipe.cost import Known
 
 REPEATING = ("repetition", "data_constrained")
 FEWEST_SHARES = 5
@@ -179,20 +180,16 @@ def reference_costs(config: PlanConfig, params: float, each: float) -> tuple[flo
     A model's folder is counted by its modules, and its training as its run says; else the reference is as large as the student,
     each token costs ``each`` FLOPs a parameter in training, and a third of that in a forward.
     """
-    # These import torch: seconds that a plan without a reference need not wait.
-    from ..modeling.flops import TokenFlops
-    from .recipe.cost import Known
-    from .score import training_flops
-
     seen = (config.domain_tokens or 0.0) * config.reference_passes
-    if config.reference is not None:
-        forward = Known().forward_flops(config.reference, 1.0, config.length)
-        trained = training_flops(config.reference)
-        if trained:
-            return forward, trained, "its own modules and run"
-        return forward, math.nan if trained is None else 3 * forward * seen, "its own modules"
-    sized = TokenFlops(body=each / 3 * params, head=0.0)  # no head: selection saves nothing of an exact backward
-    return sized.forward(1.0), sized.train(seen, seen), f"{each:.3g} N a token"
+    if config.reference is None:
+        return each / 3 * params, each * params * seen, f"{each:.3g} N a token"
+    from .score import training_flops  # imports torch: seconds that a plan without a model's folder need not wait
+
+    forward = Known().forward_flops(config.reference, 1.0, config.length)
+    trained = training_flops(config.reference)
+    if trained:
+        return forward, trained, "its own modules and run"
+    return forward, math.nan if trained is None else 3 * forward * seen, "its own modules"
 
 
 # --- downstream and mixture -----------------------------------------------------------------------------------------------

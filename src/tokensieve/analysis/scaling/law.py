@@ -135,7 +135,8 @@ def fit_law(name: str, columns: RunColumns, *, seed: int = 0, draws: int = DRAWS
 
     delta is 1.345 robust standard deviations of the residuals of a first fit with 1e-3 (Hoffmann et al.'s), so that an outlier
     counts little and normal noise costs a twentieth of the precision. Intervals: a bootstrap of residuals, widened by
-    sqrt(n / (n - P)) and to Student's quantile from the normal one. Held-out errors: FOLDS fits, each without every FOLDS-th run in the order of the column predicted.
+    sqrt(n / (n - P)) and to Student's quantile from the normal one. Held-out errors: FOLDS fits, each without every FOLDS-th
+    run in the order of the column predicted.
 
     ``columns``: arrays ``[runs]``, positive. UserError where the table cannot say a constant: a column is missing, there are
     fewer runs than constants and one, values do not differ, or two constants do the same to every run.

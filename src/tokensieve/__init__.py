@@ -32,8 +32,10 @@ if TYPE_CHECKING:
         weighted_nll,
     )
     from .data.scored import load_scored
+    from .modeling.seam import HeadSeam
     from .runs.errors import UserError
     from .training.trainer import SelectiveTrainer
+    from .training.trl import SelectiveSFTTrainer
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,8 @@ _HOMES = {
         ),
         "tokensieve.core",
     ),
+    "HeadSeam": "tokensieve.modeling.seam",
+    "SelectiveSFTTrainer": "tokensieve.training.trl",
     "SelectiveTrainer": "tokensieve.training.trainer",
     "UserError": "tokensieve.runs.errors",
     "load_scored": "tokensieve.data.scored",
@@ -70,9 +74,11 @@ __all__ = [
     "OBJECTIVES",
     "SCORES",
     "STATISTICS",
+    "HeadSeam",
     "LinearHead",
     "LinearNLL",
     "Objective",
+    "SelectiveSFTTrainer",
     "SelectiveTrainer",
     "TokenStats",
     "UserError",

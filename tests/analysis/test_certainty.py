@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tokensieve.analysis.certainty import MOST_SEEDS, over_documents, power_of, seeds_needed
+from tokensieve.analysis.certainty import (
+    MOST_SEEDS,
+    detectable,
+    over_documents,
+    power_of,
+    sd_interval,
+    seeds_needed,
+)
 
 
 def test_bootstrap_of_a_constant_difference_is_that_difference() -> None:
@@ -61,3 +68,23 @@ def test_seeds_needed_is_the_first_number_with_that_power() -> None:
     assert seeds_needed(0.0, 0.1) is None
     assert seeds_needed(1e-6, 1.0) is None
     assert (seeds_needed(0.01, 0.1) or 0) <= MOST_SEEDS
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_detectable_is_where_power_is_reached(n: int) -> None:
+    """At 2 seeds it is 12 standard deviations: scipy's other tail is no number there, and with it the power was none."""
+    least = detectable(n, 0.02)
+    assert least is not None
+    assert power_of(n, least, 0.02) == pytest.approx(0.8, abs=1e-6)
+    assert seeds_needed(least * 1.0001, 0.02) == n
+    assert detectable(n, 0.04) == pytest.approx(2 * least)
+    assert (detectable(1, 0.02), detectable(n, float("nan")), detectable(n, 0.0)) == (None, None, 0.0)
+
+
+def test_interval_of_a_standard_deviation_covers_the_true_one() -> None:
+    rng = np.random.default_rng(2)
+    low, high = sd_interval(1.0, 5) or (9.0, 9.0)
+    sd = rng.normal(0.0, 0.3, (20_000, 5)).std(1, ddof=1)
+    assert ((low * sd <= 0.3) & (high * sd >= 0.3)).mean() == pytest.approx(0.95, abs=0.005)
+    assert sd_interval(0.3, 5) == pytest.approx((0.3 * low, 0.3 * high))
+    assert sd_interval(0.3, 1) is None

@@ -8,18 +8,22 @@ FOLDER/ranks-<W>.pt: the weights that W ranks came to, for every case and split.
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import rank_cases
 import tiny
 import torch
+import words
 from torch import Tensor
 
 from tokensieve.core import Objective, objective
+from tokensieve.data.rows import Rows
 
 GLOBAL_BATCH = 8
 RATE = 0.05
@@ -43,6 +47,37 @@ def untied() -> Any:
     return tiny.llama(dtype=torch.float64)
 
 
+def sft(model: Any, args: Any, data: Any, made: Objective) -> Any:
+    """TRL packs two rows to one, with weights beside them."""
+    from trl import SFTConfig
+
+    from tokensieve.training.trl import SelectiveSFTTrainer
+
+    rows = tiny.rows(2 * len(data), seed=4)
+    weight = torch.rand(len(rows), tiny.LENGTH, generator=torch.Generator().manual_seed(4))
+    packs = {"packing": True, "packing_strategy": "bfd", "max_length": 2 * tiny.LENGTH, "hub_token": None}
+    given = {"train_dataset": rows.add_column("weight", weight.tolist()), "processing_class": words.tokenizer()}
+    trainer = SelectiveSFTTrainer(model, SFTConfig(**{**args.to_dict(), **packs}), objective=made, **given)
+    trainer.train()
+    return trainer
+
+
+def accelerate_loop(model: Any, args: Any, data: Any, made: Objective) -> Any:
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+
+    layers = args.fsdp_config["transformer_layer_cls_to_wrap"]
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=layers
+    )
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "accelerate_loop.py"))
+    split = {"batch": args.per_device_train_batch_size, "accumulate": args.gradient_accumulation_steps}
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    accelerator = Accelerator(fsdp_plugin=plugin)
+    given = {**split, "ratio": made.options["ratio"], "max_norm": args.max_grad_norm}
+    model = example["train"](accelerator, model, optimizer, Rows(data, scores=["ref_nll"]), **given)
+    return SimpleNamespace(model=model)
+
+
 @dataclass(frozen=True)
 class Case:
     """``same``: the number of rows over all ranks that a micro-batch must keep. ``narrow``: also one row at a time.
@@ -58,6 +93,9 @@ class Case:
     sharded: bool = False
     empty: tuple[int, ...] = ()
     short: int = 0
+    train: Callable[..., Any] = tiny.train
+    on_ranks: Callable[..., Any] | None = None
+    """In place of ``train`` on several ranks."""
 
 
 # What accelerate does by default: the embedding, each layer, and norm with head are a unit each; tied: first and last are one.
@@ -87,6 +125,13 @@ CASES = {
     "fsdp, uneven end": Case(objective("rho1", ratio=0.4, scope="step"), fields=LAYERS, sharded=True, short=5),
     "fsdp, checkpointing": Case(objective("rho1", ratio=0.4), same=4, fields={**LAYERS, **CHECKPOINTING}, sharded=True),
     "fsdp, lora": Case(objective("rho1", ratio=0.4, scope="sequence"), model=lora, fields=LAYERS, sharded=True),
+    "sft": Case(objective("rho1", ratio=0.4, scope="sequence"), narrow=True, train=sft),
+    "accelerate loop": Case(
+        objective("rho1", ratio=0.4, scope="sequence"),
+        fields={**LAYERS, "train_sampling_strategy": "random", "max_grad_norm": 10.0},
+        sharded=True,
+        on_ranks=accelerate_loop,
+    ),
     "fsdp, threshold, empty rank": Case(rank_cases.threshold(), fields=LINEAR, sharded=True, empty=EMPTY),
 }
 
@@ -112,7 +157,8 @@ def run_case(
     args = tiny.arguments(folder, batch, accumulate, max_steps=steps, learning_rate=RATE, logging_steps=10, **fields)
     if num_ranks > 1:
         set_engine(args, case)
-    trainer = tiny.train(model, args, data, case.made)
+    train = case.on_ranks if case.on_ranks is not None and num_ranks > 1 else case.train
+    trainer = train(model, args, data, case.made)
     found = {n: p.detach() for n, p in trainer.model.named_parameters()}
     whole = [n for n, p in found.items() if hasattr(p, "full_tensor") != (case.sharded and num_ranks > 1)]
     assert not whole, (case, whole)

@@ -1,11 +1,12 @@
-"""``score`` in parts, as an engine for many small tasks runs them: the bytes of one process, whatever the order.
+"""``score`` in parts and a recipe's stages in levels, as an engine for many small tasks runs them: the bytes of one process.
 
-The tests of datatrove and Ray need the extra [cluster] and are skipped without it: they start examples/score_cluster.py.
+The tests of datatrove and Ray need the extra [cluster] and are skipped without it: they start the programs of examples/.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pickle
 import shutil
@@ -18,15 +19,18 @@ from typing import NamedTuple
 import corpora
 import faults
 import pytest
+import yaml
 from processes import environment
 
 from tokensieve.data.corpus import open_corpus
 from tokensieve.pipeline import score
-from tokensieve.pipeline.cluster import ScoreShards
-from tokensieve.runs.errors import StaleFolder
-from tokensieve.runs.manifest import is_done
+from tokensieve.pipeline.cluster import ScoreShards, recipe_levels
+from tokensieve.pipeline.configs.run import RecipeConfig
+from tokensieve.runs.errors import StaleFolder, UserError
+from tokensieve.runs.manifest import is_done, read_manifest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "score_cluster.py"
+STUDY = EXAMPLE.with_name("study_cluster.py")
 
 
 class Made(NamedTuple):
@@ -83,6 +87,63 @@ def test_parts_of_other_work_are_refused(made: Made, tmp_path: Path) -> None:
         ScoreShards(made.config(tmp_path / "out", dtype="float32"))(rank=0, world_size=2)
 
 
+# --- a recipe's stages -------------------------------------------------------------------------------------------------------
+
+
+def small_study(folder: Path) -> Path:
+    """Two seeds of two arms, a step each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"id": f"{i}", "text": f"{i} of {i * i} and {i % 7}"}) for i in range(60)]
+    (folder / "t.jsonl").write_text("\n".join(lines))
+    text = {"verb": "prepare", "length": 16, "sources": [{"path": str(folder / "t.jsonl"), "split": [0.0, 0.7]}]}
+    target = {**text, "tokenizer": "@corpus", "sources": [{"path": str(folder / "t.jsonl"), "split": [0.7, 1.0]}]}
+    model = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 1, "max_position_embeddings": 16}  # fmt: skip
+    training = {"max_steps": 1, "per_device_train_batch_size": 1, "save_strategy": "no"}
+    stages = {"corpus": {**text, "vocab_size": 270}, "target": target,
+              "base": {"verb": "train", "corpus": "@corpus", "model": model, "training": training}}  # fmt: skip
+    study = {"student": {"training": training}, "sets": {"target": "@target"}, "target": "target"}
+    source = {"name": "s", "out": str(folder / "run"), "seeds": [0, 1], "stages": stages, "study": study,
+              "arms": {"clm": {}, "random": {}}}  # fmt: skip
+    (folder / "study.yaml").write_text(yaml.safe_dump(source, sort_keys=False))
+    return folder / "study.yaml"
+
+
+def assert_finished(run: Path) -> None:
+    manifest = read_manifest(run, "run")
+    assert [name for name in manifest["stages"] if name.startswith("random")] == ["random-seed0", "random-seed1"]
+    for name in manifest["stages"]:
+        read_manifest(run / name)
+    assert "before the first run, and not changed since" in (run / "table" / "table.txt").read_text()
+    assert read_manifest(run / "clm-seed0")["summary"]["ran_alone"] is False
+
+
+def test_levels_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tasks of a level in any order, one of them killed and done again; the cells in the folder are those of a plain run."""
+    levels = recipe_levels(RecipeConfig(str(small_study(tmp_path))))
+    assert (tmp_path / "run" / "registration.json").is_file()
+    assert [set(step.names) for step in levels] == [
+        {"corpus"},
+        {"target", "base"},
+        {"clm-seed0", "clm-seed1", "random-seed0", "random-seed1"},
+        {"evaluation-seed0", "evaluation-seed1"},
+        {"table"},
+        set(),
+    ]
+    for step in levels[:2]:
+        for rank in reversed(range(2)):  # a level of one has nothing for the second task
+            step(rank=rank, world_size=2)
+    cells = pickle.loads(pickle.dumps(levels[2]))
+    cells(rank=1, world_size=4)
+    with pytest.raises(UserError, match="clm-seed0 does not exist"):
+        levels[3](rank=0, world_size=2)
+    assert cells("data", rank=0, world_size=1) == "data"
+    assert "clm-seed1: done already" in capsys.readouterr().out
+    for step in levels[3:]:
+        step()
+    assert_finished(tmp_path / "run")
+
+
 # --- engines ----------------------------------------------------------------------------------------------------------------
 
 
@@ -92,11 +153,17 @@ def needs(*packages: str) -> pytest.MarkDecorator:
 
 
 def example(engine: str, made: Made, out: Path, *more: object, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, EXAMPLE, engine, "--out", out, "--model", made.model, "--corpus", made.corpus, *more]
+    return started(
+        EXAMPLE, engine, "--out", out, "--model", made.model, "--corpus", made.corpus, *more, cwd=out.parent, **env
+    )
+
+
+def started(program: Path, *words: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, program, *words]
     return subprocess.run(
         [str(word) for word in command],
         env=environment(CUDA_VISIBLE_DEVICES="", RAY_USAGE_STATS_ENABLED="0", **env),
-        cwd=out.parent,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
@@ -144,6 +211,38 @@ if "merge_stats" not in script:
         subprocess.run(["bash", sys.argv[-1]], env=env, check=True, stdout=2)
 print("Submitted batch job 7")
 """
+
+
+@needs("datatrove")
+def test_a_study_of_datatrove_on_this_machine(tmp_path: Path) -> None:
+    """And again after a cell was lost: it alone is done again."""
+    path = small_study(tmp_path)
+    done = started(STUDY, "local", path, "--workers", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_finished(tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/manifest.json")}
+    shutil.rmtree(tmp_path / "run" / "random-seed1")
+    done = started(STUDY, "local", path, "--workers", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    changed = {p.parent.name for p, time in before.items() if p.stat().st_mtime_ns != time}
+    assert changed == {"random-seed1"}
+
+
+@needs("datatrove", "ray")
+def test_a_study_on_ray(tmp_path: Path) -> None:
+    done = started(STUDY, "ray", small_study(tmp_path), "--workers", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_finished(tmp_path / "run")
+
+
+@needs("datatrove")
+def test_a_failed_cell_is_told(tmp_path: Path) -> None:
+    path = small_study(tmp_path)
+    (tmp_path / "t.jsonl").write_text("no JSON")
+    done = started(STUDY, "local", path, "--workers", 1, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "t.jsonl" in done.stderr
+    assert not (tmp_path / "run" / "target").exists()
 
 
 @needs("datatrove")

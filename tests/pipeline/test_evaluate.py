@@ -235,7 +235,7 @@ def test_another_tokenizer_of_the_same_size_is_refused(tiny: Any, tokensieve: An
     ("arguments", "said"),
     [
         (["--models", "{}", "--sets.t", "{target}"], "models: name at least one model"),
-        (["--models.a", "{base}", "--sets", "{}"], "sets: name at least one evaluation set"),
+        (["--models.a", "{base}", "--sets", "{}"], "sets: name at least one evaluation set, or tasks"),
         (
             ["--models.unigram", "{base}", "--sets.t", "{target}", "--baselines", "{corpus}"],
             "'unigram' is the name of a baseline",

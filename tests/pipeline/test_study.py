@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from tokensieve.pipeline.configs.run import RecipeConfig
 from tokensieve.pipeline.recipe.arms import WORDS
+from tokensieve.pipeline.recipe.beforehand import beforehand
 from tokensieve.pipeline.recipe.load import load
 from tokensieve.pipeline.recipe.registration import changes, content, register, registered
 from tokensieve.report.folders import read_seeds
@@ -88,6 +90,30 @@ def test_equal_compute_comes_after_what_it_is_equal_to(tmp_path: Path) -> None:
     assert "max_steps" not in equal.fields["training"]
     assert equal.fields["corpus"] == str(tmp_path / "run" / "web")
     assert stage(made, "table").fields["rivals"] == {"rho1": "clm_equal"}
+
+
+def test_a_rule_at_another_arms_compute_has_scores_of_what_it_reads(tmp_path: Path) -> None:
+    arms = {
+        "clm": {},
+        "rho1": {"compute_of": "clm"},
+        "high_loss": {"compute_of": "clm"},
+        "sparse": {"compute_of": "clm"},
+    }
+    made = loaded(recipe(tmp_path, arms=arms, study={**STUDY, "longer": "@web"}))
+    assert [Path(stage(made, f"{n}-seed1").fields["scores"][0]).name for n in ("rho1", "sparse")] == [
+        "scores_web-seed1"
+    ] * 2
+    assert stage(made, "scores_web-seed1").fields["corpus"] == stage(made, "rho1-seed1").fields["corpus"]
+    assert "scores" not in stage(made, "high_loss-seed1").fields
+
+
+def test_an_arm_that_is_the_baseline_but_for_its_length_is_on_its_curve(tmp_path: Path) -> None:
+    arms: dict[str, Any] = {"clm": {}, "rho1": {}, "clm_equal": {"is": "clm", "compute_of": "rho1"}}
+    arms |= {"mix": {"compute_of": "rho1"}, "slow": {"is": "clm", "train": {"training": {"learning_rate": 1e-5}}}}
+    arms |= {"short": {"is": "clm", "train": {"training": {"max_steps": 3}}}}
+    for study in (STUDY, {**STUDY, "longer": "@web"}):
+        made = loaded(recipe(tmp_path, arms=arms, study=study))
+        assert stage(made, "table").fields["on_curve"] == ["clm_equal", "short"]
 
 
 def test_lengths_are_runs_whose_schedules_end_there(tmp_path: Path) -> None:
@@ -179,6 +205,18 @@ def test_a_value_of_another_kind_is_refused(said: dict[str, Any], why: str, tmp_
         ({"study": {**STUDY, "lengths": [1]}}, "study: lengths: 1 is no other length"),
         ({"study": {**STUDY, "lenghts": [2]}}, "unknown field 'lenghts', did you mean 'lengths'?"),
         ({"study": {**STUDY, "student": {}, "lengths": [2]}}, "lengths needs student.training.max_steps"),
+        ({"arms": {"clm": {"epochs": "x"}}}, "arm clm: epochs: a number above 0 is needed, not x"),
+        (
+            {"arms": {"clm": {}, "small_reference": {"layers": 0}}},
+            "arm small_reference: layers: a whole number of at least 1 is needed, not 0",
+        ),
+        ({"study": {**STUDY, "epochs": 0}}, "study: epochs: a number above 0 is needed, not 0"),
+        ({"study": {**STUDY, "effect": -0.1}}, "study: effect: a number above 0 is needed, not -0.1"),
+        ({"study": {**STUDY, "students": 0}}, "study: students must be at least 1, not 0"),
+        (
+            {"study": {**STUDY, "baseline": "rho1", "longer": "@web", "lengths": [2]}},
+            "study: lengths: rho1 needs scores, and there are none of @web",
+        ),
     ],
 )
 def test_refused_beforehand(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -198,6 +236,57 @@ def test_an_arm_that_its_text_cannot_fill(tmp_path: Path, tokensieve: Any) -> No
 
 def test_every_word_has_a_line(tmp_path: Path) -> None:
     assert all(function.__doc__ for function in WORDS.values())
+
+
+# --- what is said beforehand ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_said_beforehand(tmp_path: Path, tokensieve: Any) -> None:
+    path = recipe(tmp_path, study={**STUDY, "sd": 0.03, "effect": 0.05}, seeds=[0, 1, 2])
+    done = tokensieve("run", path, "--dry-run", "--jobs", 2)
+    said = done.out.strip().split("\n")[-3:]
+    assert said[0].startswith("Beforehand: 3 seeds tell a difference of 0.0979 nats or more, four times in five")
+    assert said[0].endswith("0.03 nats (assumed).")
+    assert said[1].endswith("with --jobs 2 (at the pace of a step of the student, tried now).")
+    assert said[2].startswith("To tell 0.05 nats it would take 6 seeds: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_reckoned_with_is_refused_before_anything_is_written(tmp_path: Path, tokensieve: Any) -> None:
+    nothing = str(tmp_path / "nothing")
+    for study in ({"sd": nothing}, {"large": nothing}):
+        with pytest.raises(UserError, match="nothing does not exist"):
+            beforehand(loaded(recipe(tmp_path, study={**STUDY, **study})), 1)
+    done = tokensieve("run", recipe(tmp_path, study={**STUDY, "large": {"model_type": "lama"}, "epochs": 100}))
+    assert (done.code, "did you mean 'llama'" in done.error) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+def pilot_text(folder: Path) -> dict[str, str]:
+    """A folder of .txt, a file of JSON lines and one that is packed: as users have them."""
+    (folder / "data").mkdir(parents=True)
+    for i in range(40):
+        (folder / "data" / f"{i}.txt").write_text(f"page {i} of {i * i} words and {i % 7} more. " * 8)
+    rows = [json.dumps({"text": f"the sum of {i} and {i} is {2 * i}. " * 8}) for i in range(40)]
+    (folder / "curated.jsonl").write_text("\n".join(rows[:30]))
+    (folder / "target.jsonl.gz").write_bytes(gzip.compress("\n".join(rows[30:]).encode()))
+    return {name: str(next(folder.glob(f"{name}*"))) for name in ("data", "curated", "target")}
+
+
+def test_the_pilot_is_a_study_of_ones_own_text(
+    tmp_path: Path, tokensieve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = tokensieve("run", "pilot")
+    assert (done.code, "pilot.yaml: data is not here: the noisy text, as --set" in done.error) == (2, True)
+    given = {**pilot_text(tmp_path), "model": {"model_type": "qwen3"}}
+    made = loaded(Path("pilot"), set=given)
+    rival = stage(made, "table").fields["rivals"]
+    assert rival == {"rho1": "clm_equal", "random": "clm_equal", "mix": "clm_equal"}
+    assert stage(made, "table").fields["on_curve"] == ["clm_equal"]
+    for arm in ("clm_equal", "random", "mix"):
+        assert Path(stage(made, f"{arm}-seed3").fields["compute_of"]).name == "rho1-seed3"
+    assert stage(made, "rho1-seed0").fields["backward"] == "sparse"
 
 
 # --- what is written down before the first run ---------------------------------------------------------------------------
@@ -244,7 +333,8 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
     training = {**TRAINING, "max_steps": 1}
     for name in ("base", "reference"):  # the same for all seeds, as a model from elsewhere would be
         kept[name] = {**kept[name], "training": training, "seed": 0}
-    study = {**STUDY, "student": {"training": training}, "forgetting": ["web"]}
+    study = {**STUDY, "student": {"training": training}, "forgetting": ["web"], "lengths": [3], "effect": 0.05}
+    study |= {"large": {"model_type": "llama", "vocab_size": 1000}}
     arms = {"clm": {}, "rho1": {}, "clm_equal": {"is": "clm", "compute_of": "rho1", "epochs": 9}}
     source |= {"stages": {"corpus": corpus, **others, **kept}, "study": study, "arms": arms}
     path.write_text(yaml.safe_dump(source, sort_keys=False))
@@ -254,8 +344,24 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
     table = (run / "table" / "table.txt").read_text()
     assert "before the first run, and not changed since." in table
     assert "rho1 - clm_equal" in table
+    assert "Beforehand: 2 seeds tell a difference of 0.2" in done.out
+    said = read_json(run / "registration.json")["beforehand"][0]
+    assert [line in done.out for line in said["said"]] == [True] * 4
+    assert said["large_parameters"] > 6e9
+    assert said["parameters"] == 2 * 270 * 16 + 4 * 16 * 16 + 3 * 16 * 16 + 3 * 16
     found = read_json(run / "table" / "verdict.json")
     assert len(found["sentences"]) == 1
+    assert list(found["speedups"]["flops_total"]) == ["rho1"]
+    assert "through the ends of clm_x3, clm_equal, clm, whose schedules end there" in table
+    assert "Fresh rows: no arm read a row of its corpus twice." in table
+    [power] = found["power"]
+    assert (power["arm"], power["rival"], power["seeds"], power["effect"]) == ("rho1", "clm_equal", 2, 0.05)
+    [gap] = [r for r in found["differences"] if (r["rival"], r["set"]) == ("clm_equal", "target")]
+    assert power["sd"] == gap["sd"]
+    assert "seeds for 0.05" in table
+    assert "times as many" in found["scope"][0]
+    later = beforehand(loaded(path), 1)  # its cells are done: minutes are theirs
+    assert "at the pace of the cells that are done" in later["said"][1]
     rows = {(r["run"], r["arm"]): r for r in read_json(run / "table" / "comparison.json")}
     for seed in (0, 1):
         assert 1 <= rows[seed, "clm_equal"]["flops_total"] / rows[seed, "rho1"]["flops_total"] < 1.5
@@ -265,12 +371,17 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
         )
     runs = read_seeds(run)
     assert [r.seed for r in runs] == [0, 1]
-    assert verdict(runs) == " ".join([*found["sentences"], found["registration"]])
-    assert [cells[0] for cells in arms_table(runs)[1]] == ["base", "reference", "clm", "rho1", "clm_equal"]
+    assert verdict(runs) == " ".join([*found["sentences"], found["registration"], *found["scope"]])
+    heads, cells = arms_table(runs)
+    assert [c[0] for c in cells] == ["base", "reference", "clm", "rho1", "clm_equal", "clm_x3"]
+    assert [bool(c[heads.index("total TFLOP")]) for c in cells] == [False, False, True, True, True, True]
     assert [a.corpus for a in runs[1].arms] == [run / "corpus"] * 3
     before = {p: p.stat().st_mtime_ns for p in run.glob("*-seed*/manifest.json")}
-    path.write_text(yaml.safe_dump({**source, "study": {**study, "students": 3}}, sort_keys=False))
+    measured = {**study, "students": 3, "sd": str(run / "table")}
+    path.write_text(yaml.safe_dump({**source, "study": measured}, sort_keys=False))
     done = tokensieve("run", path)
     assert done.code == 0, done.err
+    largest = max(r["sd"] for r in found["differences"] if r["set"] == "target")
+    assert f"{largest:.3g} nats (measured over 2 seeds in {run}/table, the largest of its arms)" in done.out
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert "CHANGED since: students 1 -> 3." in (run / "table" / "table.txt").read_text()
+    assert "students 1 -> 3." in (run / "table" / "table.txt").read_text()

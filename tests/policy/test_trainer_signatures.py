@@ -56,6 +56,27 @@ def test_parameters_are_those_it_was_written_for(name: str) -> None:
     assert ", ".join(found) == PARAMETERS[name]
 
 
+# The same of TRL's SFTTrainer (1.16), which stands below ours in SelectiveSFTTrainer.
+OF_TRL = {
+    "_prepare_dataset": "dataset, processing_class, args, packing, formatting_func, dataset_name",
+    "_set_signature_columns_if_needed": "",
+    "compute_loss": "model, inputs, return_outputs, num_items_in_batch",
+    "prediction_step": "model, inputs, prediction_loss_only, ignore_keys",
+    "training_step": "args, kwargs",
+    "log": "logs, start_time",
+    "_save_checkpoint": "model, trial",
+    "evaluate": "eval_dataset, ignore_keys, metric_key_prefix",
+    "_reject_skip_prepare_without_labels": "datasets, data_collator",
+}
+
+
+def test_trls_trainer_overrides_what_it_did() -> None:
+    """A method that a new version of TRL takes over from the Trainer runs inside every ``super()`` of ours."""
+    trl = pytest.importorskip("trl")
+    theirs = {n: f for n, f in vars(trl.SFTTrainer).items() if inspect.isfunction(f) and n != "__init__"}
+    assert {n: ", ".join([*inspect.signature(f).parameters][1:]) for n, f in theirs.items()} == OF_TRL
+
+
 def test_the_base_class_reads_nothing_of_its_subclass() -> None:
     """``Guarded`` read the objective, the token log and the step's totals of the class that is built on it."""
     source = inspect.getsource(Guarded)

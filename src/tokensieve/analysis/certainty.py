@@ -11,6 +11,8 @@ import numpy.typing as npt
 RESAMPLES = 2000
 MOST_SEEDS = 1000
 """Beyond so many nobody counts: "more than"."""
+SUPPOSED_SD = 0.02
+"""Nats: the standard deviation of paired differences where nobody has measured it; that of the demo's three seeds."""
 _AT_ONCE = 1 << 22  # numbers of one batch of resamples
 FloatArray = npt.NDArray[np.float64]
 
@@ -53,6 +55,26 @@ def seeds_needed(mean: float, sd: float, power: float = 0.8) -> int | None:
     return next((n for n in _numbers() if power_of(n, abs(mean), sd) >= power), None)
 
 
+def detectable(n: int, sd: float, power: float = 0.8) -> float | None:
+    """The smallest true difference that a two-sided paired t test at 5 % over ``n`` seeds finds with this power, in the unit of
+    ``sd``, the standard deviation of differences of seeds. None for fewer than two seeds, or an ``sd`` that is no number."""
+    from scipy.optimize import brentq
+
+    if n < 2 or not math.isfinite(sd):
+        return None
+    return sd * float(brentq(lambda effect: power_of(n, effect, 1.0) - power, 1e-6, 60.0))  # at n = 2 it is 13
+
+
+def sd_interval(sd: float, n: int) -> tuple[float, float] | None:
+    """95 % interval of a standard deviation that ``n`` differences showed, by chi-squared; None for fewer than two."""
+    from scipy.stats import chi2
+
+    if n < 2:
+        return None
+    low, high = (sd * math.sqrt((n - 1) / float(chi2.ppf(q, n - 1))) for q in (0.975, 0.025))
+    return low, high
+
+
 def power_of(n: int, effect: float, sd: float) -> float:
     """Probability that a two-sided paired t test at 5 % over ``n`` seeds leaves 0 out, for a true difference of ``effect``."""
     from scipy.stats import nct, t
@@ -64,7 +86,10 @@ def power_of(n: int, effect: float, sd: float) -> float:
     critical, shift = float(t.ppf(0.975, n - 1)), effect / sd * math.sqrt(n)
     if shift > 30:  # nct loses itself far out, where nothing is left to say
         return 1.0
-    return float(nct.sf(critical, n - 1, shift) + nct.cdf(-critical, n - 1, shift))
+    other_way = (
+        nct.cdf(-critical, n - 1, shift) if shift < 6 else 0.0
+    )  # below 1e-9, and not a number in scipy from 8 on
+    return float(nct.sf(critical, n - 1, shift) + other_way)
 
 
 def _numbers() -> Sequence[int]:

@@ -35,6 +35,14 @@ def table(
     return "\n".join("  ".join(line).rstrip() for line in [lines[0], rule, *lines[1:]])
 
 
+def si(value: float) -> str:
+    """``1234567 -> "1.23 M"``; below a thousand ``"12 "``: a unit may follow at once."""
+    for factor, name in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{name}"
+    return f"{value:.3g} "
+
+
 def _is_numeric(values: list[Any]) -> bool:
     given = [v for v in values if v is not None and v != ""]
     return bool(given) and all(

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..runs.errors import UserError
-from .folder import check_config, first_line, model_folder, told_by_library
+from .family import LIKE, small_config
+from .folder import check_config, first_line, model_folder, read_config, told_by_library
 
 MODEL_DTYPES = {
     "float32": torch.float32,
@@ -81,7 +82,7 @@ def model_shapes(config: Any) -> Any:
 
 
 def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
-    """A transformers config. ``config`` holds ``model_type`` and any of that config class's fields.
+    """A transformers config. ``config`` holds ``model_type`` and any of that config class's fields, or is :func:`spelled_out`.
 
     ``defaults`` (vocabulary size, token ids) fill in what ``config`` does not say.
     """
@@ -89,6 +90,7 @@ def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
+    config = spelled_out(config)
     fields = {**defaults, **config}
     model_type = fields.pop("model_type", None)
     if model_type is None:
@@ -112,6 +114,17 @@ def model_config(config: Mapping[str, Any], **defaults: Any) -> Any:
         near = f", did you mean {close[0]!r}?" if close else ""
         raise UserError(f"model: {type(made).__name__} has no field {wrong[0]!r}{near}")
     return made
+
+
+def spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's fields as they are; of ``{like: FOLDER or config, hidden_size: ...}`` those of a small one of its family."""
+    fields = dict(config)
+    if LIKE not in fields:
+        return fields
+    like = fields.pop(LIKE)
+    if not isinstance(like, str | Mapping):
+        raise UserError(f"model: like: a model's folder or a config is needed, not {like}")
+    return small_config(read_config(like) if isinstance(like, str) else model_config(like), fields)
 
 
 def check_vocabulary(model: nn.Module, vocab_size: int, what: str) -> None:

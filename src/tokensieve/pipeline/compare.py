@@ -146,6 +146,8 @@ def validate(config: CompareConfig) -> None:
     for arm, rival in config.rivals.items():
         if wrong := [name for name in (arm, rival) if name not in config.runs]:
             raise UserError(f"rivals: {wrong[0]!r} is none of the arms {', '.join(config.runs)}")
+    if wrong := [name for name in config.on_curve if name not in config.runs or name == config.baseline]:
+        raise UserError(f"on_curve: {wrong[0]!r} is none of the arms beside the baseline")
     if (config.target == MEAN) != bool(config.mean) and config.target == MEAN:
         raise UserError("target: mean needs the sets that it is over: name them in mean")
     if config.students < 1:

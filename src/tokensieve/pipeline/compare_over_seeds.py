@@ -9,9 +9,10 @@ import numpy as np
 
 from ..analysis.certainty import over_documents
 from ..analysis.comparison import Row, by_seed, difference, rises, rivals, trained, verdicts
-from ..analysis.speedup import as_json, effective
+from ..analysis.speedup import FEWEST, as_json, effective
 from ..evaluation.documents import read_documents
 from ..runs.files import read_json
+from .compare_scope import powers, scope
 from .configs.compare import CompareConfig
 from .recipe.registration import registered
 
@@ -23,18 +24,21 @@ def findings(config: CompareConfig, seeds: Sequence[CompareConfig], rows: Sequen
     """``differences``: a record for each arm, what it is held against, and each set: ``arm``, ``rival``, ``set``, ``values``
     (by seed), ``mean``, ``sd``, ``interval`` (95 % t), ``documents`` (95 % bootstrap over documents; null without them);
     ``speedups``: axis -> arm -> ``factor``, ``interval``, ``seeds``, ``beyond`` (see analysis/speedup.py); ``sentences``: the
-    verdict; ``registration``: a sentence, of a study; ``runs``: number of seeds.
+    verdict; of a study ``registration``, a sentence, ``power`` and ``scope`` (see compare_scope.py); ``runs``: number of seeds.
     """
     each = by_seed(rows)
     declared = dict(config.rivals) if config.rivals or config.registration is not None else None
     on = "solution" if config.solution else "all"
     made: dict[str, Any] = {"runs": len(each), "differences": _differences(config, seeds, each, declared)}
-    if config.curve:
+    if 1 + len(config.curve) + len(config.on_curve) >= FEWEST:
         made["speedups"] = {axis: _speedups(config, each, axis) for axis in SPEEDUP_AXES}
     said = verdicts(each, config.baseline, config.target, on, declared)
     made["sentences"] = [*rises(each, config.baseline), *said]
     if config.registration is not None:
-        made["registration"] = registered(read_json(config.registration))
+        registration = read_json(config.registration)
+        made["registration"] = registered(registration)
+        made["power"] = powers(config, seeds, each, declared, registration["now"].get("effect"))
+        made["scope"] = scope(config, each, registration)
     return made
 
 
@@ -83,11 +87,11 @@ def _bootstrap(
 
 def _speedups(config: CompareConfig, each: Sequence[Sequence[Row]], axis: str) -> dict[str, Any]:
     """arm -> how many times its own cost the baseline would have needed for the arm's end."""
-    own = (config.baseline, *config.curve)
+    own = (config.baseline, *config.curve, *config.on_curve)
     points = [[(r.get(axis), r["nll"]) for r in rows if r["arm"] in own] for rows in each]
     ends = [[(c, nll) for c, nll in seed if c is not None and nll is not None] for seed in points]
     made = {}
-    for arm in (a for a in config.runs if a != config.baseline):
+    for arm in (a for a in config.runs if a != config.baseline and a not in config.on_curve):
         mine = [next(r for r in rows if r["arm"] == arm) for rows in each]
         made[arm] = as_json(effective(ends, [(r.get(axis), r["nll"]) for r in mine]))
     return made

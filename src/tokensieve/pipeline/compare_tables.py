@@ -18,6 +18,7 @@ from ..analysis.comparison import (
 )
 from ..analysis.speedup import Speedup
 from ..analysis.table import table
+from .compare_scope import POWER, passes, power_table
 from .configs.compare import CompareConfig
 
 _OPTIONAL = ("seconds", "passes")
@@ -45,8 +46,10 @@ def with_findings(
         ]
     if "speedups" in found:
         parts.append(_speedup_note(config))
-    parts += found["sentences"]
-    return "\n\n".join([*parts, *([found["registration"]] if "registration" in found else [])])
+    if found.get("power"):
+        parts += [POWER, power_table(found["power"], markdown)]
+    parts += [*found["sentences"], *([found["registration"]] if "registration" in found else [])]
+    return "\n\n".join([*parts, *found.get("scope", [])])
 
 
 def _declared(config: CompareConfig) -> dict[str, str] | None:
@@ -60,7 +63,7 @@ def _tables(
     of_arm = {arm: [row for rows in seeds for row in rows if row["arm"] == arm] for arm in arms}
     cells = [_cells(config, found, speedups) for found in of_arm.values()]
     heads = [h for h in cells[0] if any(row.get(h) is not None for row in cells) or h not in _OPTIONAL]
-    parts = [table(cells, heads, markdown=markdown)]
+    parts = [table(cells, heads, markdown=markdown), *passes(seeds)]
     if shares := _shares(seeds):
         parts += ["share of valid tokens kept, by source", table(shares, list(shares[0]), markdown=markdown)]
     return parts
@@ -140,7 +143,7 @@ def _shares(seeds: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
 
 
 def _speedup_note(config: CompareConfig) -> str:
-    names = ", ".join([*config.curve, config.baseline])
+    names = ", ".join([*config.curve, *config.on_curve, config.baseline])
     return (
         f"{config.baseline} needs: so many times the arm's own total FLOPs (tokens seen) for the nll at which the arm ends, "
         f"on a curve E + A / C^alpha through the ends of {names}, whose schedules end there; 95 % t intervals over seeds."

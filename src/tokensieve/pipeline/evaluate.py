@@ -18,16 +18,16 @@ from ..evaluation import ngram
 from ..evaluation.baselines import NGRAMS, baseline_figures
 from ..evaluation.documents import DOCUMENTS, DocumentSums
 from ..evaluation.sums import Sums
-from ..modeling.checkpoints import Checkpoint, average_into, checkpoints_of
+from ..modeling.checkpoints import Checkpoint
 from ..modeling.folder import model_hash, read_config
-from ..modeling.load import check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
+from ..modeling.load import check_length, check_tokenizer, check_vocabulary
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, write_json
 from ..runs.stage import stage
 from ..runs.work import Work
 from ..scoring.engine import Scorer
-from . import launch
-from .configs.evaluate import KIND, NOT_WORK, EvaluateConfig
+from . import launch, tasks
+from .configs.evaluate import KIND, NOT_WORK, TASKS_ONLY, EvaluateConfig
 from .recipe.cost import Cost, Known
 
 
@@ -35,10 +35,12 @@ def run(config: EvaluateConfig) -> Path:
     """Write ``evaluation.json``, a list of records (docs/formats.md), and ``table.txt`` of the models' last weights.
 
     ``nll`` is the mean over target tokens in nats; ``on`` is ``all`` or, for sets with marked solutions, also ``solution``;
-    ``step`` and ``tokens_seen`` are null for models that no run of ours trained.
+    ``step`` and ``tokens_seen`` are null for models that no run of ours trained. With ``tasks``: see :mod:`.tasks`.
     """
     validate(config)
     launch.check_device(config.device)
+    if config.tasks:
+        return tasks.run(config)
     out = Path(config.out)
     sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.sets.items()}
     for folder in config.models.values():
@@ -46,7 +48,7 @@ def run(config: EvaluateConfig) -> Path:
             check_length(read_config(folder), corpus.length, folder)
             check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
     notes = list(_check_bos(config, sets))
-    targets = _targets(config)
+    targets = tasks.targets_of(config)
     with stage(out, _work(config, sets, targets)) as s:
         if s.done:
             return out
@@ -83,13 +85,10 @@ def _check_bos(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[str]
 
 def work(config: EvaluateConfig) -> Work:
     """What says which evaluation it is: the models' names and weights, the rows of the sets, and what baselines count."""
-    targets = _targets(config)
+    if config.tasks:
+        return tasks.work(config)
+    targets = tasks.targets_of(config)
     return _work(config, {name: open_corpus(folder) for name, folder in config.sets.items()}, targets)
-
-
-def _targets(config: EvaluateConfig) -> list[Checkpoint]:
-    names = config.models.items()
-    return [t for name, folder in names for t in checkpoints_of(name, folder, config.checkpoints, config.average)]
 
 
 def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Checkpoint]) -> Work:
@@ -108,6 +107,8 @@ def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Checkpo
 
 def estimate(config: EvaluateConfig, known: Known) -> Cost:
     """One forward of every set for every model and, if asked for, each of its checkpoints. n-grams are not counted."""
+    if config.tasks:
+        return tasks.estimate(config, known)
     each = sum(known.tokens(folder)[0] for folder in config.sets.values())
     length = known.length(next(iter(config.sets.values())))
     copies = [known.checkpoints(folder) if config.checkpoints else 1 for folder in config.models.values()]
@@ -121,8 +122,12 @@ def validate(config: EvaluateConfig) -> None:
     """Raise UserError where there is nothing to evaluate, or a model's name would be taken for an n-gram baseline's."""
     if not config.models and not config.baselines:
         raise UserError("models: name at least one model to evaluate")
-    if not config.sets:
-        raise UserError("sets: name at least one evaluation set")
+    if config.tasks:
+        tasks.validate(config)
+    elif not config.sets:
+        raise UserError("sets: name at least one evaluation set, or tasks")
+    elif alone := [name for name in TASKS_ONLY if getattr(config, name) not in (None, False, "ours")]:
+        raise UserError(f"{alone[0]}: it goes with tasks, and no tasks are named")
     if config.batch_rows < 0:
         raise UserError("batch_rows must be at least 0")
     if config.average < 1:
@@ -156,10 +161,7 @@ def render(results: list[dict[str, Any]]) -> str:
 def _results(
     config: EvaluateConfig, target: Checkpoint, sets: dict[str, Corpus], by_document: DocumentSums
 ) -> Iterator[dict[str, Any]]:
-    quiet_loading()
-    model = load_causal_lm(target.folder)
-    if target.averaged:
-        average_into(model, target.averaged)
+    model = tasks.model_of(target)
     scorer = Scorer(model, device=config.device, batch_rows=config.batch_rows)
     for name, corpus in sets.items():
         check_vocabulary(model, corpus.vocab_size, str(target.folder))

@@ -36,6 +36,7 @@ from ..modeling.load import (
     model_shapes,
     new_causal_lm,
     quiet_loading,
+    spelled_out,
 )
 from ..runs import layout
 from ..runs.errors import UserError
@@ -146,8 +147,8 @@ def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Wo
         objective = second.without_folders(objective)
     if config.lora is not None and is_untied(_model_config(config, corpus), config.lora):
         inputs["merged"] = "untied"  # early versions merged such an adapter into the head as well
-    if not isinstance(config.model, str):
-        return Work.of(KIND, config, NOT_WORK, inputs, objective=objective)
+    if not isinstance(config.model, str):  # which one a small one is like counts by what follows, not by its path
+        return Work.of(KIND, config, NOT_WORK, inputs, objective=objective, model=spelled_out(config.model))
     inputs["model"] = model_hash(config.model)
     return Work.of(KIND, config, NOT_WORK, inputs, model=None, objective=objective)
 
@@ -166,7 +167,8 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     model = model if config.lora is None else with_lora(model, config.lora)
     each_token = _token_flops(config, model, length).train(1, share_trained(config))
     if config.compute_of is not None:
-        steps, exact = known.total_flops(config.compute_of) / (step * each_token), False
+        left = known.total_flops(config.compute_of) - known.spent_on(config.scores)
+        steps, exact = max(left, 0.0) / (step * each_token), False
     tokens, copies = steps * step, _num_checkpoints(args, steps)
     flops = tokens * each_token
     each = 4 if args.save_only_model else _ADAM_BYTES

@@ -105,7 +105,7 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb(
         "configs.evaluate:EvaluateConfig",
-        "nll and bits per byte of models on evaluation sets",
+        "nll and bits per byte of models on evaluation sets, or their answers to few-shot tasks",
         "tokensieve evaluate --out runs/x/eval --models.clm runs/x/clm --models.rho1 runs/x/rho1 "
         "--sets.target runs/x/target --checkpoints",
         group="judgement",

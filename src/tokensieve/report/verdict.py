@@ -15,8 +15,9 @@ def verdict(runs: Sequence[Run]) -> str:
     if not run.rows or run.baseline is None:
         return "This run compares no arms, so there is no verdict."
     if run.found.get("runs") == len(runs) and "registration" in run.found:  # a study, whose rivals are declared
-        return " ".join([*run.found["sentences"], run.found["registration"]])
-    said = verdicts([r.rows for r in runs], run.baseline, str(run.target), run.on)
+        return " ".join([*run.found["sentences"], run.found["registration"], *run.found.get("scope", [])])
+    declared = run.compared.get("rivals") or None  # an arm that was given as much compute is who it is held against
+    said = verdicts([r.rows for r in runs], run.baseline, str(run.target), run.on, declared)
     said = [*rises([r.rows for r in runs], run.baseline), *said] if said else said
     return " ".join(said) or f"No arm that chooses by a score stands beside {run.baseline}, so there is no verdict."
 
@@ -34,6 +35,7 @@ def arms_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         "student TFLOP",
         "+ scoring",
         "+ reference",
+        "total TFLOP",
         f"tokens to {run.baseline}'s end",
     ]
     return heads, [_arm_cells(run, row["arm"], runs) for row in run.rows]
@@ -45,9 +47,23 @@ def _arm_cells(run: Run, arm: str, runs: Sequence[Run]) -> list[str]:
     cells += [_mean([r["others"] for r in rows], other, 4) for other in run.compared.get("others", [])]
     cells += [_mean(rows, key, 3, 1e6) for key in ("tokens_seen", "tokens_trained")]
     cells += [_mean(rows, key, 2, 1e12) or ("?" if key in rows[0] else "") for key in TOTAL]
+    cells.append(_total(rows))
     if "tokens_seen" not in rows[0] or arm == run.baseline:
         return [*cells, ""]
     return [*cells, reached_cell(rows).replace("<=", "≤")]
+
+
+def _total(rows: Sequence[dict[str, Any]]) -> str:
+    """Total compute; of comparisons that early versions made, which did not write it down, the sum of its parts."""
+    if "tokens_seen" not in rows[0]:
+        return ""
+    totals = [r["flops_total"] if "flops_total" in r else _sum([r.get(key) for key in TOTAL]) for r in rows]
+    return _mean([{"total": t} for t in totals], "total", 2, 1e12) or "?"
+
+
+def _sum(parts: Sequence[float | None]) -> float | None:
+    known = [p for p in parts if p is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _mean(rows: Sequence[dict[str, Any]], key: str, digits: int, scale: float = 1.0) -> str:

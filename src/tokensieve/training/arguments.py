@@ -37,10 +37,10 @@ REFUSED_KEYWORDS = {
 }
 
 
-def check_fields(args: Any, prefix: str = "") -> None:
-    """Raise UserError naming every field of TrainingArguments, after ``prefix``, whose value this trainer does not keep to."""
+def check_fields(args: Any, prefix: str = "", table: Mapping[str, tuple[Callable[[Any], bool], str]] = KEPT_TO) -> None:
+    """Raise UserError naming every field of ``args``, after ``prefix``, whose value this trainer does not keep to."""
     wrong = []
-    for name, (kept_to, why) in KEPT_TO.items():
+    for name, (kept_to, why) in table.items():
         value = args
         for part in name.split("."):
             value = getattr(value, part, None)

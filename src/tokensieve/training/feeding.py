@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..core.objective import Objective
 from ..core.objectives.given import WEIGHT, times
 from ..core.stats import score_columns
 from ..data.columns import visible_columns
-from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows
+from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows, collate
 from ..data.scan import look_through
 from ..runs.errors import UserError
 from .arguments import check_some_steps
@@ -36,7 +36,7 @@ class Fed(Guarded):
     ) -> None:
         """What :meth:`rows_of` goes by. Before ``Trainer.__init__``, which is given the rows."""
         self.thresholds = dict(thresholds)
-        self._needs, self._ignored, self._vocab_size = needs, tuple(ignore_columns), _vocab_size(model)
+        self._needs, self._ignored, self._vocab_size = needs, tuple(ignore_columns), vocab_size_of(model)
         self._second_columns = second
 
     def rows_of(self, dataset: Any, *, to_train: bool = False) -> Rows:
@@ -59,6 +59,11 @@ class Fed(Guarded):
         ignored, vocab_size = self._ignored, self._vocab_size
         told: dict[str, Any] = {"second": self._second_columns if to_train else None, "vocab_size": vocab_size}
         return Rows(dataset, score_columns(needs), statistics, ignore_columns=ignored, **told)
+
+    def given_rows(self, train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
+        """What ``Trainer.__init__`` is given of the data."""
+        train = None if train_dataset is None else self.rows_of(train_dataset, to_train=True)
+        return {"train_dataset": train, "eval_dataset": each_set(eval_dataset, self.rows_of), "data_collator": collate}
 
     def check_steps(self) -> None:
         """Raise UserError where no step can be done, no row has a token to predict, or a row cannot be read. Writes nothing."""
@@ -134,7 +139,7 @@ class Fed(Guarded):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         needed = (*ON_REQUEST, *score_columns(self._needs), *(self._second_columns or ()))
-        self._signature_columns += ["row_id", "position_ids", *needed]
+        self._signature_columns += ["row_id", "position_ids", "attention_mask", *needed]
 
     def _gather_rows(self, values: Tensor) -> Tensor:
         """[B, T] of each rank, one below the other. Rows of a prepared corpus have one length; others are widened first."""
@@ -151,7 +156,14 @@ def weighted(objective: Objective, dataset: Any, ignored: Sequence[str]) -> Obje
     return times(objective) if WEIGHT not in ignored and WEIGHT in visible_columns(dataset) else objective
 
 
-def _vocab_size(model: Any) -> int | None:
+def each_set(sets: Any, change: Callable[[Any], Any]) -> Any:
+    """``change`` of a data set, or of each in a dict of them; None stays None."""
+    if sets is None:
+        return None
+    return {name: change(one) for name, one in sets.items()} if isinstance(sets, dict) else change(sets)
+
+
+def vocab_size_of(model: Any) -> int | None:
     """How many ids the model has a vector and a logit for; None where it does not say."""
     try:
         layers = [model.get_input_embeddings(), model.get_output_embeddings()]

@@ -127,14 +127,7 @@ class SelectiveTrainer(Logged):
         wanted = self.objective.second
         columns = wanted.columns if wanted is not None and wanted.origin == "columns" else None
         self.init_rows(model, self.objective.needs, ignore_columns, thresholds or {}, columns)
-        kwargs.setdefault("data_collator", collate)
-        super().__init__(
-            model,
-            args,
-            train_dataset=None if train_dataset is None else self.rows_of(train_dataset, to_train=True),
-            eval_dataset=_each(eval_dataset, self.rows_of),
-            **kwargs,
-        )
+        super().__init__(model, args, **{**kwargs, **self.given_rows(train_dataset, eval_dataset)})
         check_engine(self)
         if self.pop_callback(ProgressCallback) is not None:  # not there with disable_tqdm
             self.add_callback(TokenProgress(self))
@@ -465,9 +458,3 @@ class SelectiveTrainer(Logged):
             mean = nll_sum / count if count else float("nan")
             output.metrics.update({f"{metric_key_prefix}_nll": mean, f"{metric_key_prefix}_loss": mean})
         return output
-
-
-def _each(value: Any, change: Any) -> Any:
-    if value is None:
-        return None
-    return {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)

@@ -34,6 +34,8 @@ class CompareConfig:
     """arm -> the arm that its verdict is against, where that is not the baseline: one that was given as much compute."""
     curve: dict[str, str | list[str]] = field(default_factory=dict)
     """name in the evaluation -> the baseline's own run, or one for each seed, whose schedule ends at another length."""
+    on_curve: list[str] = field(default_factory=list)
+    """Arms that are the baseline but for the length of their schedule: their ends are points of the same curve."""
     students: int = 1
     """Over so many students scoring and reference are shared out in a second column of total FLOPs."""
     registration: str | None = None

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Base model, reference, scores, and three students on the same tokens: full loss, random control, Rho-1."""
+    """Base model, reference, scores, and students: full loss, random control and Rho-1 on the same tokens, and full loss for as
+    long as Rho-1's total compute lasts."""
 
     out: str = "runs/demo"
     """Folder of the run."""

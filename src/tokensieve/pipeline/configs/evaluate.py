@@ -1,4 +1,4 @@
-"""What ``tokensieve evaluate`` is told: models x evaluation sets -> nll per token."""
+"""What ``tokensieve evaluate`` is told: models x evaluation sets -> nll per token, or models x tasks -> right answers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 KIND = "evaluation"
-NOT_WORK = ("out", "baselines", "batch_rows", "device", "verify")
+NOT_WORK = ("out", "baselines", "batch_rows", "device", "verify", "data")
+TASKS_KIND = "tasks"
+TASKS_ONLY = ("data", "shots", "num_shots", "max_tokens", "limit", "programs")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure models on evaluation sets: nats per token and bits per byte, on whole texts and on solutions only."""
+    """Measure models: nats per token and bits per byte on evaluation sets, or the answers they give to few-shot tasks."""
 
     out: str
-    """Folder to write: evaluation.json, documents.parquet, table.txt."""
+    """Folder to write: evaluation.json, documents.parquet, table.txt; of tasks: tasks.json, table.txt, answers-*.jsonl."""
     models: dict[str, str]
     """name -> Hugging Face folder or a folder that `train` wrote."""
-    sets: dict[str, str]
+    sets: dict[str, str] = field(default_factory=dict)
     """name -> a folder that `prepare` wrote."""
     checkpoints: bool = False
     """Also every checkpoint of the runs among the models."""
@@ -31,3 +33,17 @@ class EvaluateConfig:
     """cpu, cuda or cuda:0; the GPU where there is one."""
     verify: Literal["full", "size"] = "full"
     """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
+    tasks: list[str] | str = field(default_factory=list)
+    """In place of sets: paper-math (its nine), paper-general (its fifteen), or some of them by name; docs/tasks.md."""
+    data: str | None = None
+    """Folder with the tasks' files, gsm8k.jsonl and so on; what is not there is listed, and left out."""
+    shots: Literal["ours", "first"] = "ours"
+    """Worked examples: ours come with this package; first: the first rows of the task's own file, which are not asked then."""
+    num_shots: int | None = None
+    """Worked examples before each question; none: as many as the paper's harness has, 8 or 4."""
+    max_tokens: int | None = None
+    """Most tokens of an answer; none: 512, and 1024 of MATH."""
+    limit: int | None = None
+    """Only the first so many problems of each task."""
+    programs: bool = False
+    """Answers are programs (tool-integrated): each is run by itself, without network, files or much time or memory."""

@@ -33,6 +33,13 @@ class StudyConfig:
     """How often an arm may go through its text; an arm may say otherwise."""
     students: int = 1
     """Over so many students the cost of scoring and reference is shared out in the second column of total FLOPs."""
+    effect: float | None = None
+    """The difference in nats that the study should tell: what that would cost is said before the first run, and at the end."""
+    sd: float | str | None = None
+    """The standard deviation of differences of seeds to reckon with beforehand, in nats; or a folder that `compare` wrote over
+    seeds, a pilot's for example, which measured it. 0.02 if not given."""
+    large: str | dict[str, Any] | None = None
+    """The model of the run that this study is made for, a folder or a config: the end says what follows for it, what not."""
     average: int = 1
     """Evaluate the mean of each run's last so many checkpoints."""
     checkpoints: bool = False

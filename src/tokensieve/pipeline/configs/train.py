@@ -41,7 +41,8 @@ class TrainConfig:
     corpus: str
     """A folder that `prepare` wrote."""
     model: str | dict[str, Any]
-    """A Hugging Face folder or a folder that `train` wrote (continue from it), or a config (from scratch): model_type, ..."""
+    """A Hugging Face folder or a folder that `train` wrote (continue from it), or a config (from scratch): model_type, ...; or
+    {like: FOLDER or config, hidden_size: ..., num_hidden_layers: ..., num_attention_heads: ...}, a small one of that family."""
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "clm"})
     """name, one of those below, intersect, union or schedule of them, or package.module:factory, and its options."""
     scores: list[str] = field(default_factory=list)

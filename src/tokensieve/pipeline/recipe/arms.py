@@ -24,6 +24,8 @@ from ..configs.study import StudyConfig
 Stages = dict[str, dict[str, Any]]
 ANY_WORD = ("is", "compute_of", "rival", "epochs", "train")
 """What any arm may say beside the options of its word."""
+LENGTH = ("max_steps", "num_train_epochs")
+"""Fields of ``training`` that say how long."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ class StudyArm:
             self.said.get("train") or {},
         )
         if (other := self.said.get("compute_of")) is not None:
-            length = ("max_steps", "num_train_epochs")
-            made["training"] = {k: v for k, v in made.get("training", {}).items() if k not in length}
+            made["training"] = {k: v for k, v in made.get("training", {}).items() if k not in LENGTH}
             made["compute_of"] = f"@{other}"
         for field in ("corpus", "model"):
             if isinstance(made[field], str) and made[field].startswith("@"):

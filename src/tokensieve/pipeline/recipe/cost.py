@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,12 @@ class Known:
         if (manifest := self.manifest(run, "model")) is not None:
             spent = total(manifest["summary"])
             return math.nan if spent is None else spent
-        config, parts = self._configs.get(Path(run)), [self._flops(run)]
-        scores = list(getattr(config, "scores", []))
+        return self._flops(run) + self.spent_on(getattr(self._configs.get(Path(run)), "scores", []))
+
+    def spent_on(self, scores: Sequence[str]) -> float:
+        """FLOPs of scores and of the references that made them; NaN where nobody knows."""
         models = {str(getattr(self._configs.get(Path(s)), "model", s)) for s in scores}
-        return math.fsum([*parts, *(self._flops(folder) for folder in [*scores, *models])])
+        return math.fsum(self._flops(folder) for folder in [*scores, *models])
 
     def _flops(self, folder: str) -> float:
         cost = self.costs.get(Path(folder).parent if Path(folder).name == "model" else Path(folder), Cost())

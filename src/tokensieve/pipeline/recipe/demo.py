@@ -30,4 +30,4 @@ def recipe_verdict(out: Path) -> str:
     settings = read_manifest(out / "table", "comparison")["config"]
     rows = read_json(out / "table" / "comparison.json")
     on = "solution" if settings["solution"] else "all"
-    return "\n".join(verdicts([rows], settings["baseline"], settings["target"], on))
+    return "\n".join(verdicts([rows], settings["baseline"], settings["target"], on, settings.get("rivals") or None))

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from ...analysis.table import table
+from ...analysis.table import si, table
 from ...runs.errors import UserError
 from ...runs.manifest import is_done, read_manifest
 from ..verbs import VERBS
@@ -72,7 +72,7 @@ def check_jobs(recipe: Recipe, stages: Sequence[RecipeStage], jobs: int) -> None
     if needed > free:
         names = ", ".join(name for _, name in largest)
         raise UserError(
-            f"jobs: {jobs} models at once ({names}) take at least {_si(needed)}B of memory, {_si(free)}B are free: "
+            f"jobs: {jobs} models at once ({names}) take at least {si(needed)}B of memory, {si(free)}B are free: "
             "run with fewer jobs"
         )
 
@@ -89,8 +89,8 @@ def check_filled(recipe: Recipe, stages: Sequence[RecipeStage]) -> None:
         allowed = float(stage.fields["max_epochs"])
         if wanted is not None and wanted > there * allowed * (1 if exact else 1 + _UNSURE):
             raise UserError(
-                f"stage {stage.name}: {Path(stage.fields['corpus']).name} has {'' if exact else 'about '}{_si(there).strip()} "
-                f"tokens, and the arm needs {_si(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it "
+                f"stage {stage.name}: {Path(stage.fields['corpus']).name} has {'' if exact else 'about '}{si(there).strip()} "
+                f"tokens, and the arm needs {si(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it "
                 "more text, or fewer steps"
             )
 
@@ -172,7 +172,7 @@ def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
     def number(value: float | None, unit: str) -> str:
         if value is None:
             return ""
-        return UNKNOWN if math.isnan(value) else mark + _si(value) + unit
+        return UNKNOWN if math.isnan(value) else mark + si(value) + unit
 
     return {
         "stage": name,
@@ -182,11 +182,3 @@ def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
         "FLOP": number(cost.flops, ""),
         "disk": number(cost.disk, "B"),
     }
-
-
-def _si(value: float) -> str:
-    """1234567 -> 1.23 M"""
-    for factor, name in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{name}"
-    return f"{value:.3g} "

@@ -178,7 +178,7 @@ class _Worker:
         self.name: str | None = None
         self.pipe, theirs = context.Pipe()
         variables = {**_variables(place, threads), **({BESIDE: "1"} if beside else {})}
-        with _environment(variables):  # before the process imports anything: it is read once
+        with set_environment(variables):  # before the process imports anything: it is read once
             self.process = context.Process(target=_main, args=(theirs, threads), daemon=False)
             self.process.start()
         theirs.close()
@@ -210,7 +210,8 @@ def visible_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def set_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """While open, the environment has these variables."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

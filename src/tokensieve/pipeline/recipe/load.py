@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.read.files import find_files
 from ...runs.errors import UserError
 from ...runs.files import MANIFEST
 from ..config.fields import unknown
@@ -149,8 +150,16 @@ def _check_requirements(path: Path, needs: Any, settings: Mapping[str, Any]) -> 
         is_text = isinstance(need, dict) and all(isinstance(v, str) for v in need.values())
         if not is_text or set(need) != {"path", "message"}:
             raise UserError(f"{path}: requires: a list of {{path: ..., message: ...}} is needed")
-        if not Path(str(_filled(need["path"], settings, path))).exists():
-            raise UserError(f"{path.name}: {_filled(need['path'], settings, path)} is not here: {need['message']}")
+        if not _is_here(where := str(_filled(need["path"], settings, path))):
+            raise UserError(f"{path.name}: {where} is not here: {need['message']}")
+
+
+def _is_here(path: str) -> bool:
+    """Whether there is a file or folder of this name, or something that it names as a source of text does."""
+    try:
+        return path.startswith("hub:") or bool(find_files(path)[2])
+    except UserError:
+        return False
 
 
 def stage_verbs() -> list[str]:

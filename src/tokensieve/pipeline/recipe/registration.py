@@ -1,7 +1,8 @@
 """What a study writes down before its first run: test, target and stopping rule; and afterwards, whether they were changed.
 
 ``registration.json``: ``plan`` as it was first and ``now``, ``registered`` (when), ``begun`` (cells that were there already
-then), ``changes`` (a list of ``when`` and ``what``, a line a field). A changed plan is followed, and every verdict says so.
+then), ``changes`` (a list of ``when`` and ``what``, a line a field), ``beforehand`` (what was said of each plan, see
+beforehand.py). A changed plan is followed, and every verdict says so.
 """
 
 from __future__ import annotations
@@ -19,17 +20,26 @@ REGISTRATION = "registration.json"
 TEST = "two-sided paired t over seeds, 95 %: the interval of the mean difference in nll leaves 0 out"
 
 
-def register(out: Path, plan: Mapping[str, Any], begun: Sequence[str]) -> None:
-    """Write the plan into a study's folder, or what of it was changed since. ``begun``: cells that are there already."""
+def register(out: Path, plan: Mapping[str, Any], begun: Sequence[str], said: Mapping[str, Any] | None = None) -> None:
+    """Write the plan into a study's folder, or what of it was changed since. ``begun``: cells that are there already; ``said``:
+    what is said of this plan beforehand."""
     path, now = out / REGISTRATION, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     plan = json.loads(json.dumps(plan))
+    told = [] if said is None else [{"when": now, **said}]
+    first = {"registered": now, "begun": list(begun), "plan": plan, "now": plan, "changes": [], "beforehand": told}
     if not path.exists():
-        write_json(path, {"registered": now, "begun": list(begun), "plan": plan, "now": plan, "changes": []})
+        write_json(path, first)
         return
     found = read_json(path)
     if changed := changes(found["now"], plan):
         found = {**found, "now": plan, "changes": [*found["changes"], {"when": now, "what": changed}]}
-        write_json(path, found)
+        write_json(path, {**found, "beforehand": [*found.get("beforehand", []), *told]})
+
+
+def is_registered(out: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether a study's folder has this very plan written down."""
+    path = out / REGISTRATION
+    return path.exists() and not changes(read_json(path)["now"], json.loads(json.dumps(plan)))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ import dataclasses
 import importlib.util
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +36,38 @@ from ..config.yaml_text import read_yaml
 from ..configs.report import ReportConfig
 from ..configs.run import KIND, RecipeConfig
 from ..verbs import VERBS
+from .beforehand import beforehand
 from .estimate import check_filled, check_jobs, describe_plan, is_dear, needs_of
 from .jobs import num_threads, side_by_side
 from .load import RESOLVED, Recipe, RecipeStage, load
-from .registration import REGISTRATION, register
+from .registration import REGISTRATION, is_registered, register
 
 
 def run(config: RecipeConfig) -> Path | str:
     """Do what is to do; the run folder. With ``dry_run`` the plan, as text."""
-    recipe = load(config)
     if config.dry_run:
-        return describe_plan(recipe)
-    only, redo = ([n for name in names for n in recipe.cells.named(name)] for names in (config.only, config.redo))
-    chosen = [s for s in recipe.stages if not only or s.name in only]
-    check_filled(recipe, chosen)
-    check_jobs(recipe, chosen, config.jobs)
-    _start(recipe)
+        recipe = load(config)
+        told = None if recipe.cells.plan is None else beforehand(recipe, config.jobs)
+        return describe_plan(recipe) + ("" if told is None else "\n\n" + "\n".join(told["said"]))
+    recipe, chosen = begin(config)
+    redo = [n for name in config.redo for n in recipe.cells.named(name)]
     _run_stages(recipe, chosen, dataclasses.replace(config, redo=redo))
     if not config.only:
         _finish(recipe)
         _report(recipe)
     return recipe.out
+
+
+def begin(config: RecipeConfig) -> tuple[Recipe, list[RecipeStage]]:
+    """(the recipe, the stages of it that are asked for), checked; its run folder says from here on whose it is, and a study is
+    registered."""
+    recipe = load(config)
+    only = [n for name in config.only for n in recipe.cells.named(name)]
+    chosen = [s for s in recipe.stages if not only or s.name in only]
+    check_filled(recipe, chosen)
+    check_jobs(recipe, chosen, config.jobs)
+    _start(recipe, config.jobs)
+    return recipe, chosen
 
 
 def _run_stages(recipe: Recipe, chosen: Sequence[RecipeStage], config: RecipeConfig) -> None:
@@ -94,15 +105,16 @@ def _report(recipe: Recipe) -> None:
     print(f"report: {report.run(ReportConfig([str(recipe.out)]))}", flush=True)
 
 
-def _start(recipe: Recipe) -> None:
+def _start(recipe: Recipe, jobs: int) -> None:
     """Note in the run folder whose it is. Another recipe's is refused: stages of the same name would be done over."""
     path = recipe.out / RESOLVED
     if is_done(recipe.out):
         read_manifest(recipe.out, KIND)
+    told = _to_register(recipe, jobs)  # before anything is written: it may refuse the study
     if path.is_file():
         source = read_yaml(path)
         if source == _source(recipe):
-            _register(recipe)
+            _register(recipe, told)
             return
         if source.get("name") != recipe.name:
             raise UserError(f"{recipe.out} is a run of the recipe {source.get('name')!r}: choose another out")
@@ -110,15 +122,24 @@ def _start(recipe: Recipe) -> None:
         raise UserError(f"{there[0]} is there already, but no run of a recipe wrote it: choose another out")
     with atomic_file(path, "w") as f:
         yaml.safe_dump(_source(recipe), f, sort_keys=False, allow_unicode=True)
-    _register(recipe)
+    _register(recipe, told)
     _unfinish(recipe)
 
 
-def _register(recipe: Recipe) -> None:
-    """Of a study: what decides, written down before the first cell is begun."""
-    if recipe.cells.plan is not None:
-        cells = [s for s in recipe.stages if s.verb == "train" and s.folder.exists()]
-        register(recipe.out, recipe.cells.plan, [s.name for s in cells])
+def _to_register(recipe: Recipe, jobs: int) -> dict[str, Any] | None:
+    """What is said beforehand of a study whose plan is not written down yet; None where there is nothing to write down."""
+    plan = recipe.cells.plan
+    return None if plan is None or is_registered(recipe.out, plan) else beforehand(recipe, jobs)
+
+
+def _register(recipe: Recipe, told: Mapping[str, Any] | None) -> None:
+    """Of a study: what decides, written down and told before the first cell is begun."""
+    if recipe.cells.plan is None or told is None:
+        return
+    cells = [s for s in recipe.stages if s.verb == "train" and s.folder.exists()]
+    register(recipe.out, recipe.cells.plan, [s.name for s in cells], told)
+    for line in told["said"]:
+        _tell(line)
 
 
 def _source(recipe: Recipe) -> dict[str, Any]:

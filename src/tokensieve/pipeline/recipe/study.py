@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ...runs.errors import UserError
-from ..config.fields import WrongFields, from_fields, unknown
+from ..config.fields import WrongFields, from_fields
 from ..configs.study import StudyConfig
-from .arms import Stages, StudyArm, stages_of, steps_of
+from .arms import LENGTH, Stages, StudyArm, stages_of, steps_of
 from .registration import REGISTRATION, TEST
+from .study_checks import check_study
 
 SEED = "${seed}"
 EVALUATION, TABLE = "evaluation", "table"
-NAMES = ("is", "compute_of", "rival", "corpus", "curated", "reference", "rule")
-"""What an arm says by a name: of itself, of another arm, of a stage or of a rule."""
+LATER = ("effect", "sd", "large")
+"""Fields that studies registered before they existed do not have: one that is not given is not written down."""
 OVER_SEEDS = ("compare",)
 """Verbs that read the folders of all seeds at once."""
 
@@ -87,8 +88,7 @@ def _with_arms(
     said = {str(name): {} if fields is None else fields for name, fields in arms.items()}
     if wrong := [name for name, fields in said.items() if not isinstance(fields, dict)]:
         raise UserError(f"arm {wrong[0]}: a mapping is needed, as {{is: rho1, ratio: 0.6}}")
-    _check_kinds(study, said)
-    _check(study, said, own)
+    check_study(study, said, own)
     made: Stages = {}
     for name in _ordered(said):
         for stage, fields in stages_of(StudyArm(name, said[name], study, own, allow_code)).items():
@@ -101,9 +101,11 @@ def _with_arms(
     rivals = {str(f["compute_of"]): name for name, f in reversed(said.items()) if "compute_of" in f}
     rivals |= {name: str(f["rival"]) for name, f in said.items() if "rival" in f}
     shared = {k: v for k, v in asdict(study).items() if k not in ("stop", "ngrams", "checkpoints")}
+    shared = {k: v for k, v in shared.items() if v is not None or k not in LATER}
     plan = {"test": TEST, "stop": study.stop, "seeds": list(seeds), "arms": said, "rivals": rivals, **shared}
     first = [name for name in ("base", "reference") if name in own]
-    return {**own, **made, **lengths, **_judged(study, first, said, lengths, rivals, out)}, plan
+    ends = [name for name in said if name != study.baseline and _is_length_of(made[name], made[study.baseline], study)]
+    return {**own, **made, **lengths, **_judged(study, first, said, lengths, rivals, ends, out)}, plan
 
 
 def _judged(
@@ -112,9 +114,11 @@ def _judged(
     arms: Collection[str],
     lengths: Collection[str],
     rivals: Mapping[str, str],
+    ends: Sequence[str],
     out: Path,
 ) -> Stages:
-    """The stages that evaluate and compare: ``first`` are models that are no arm, ``lengths`` the baseline's further runs."""
+    """The stages that evaluate and compare: ``first`` are models that are no arm, ``lengths`` the baseline's further runs,
+    ``ends`` arms that are such runs."""
     models = {name: f"@{name}" for name in (*first, *arms, *lengths)}
     evaluation: dict[str, Any] = {"verb": "evaluate", "models": models, "sets": study.sets, "baselines": study.ngrams}
     evaluation |= {"checkpoints": study.checkpoints, "average": study.average}
@@ -125,46 +129,11 @@ def _judged(
         "curve": {name: f"@{name}" for name in lengths},
         "others": [name for name in study.sets if name != study.target],
         "rivals": dict(rivals),
+        **({"on_curve": list(ends)} if ends else {}),
         "registration": str(out / REGISTRATION),
         **{key: getattr(study, key) for key in ("target", "mean", "forgetting", "solution", "baseline", "students")},
     }
     return {EVALUATION: evaluation, TABLE: compared}
-
-
-def _check_kinds(study: StudyConfig, said: Mapping[str, Mapping[str, Any]]) -> None:
-    """UserError for what is neither a name, a mapping nor a number where an arm's word takes one."""
-    if not isinstance(study.student.get("training") or {}, Mapping):
-        raise UserError("study: student.training: a mapping is needed, as {max_steps: 100}")
-    for name, fields in said.items():
-        if wrong := [k for k in NAMES if not isinstance(fields.get(k, ""), str | None)]:
-            raise UserError(f"arm {name}: {wrong[0]}: a name is needed, not {fields[wrong[0]]}")
-        train = fields.get("train") or {}
-        if not isinstance(train, Mapping) or not isinstance(train.get("training") or {}, Mapping):
-            raise UserError(f"arm {name}: train: a mapping is needed, as {{training: {{learning_rate: 0.001}}}}")
-        if "share" in fields and type(fields["share"]) not in (int, float) and "anneal" in (name, fields.get("is")):
-            raise UserError(f"arm {name}: share: a number is needed, not {fields['share']}")
-
-
-def _check(study: StudyConfig, said: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:
-    """UserError for arms and sets that are named and not there."""
-    named = {f"sets: {name}": stage for name, stage in study.sets.items()}
-    for key, stage in (named | ({"longer": study.longer} if study.longer else {})).items():
-        if not stage.startswith("@") or stage[1:] not in stages:
-            raise UserError(f"study: {key}: {unknown(stage, [f'@{s}' for s in stages], 'stage')}")
-    if "mean" in study.sets:
-        raise UserError("study: sets: the name 'mean' stands for the mean of sets, call it otherwise")
-    for key, names in (("mean", study.mean), ("forgetting", study.forgetting)):
-        if wrong := [name for name in names if name not in study.sets]:
-            raise UserError(f"study: {key}: {unknown(wrong[0], study.sets, 'set')}")
-    targets = [*study.sets, *(["mean"] if study.mean else [])]
-    if study.target not in targets:
-        raise UserError(f"study: target: {unknown(study.target, targets, 'set')}")
-    if study.baseline not in said:
-        raise UserError(f"study: baseline: {unknown(study.baseline, said, 'arm')}")
-    for name, fields in said.items():
-        for key in ("compute_of", "rival"):
-            if (other := fields.get(key)) is not None and (other == name or other not in said):
-                raise UserError(f"arm {name}: {key}: {unknown(str(other), [n for n in said if n != name], 'arm')}")
 
 
 def _ordered(said: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -185,12 +154,30 @@ def _lengths(study: StudyConfig, baseline: Mapping[str, Any]) -> Stages:
         raise UserError(
             f"study: lengths: {wrong[0]:g} is no other length: shares of the student's steps, above 0, not 1"
         )
+    if study.longer and baseline.get("scores") and max(study.lengths) > 1:
+        raise UserError(
+            f"study: lengths: {study.baseline} needs scores, and there are none of {study.longer}, which its longer runs would "
+            "read: leave lengths above 1 or longer out"
+        )
     steps, made = steps_of(study, "lengths"), Stages()
     for share in study.lengths:
         training = {**baseline.get("training", {}), "max_steps": max(1, round(steps * share))}
         corpus = {"corpus": study.longer} if study.longer and share > 1 else {}
         made[f"{study.baseline}_x{share:g}"] = {**baseline, **corpus, "training": training}
     return made
+
+
+def _is_length_of(arm: Mapping[str, Any], baseline: Mapping[str, Any], study: StudyConfig) -> bool:
+    """Whether an arm is the baseline but for where its schedule ends: its end is then a point on the baseline's curve."""
+
+    def apart_from_length(fields: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {k: v for k, v in fields.items() if k not in ("compute_of", "max_epochs")}
+        training = {k: v for k, v in fields.get("training", {}).items() if k not in LENGTH}
+        same_text = study.longer is not None and fields["corpus"] == study.longer
+        corpus = baseline["corpus"] if same_text else fields["corpus"]
+        return {**kept, "training": training, "corpus": corpus}
+
+    return apart_from_length(arm) == apart_from_length(baseline)
 
 
 # --- seeds ----------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tokensieve.analysis.scaling.allocation import (
     price_of_selection,
 )
 from tokensieve.analysis.scaling.forms import FORMS
-from tokensieve.analysis.scaling.law import Estimate, Law, Problem, choose, fit_law
+from tokensieve.analysis.scaling.law import Estimate, FitProblem, Law, choose, fit_law
 from tokensieve.analysis.scaling.solver import huber_loss, solve
 from tokensieve.runs.errors import UserError
 
@@ -110,7 +110,7 @@ def test_the_solver_is_scipys_huber() -> None:
     log_y = np.log(FORMS["chinchilla"].function({"params": n, "tokens": d}, **HOFFMANN))
     log_y = log_y + 0.02 * rng.standard_normal((3, 20))
     log_y[:, 7] += 0.5
-    problem = Problem(FORMS["chinchilla"], {"params": n, "tokens": d, "nll": np.exp(log_y[0])})
+    problem = FitProblem(FORMS["chinchilla"], {"params": n, "tokens": d, "nll": np.exp(log_y[0])})
     start = np.mean(problem.starts, axis=0)
     theta, cost = solve(problem.logs, log_y, np.repeat(start[None], 3, 0), problem.bounds, 0.01)
     for i in range(3):

@@ -89,7 +89,7 @@ class Law:
         return Estimate.of(float(self.at(x)), draws * np.exp(noise))
 
 
-class Problem:
+class FitProblem:
     """A form and a table: constants as points of a bounded space in which fits are made.
 
     Constants are logarithms there (signed ones as they are), coefficients in units of the table's middle, so that all are of
@@ -143,7 +143,7 @@ def fit_law(name: str, columns: RunColumns, *, seed: int = 0, draws: int = DRAWS
     """
     form = FORMS[name]
     check_table(name, columns)
-    problem = Problem(form, columns)
+    problem = FitProblem(form, columns)
     rng = np.random.default_rng(seed)
     low, high = problem.starts
     starts = rng.uniform(low, high, (STARTS, len(form.constants)))
@@ -173,7 +173,7 @@ def _student(freedom: int) -> float:
     return float(stdtrit(freedom, edge) / ndtri(edge))
 
 
-def _left_out(problem: Problem, best: FloatArray, delta: float, columns: RunColumns) -> tuple[FloatArray, float]:
+def _left_out(problem: FitProblem, best: FloatArray, delta: float, columns: RunColumns) -> tuple[FloatArray, float]:
     """(squared log error of each run by a fit without it, that of the largest quarter by a fit of the others)."""
     n, p = len(problem.log_y), len(best)
     fold = np.empty(n, np.int64)
@@ -238,7 +238,7 @@ _HINTS = {
 }
 
 
-def _check_told_apart(name: str, problem: Problem, best: FloatArray) -> None:
+def _check_told_apart(name: str, problem: FitProblem, best: FloatArray) -> None:
     """Raise UserError where a constant shows in no run, or a combination of them does nothing. Those at a bound stand still."""
     inside = (problem.bounds[0] < best) & (best < problem.bounds[1])
     slope = jacobian(problem.logs, best[None])[0]

@@ -60,7 +60,7 @@ study: setup ## a study from its registration to its verdict, recipes/study-tiny
 sweep: setup ## thirteen tiny runs and the laws through them, recipes/sweep-tiny.yaml: minutes of a core
 	$(BIN)/tokensieve run sweep-tiny
 
-bench-scaling: setup ## are planted laws found, and do their intervals hold them; ten minutes of a core
+bench-scaling: setup ## are planted laws found, and do their intervals hold them; minutes of a core
 	$(BIN)/python benchmarks/scaling.py
 
 bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text

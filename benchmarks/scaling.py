@@ -1,6 +1,6 @@
 """Are the laws of `tokensieve plan` found, and do their intervals hold what they say? Tables with planted constants.
 
-    python benchmarks/scaling.py                     every form, 100 tables of 24 runs, 1 % noise: about a minute
+    python benchmarks/scaling.py                     every form, 100 tables of 24 runs, 1 % noise: minutes of a core
     python benchmarks/scaling.py --forms chinchilla
 
 For each form: `allowed`, the standard error of the constant that these 24 runs tell worst, by Cramer and Rao; the largest

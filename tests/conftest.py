@@ -17,7 +17,7 @@ settings.load_profile("tokensieve")
 # Shared parts of tests (tiny models, oracles): importable by tests and by the processes that they start.
 sys.path.append(str(Path(__file__).parent / "helpers"))
 
-from experiment import tiny, tokensieve  # noqa: E402, F401  fixtures of the tests of verbs, faults and security
+from experiment import tiny, tokensieve, warm_pools  # noqa: E402, F401  fixtures of the tests of verbs, faults and security
 
 _modules_frozen = 0
 

@@ -209,6 +209,10 @@ def _facts(folder: Any) -> dict[str, Any]:
 
 def _sentence(folder: Any) -> str:
     manifest = _manifest(folder)
+    if manifest.get("kind") == "documents":
+        from .data.filter.table import describe_table
+
+        return "\n" + describe_table(manifest)
     if "stats" in manifest:
         from .data.corpus import describe
 

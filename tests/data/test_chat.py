@@ -283,3 +283,32 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path, base: Path) -
         UserError, match=r"rows.jsonl line 1: a conversation needs a chat template, and the tokenizer has none"
     ):
         prepare(tmp_path / "out", tmp_path / "bare", path)
+
+
+ASSISTANTS = (
+    "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '!' }}"
+    "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_given_for_a_tokenizer_without_one(tmp_path: Path, base: Path) -> None:
+    """Base models have none. As text or as a file it is the same work; another one is another corpus."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": SAME}) + "\n")
+    bare = PreTrainedTokenizerFast.from_pretrained(str(base))
+    bare.chat_template = None
+    bare.save_pretrained(str(tmp_path / "bare"))
+    corpus = prepare(tmp_path / "out", tmp_path / "bare", path, chat_template=ASSISTANTS)
+    assert parts(corpus, lambda label, weight: label != -100) == ["ho!<|endoftext|>"]
+    assert corpus.tokenizer().chat_template == ASSISTANTS  # models trained on it are saved with it
+    (tmp_path / "given.jinja").write_text(ASSISTANTS)
+    again = prepare(tmp_path / "out", tmp_path / "bare", path, chat_template=str(tmp_path / "given.jinja"))
+    assert again.manifest["fingerprint"] == corpus.manifest["fingerprint"]
+    with pytest.raises(UserError, match="is done, but from other inputs"):
+        prepare(tmp_path / "out", tmp_path / "bare", path, chat_template=ASSISTANTS.replace("!", "."))
+    over = prepare(tmp_path / "over", base, path, chat_template=ASSISTANTS)  # of a tokenizer that has its own
+    assert parts(over, lambda label, weight: label != -100) == ["ho!<|endoftext|>"]
+    with pytest.raises(
+        UserError, match=r"chat_template: gone.jinja: there is no such file, and as a template it has neither"
+    ):
+        prepare(tmp_path / "gone", base, path, chat_template="gone.jinja")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from folders import names, write
 
 from tokensieve.data.read.files import once, walk
 from tokensieve.data.read.source import SourceConfig
@@ -14,16 +15,6 @@ from tokensieve.data.read.sources import identity, read_twice, resolve
 from tokensieve.runs.errors import UserError
 
 FILES = ("data/a.jsonl", "data/x/b.jsonl", "data/y/z/c.jsonl")
-
-
-def write(path: Path, text: str = "x") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def names(path: Path | str, **settings: object) -> list[str]:
-    return [f.name for f in resolve(SourceConfig(str(path), **settings)).files]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

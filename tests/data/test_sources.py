@@ -3,21 +3,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from folders import names, write
 
 from tokensieve.data.read.row_files import columns
 from tokensieve.data.read.source import SourceConfig, sample_position, split_position
 from tokensieve.data.read.sources import SUFFIXES, identity, resolve
 from tokensieve.runs.errors import UserError
-
-
-def write(path: Path, text: str = "x") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def names(path: Path | str, **settings: object) -> list[str]:
-    return [f.name for f in resolve(SourceConfig(str(path), **settings)).files]  # type: ignore[arg-type]
 
 
 def test_a_file_a_folder_and_a_glob_give_the_same_names(tmp_path: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from folders import stored
 
 from tokensieve.data.corpus import Corpus, open_corpus
 from tokensieve.data.read.documents import BadRow, Document, Skipped
@@ -33,18 +31,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(
         run(PrepareConfig(str(here / "out"), [SourceConfig(str(here / "a.jsonl"))], vocab_size=260), progress=False)
     )
-
-
-def stored(path: Path, form: str, rows: list[dict[str, Any]]) -> Path:
-    if form == "jsonl":
-        path = path.with_suffix(".jsonl")
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    elif form == "parquet":
-        path = path.with_suffix(".parquet")
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        datasets.Dataset.from_list(rows).save_to_disk(str(path))
-    return path
 
 
 def prepare(out: Path, tokenizer: str, *paths: Path, **settings: Any) -> Corpus:

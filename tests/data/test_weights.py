@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from byte_tokenizers import TEXTS, byte_fallback, byte_level
+from folders import stored
 
 from tokensieve.data.build.units import encode
 from tokensieve.data.build.weigh import weigh_characters
@@ -36,18 +34,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     (here / "a.jsonl").write_text('{"text": "row alpha beta gamma"}\n')
     config = PrepareConfig(str(here / "out"), [SourceConfig(str(here / "a.jsonl"))], vocab_size=257)
     return str(run(config, progress=False))
-
-
-def stored(path: Path, form: str, rows: list[dict[str, Any]]) -> Path:
-    if form == "jsonl":
-        path = path.with_suffix(".jsonl")
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    elif form == "parquet":
-        path = path.with_suffix(".parquet")
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        datasets.Dataset.from_list(rows).save_to_disk(str(path))
-    return path
 
 
 def prepare(out: Path, tokenizer: str, path: Path, source: dict[str, Any] | None = None, **settings: Any) -> Corpus:
@@ -151,11 +137,11 @@ def test_weights_that_cannot_be_meant_are_named(tmp_path: Path, tokenizer: str, 
 
 RULES = [
     WeightRule(0.5, tag="think"),
-    WeightRule(2.0, regex=r"\d+"),
+    WeightRule(2.0, regex=r"\d+|self"),
     WeightRule(0.0, tag="think", regex="[αβ]"),
     WeightRule(-1.0, regex="好|😀|e\u0301"),
 ]
-RULED = "4 or 42 <think>7 αβγ 8</think> is 你好, 世界😀 e\u0301 <think>never closed 3"
+RULED = "4 or 42 self <think>7 αβγ 8</think> is 你好, 世界😀 e\u0301 <think>never closed 3"
 
 
 def expected(text: str) -> list[float]:
@@ -166,6 +152,8 @@ def expected(text: str) -> list[float]:
     inside = [m.span() for m in re.finditer(r"<think>.*?</think>", text)]
     for a, b in inside:
         weights[a:b] = [0.5] * (b - a)
+    for found in re.finditer("self", text):  # byte_level has a token " self"
+        weights[found.start() : found.end()] = [2.0] * 4
     for i, c in enumerate(text):
         if c.isdigit():
             weights[i] = 2.0

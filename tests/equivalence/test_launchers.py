@@ -1,4 +1,7 @@
-"""The command line under torchrun and accelerate launch, as a user starts it: whole processes, one folder."""
+"""The command line under torchrun and accelerate launch, as a user starts it: whole processes, one folder.
+
+The launchers and what they start are forks of the warm process, but for one run of torchrun.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,17 @@ from typing import Any
 import corpora
 import pytest
 import tiny as tiny_models
-from processes import environment
+import warm
+from folders import assert_same_files
+from processes import environment, run_warm
 from safetensors.torch import load_file
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 TRAIN = (
     *("--training.max_steps", "3", "--training.optim", "sgd", "--training.learning_rate", "0.1"),
     *("--training.lr_scheduler_type", "constant", "--training.save_strategy", "no", "--training.use_cpu", "true"),
     *("--training.logging_steps", "1", "--objective.name", "rho1", "--objective.ratio", "0.4"),
 )
-
-
-def launched(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in command], env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +58,10 @@ def train(folder: Path, out: Path, *more: object) -> tuple[object, ...]:
     return ("train", "--out", out, *places, *TRAIN, *more)
 
 
-def assert_same_files(one: Path, other: Path) -> None:
-    names = sorted(p.name for p in one.iterdir())
-    assert len(names) > 3
-    assert names == sorted(p.name for p in other.iterdir())
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_scores_do_not_depend_on_the_number_of_processes(size: int, scored: Path, tmp_path: Path) -> None:
     """Batches cut by what a process has to do, not by the shard: other shapes, other last bits."""
-    done = launched(*TORCHRUN, size, "-m", "tokensieve", *score(scored, f"by-{size}"))
+    done = run_warm(*TORCHRUN, size, "-m", "tokensieve", *score(scored, f"by-{size}"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"by-{size}") == 1, "the first process speaks"
     assert_same_files(scored / "alone", scored / f"by-{size}")
@@ -78,7 +69,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(size: int, scored: Path
 
 # --cpu would start one process, whatever --num_processes says; several without a GPU are --multi_gpu and use_cpu
 ACCELERATE = (
-    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1),
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0),
 )
 
@@ -86,10 +77,12 @@ ACCELERATE = (
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch"])
 def test_two_processes_train_as_one_does(launcher: str, scored: Path, tmp_path: Path, tokensieve: Any) -> None:
     """Half the rows each: the weights and logs of one process with all of them."""
-    start = (*TORCHRUN, 2) if launcher == "torchrun" else ACCELERATE
-    done = launched(
-        *start, "-m", "tokensieve", *train(scored, tmp_path / "two", "--training.per_device_train_batch_size", 2)
-    )
+    command = train(scored, tmp_path / "two", "--training.per_device_train_batch_size", 2)
+    if launcher == "torchrun":  # cold: each rank with its own seed of string hashes, and its own order of imports
+        words = [sys.executable, *TORCHRUN, 2, "-m", "tokensieve", *command]
+        done = subprocess.run(list(map(str, words)), env=environment(), capture_output=True, text=True, check=False)
+    else:
+        done = run_warm(*ACCELERATE, "-m", "tokensieve", *command)
     assert done.returncode == 0, done.stderr[-3000:]
     one = tokensieve(*train(scored, tmp_path / "one", "--training.per_device_train_batch_size", 4))
     assert one.code == 0, one.err
@@ -103,7 +96,7 @@ def test_two_processes_train_as_one_does(launcher: str, scored: Path, tmp_path: 
 
 def test_the_first_process_does_what_cannot_be_shared(scored: Path, tmp_path: Path) -> None:
     """Every rank did all of it, into the same folder, and said so."""
-    done = launched(*TORCHRUN, 2, "-m", "tokensieve", "evaluate", "--out", tmp_path / "eval", "--device", "cpu",
+    done = run_warm(*TORCHRUN, 2, "-m", "tokensieve", "evaluate", "--out", tmp_path / "eval", "--device", "cpu",
                     "--models.m", scored / "model", "--sets.t", scored / "corpus")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bits/byte") == 1
@@ -118,7 +111,7 @@ def test_dynamics_is_shared_out(scored: Path, tmp_path: Path, tokensieve: Any) -
         models = f"[{scored}/model, {tmp_path}/later]"
         return "dynamics", "--out", tmp_path / out, "--models", models, "--corpus", scored / "corpus", "--device", "cpu"
 
-    done = launched(*TORCHRUN, 2, "-m", "tokensieve", *command("two"))
+    done = run_warm(*TORCHRUN, 2, "-m", "tokensieve", *command("two"))
     assert done.returncode == 0, done.stderr
     assert tokensieve(*command("one")).code == 0
     assert_same_files(tmp_path / "one", tmp_path / "two")
@@ -149,7 +142,7 @@ def slurm_job(folder: Path, **env: str) -> tuple[int, str]:
     page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
     (folder / "job.sh").write_text(page.split("```bash\n")[1].split("```")[0])
     requeue = f'[ "$1" = requeue ] && echo "$@" >> {folder}/requeued || echo localhost\n'
-    tokensieve = f'exec {sys.executable} -m tokensieve "$@"\n'
+    tokensieve = f'exec {warm.python()} -m tokensieve "$@"\n'
     for name, text in (
         ("srun", SRUN),
         ("scontrol", "#!/bin/bash\n" + requeue),
@@ -209,7 +202,7 @@ def test_ranks_wait_for_longer_than_gloo_does(tmp_path: Path) -> None:
         "launch.wait_for_all(here)\n"
         "open(sys.argv[1] + str(here.rank), 'w').close()\n"
     )
-    done = launched(*TORCHRUN, 2, script, tmp_path / "done-")
+    done = run_warm(*TORCHRUN, 2, script, tmp_path / "done-")
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(p.name for p in tmp_path.glob("done-*")) == ["done-0", "done-1"]
     assert os.environ.get("WORLD_SIZE") is None

@@ -55,6 +55,11 @@ NUMBERS = [
     ("The answer is 50\\%.", "50", R),
     ("The answer is 5%.", "50", W),
     ("The answer is 12.5%.", "12.5", R),
+    ("The answer is 50%.", "0.5", R),
+    ("The answer is 0.5.", "50", W),
+    ("The answer is 0.3333333.", "1/3", R),
+    ("The answer is 0.333.", "1/3", W),
+    ("The answer is 1/0.", "7", W),
     # --- fractions
     ("The answer is 1/2.", "0.5", R),
     ("The answer is 1/2.", "1/2", R),
@@ -160,6 +165,7 @@ WORDS = [
     ("The answer is 3:5.", "3:5", R),
     ("The answer is 6:20 P.M.", "6:20 P.M.", R),
     ("The answer is surplus.", "shortage", W),
+    ("The answer is on.", "no", W),  # as mathematics the same product
     ("The answer is 1,250.00.", "1250", R),
 ]
 CHOICES = [

@@ -165,7 +165,6 @@ def main() -> int:
         results = {row: (len(tries), survived(row, tries)) for row, tries in rows.items()}
         results |= of_tests()
         incumbent = theirs(stand, options.kills)
-        stand.zygote.close()
     head = f"| fault | trials | survived | Trainer of transformers {transformers.__version__} |"
     lines = [head, "|---|---|---|---|"]
     other = {r: "not tried" if r.startswith((*CASES.values(),)) else "has no such thing" for r in results} | incumbent

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from processes import environment
 
 from tokensieve import cli
@@ -290,9 +291,9 @@ def test_debug_shows_where(name: str, tiny: Any, faulty: Path) -> None:
 
 def test_as_a_user_meets_it(tiny: Any, faulty: Path) -> None:
     """The same from a shell, where a traceback would also come from an import or at exit."""
-    for name in ("number: learning rate below 0", "malformed UTF-8: text"):
+    for name, python in (("number: learning rate below 0", sys.executable), ("malformed UTF-8: text", warm.python())):
         command, says = WRONG[name]
-        arguments = [sys.executable, "-m", "tokensieve", *words(command, tiny, faulty)]
+        arguments = [python, "-m", "tokensieve", *words(command, tiny, faulty)]
         done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert says in done.stderr.strip().split("\n")[-1]

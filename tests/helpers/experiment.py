@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import spawn
 from pathlib import Path
 
 import pytest
+import warm
 
 from tokensieve import cli
 
@@ -20,6 +22,13 @@ MODEL = (
     "{model_type: llama, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2, "
     "num_key_value_heads: 1, max_position_embeddings: 64, initializer_range: 0.3}"
 )
+ONE_STEP = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 4,
+    "use_cpu": True,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
 TRAINING = ("--training.max_steps", "4", "--training.save_steps", "2", "--training.logging_steps", "1")
 
 
@@ -75,6 +84,15 @@ class Tiny:
 def tokensieve() -> Command:
     """``tokensieve("check", folder)`` runs the command line in this process."""
     return run_command
+
+
+@pytest.fixture(scope="module")
+def warm_pools() -> Iterator[None]:
+    """Processes that pools of this one start are forks of the warm process, as are those of a command that is one itself."""
+    before = spawn.get_executable()
+    spawn.set_executable(warm.python())
+    yield
+    spawn.set_executable(before)
 
 
 @pytest.fixture(scope="session")

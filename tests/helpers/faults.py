@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import corpora
+import hurt
 import torch
-import zygote
-from processes import environment
+import warm
+from processes import environment, start_ranks
 from transformers.trainer_pt_utils import safe_globals
 
+QUIET = {"TRANSFORMERS_VERBOSITY": "error"}
 STEPS, SAVE, LOG = 14, 4, 3  # log lines and checkpoints fall on different steps
 # Dropout: a resumed run must draw the masks of the run that it goes on from. Two steps of this make most of an epoch.
 MODEL = (
@@ -44,41 +44,24 @@ class Result:
 
 
 class Zygote:
-    """``zygote(argv, kill=...)`` runs a command in a fork of a warm process; see zygote.py for what can be done to it."""
+    """``zygote(argv, kill=...)`` runs a command in a fork of the warm process; see hurt.py for what can be done to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.number = folder, 0
-        self.process = subprocess.Popen(
-            [sys.executable, zygote.__file__],
-            env=environment(TRANSFORMERS_VERBOSITY="error"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
 
     def __call__(self, *argv: object, **faults: Any) -> Result:
-        code = self._run(argv, **faults)["code"]
+        self.log = self._next_log()
+        with open(self.log, "wb") as log:
+            command = [warm.python(), *self._command(argv, self.log, faults)]
+            code = subprocess.run(command, env=environment(**QUIET), stdout=log, stderr=log, check=False).returncode
         return Result(code, self.log.read_text(errors="replace"))
-
-    def _run(self, argv: Sequence[object], **faults: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.number += 1
-        self.log = self.folder / f"{self.number}.log"
-        command = {"argv": [str(a) for a in argv], "log": str(self.log), **faults}
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return dict(json.loads(self.process.stdout.readline()))
 
     def ranks(self, *argv: object, size: int, signals: dict[str, list[list[int]]]) -> list[Result]:
         """The same command as ranks 0 .. size - 1, with what torchrun sets and the signals of each rank."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        envs = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(size)]
-        codes = self._run(argv, ranks=envs, signals=signals)["codes"]
-        logs = [Path(f"{self.log}.{rank}").read_text(errors="replace") for rank in range(size)]
-        return [Result(code, log) for code, log in zip(codes, logs, strict=True)]
+        logs = [self._next_log() for _ in range(size)]
+        commands = [self._command(argv, log, {"signals": signals.get(str(rank))}) for rank, log in enumerate(logs)]
+        codes = [rank.wait() for rank in start_ranks(commands, logs, **QUIET)]
+        return [Result(code, log.read_text(errors="replace")) for code, log in zip(codes, logs, strict=True)]
 
     def events(self, *argv: object, folder: Path) -> int:
         """How often an unhurt command writes below ``folder``; it must succeed."""
@@ -86,10 +69,12 @@ class Zygote:
         assert done.code == 0, done.log
         return int(Path(f"{self.log}.events").read_text())
 
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(30)
+    def _next_log(self) -> Path:
+        self.number += 1
+        return self.folder / f"{self.number}.log"
+
+    def _command(self, argv: Sequence[object], log: Path, faults: dict[str, Any]) -> list[str]:
+        return [hurt.__file__, json.dumps({"log": str(log), **faults}), *map(str, argv)]
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ CASES = {
     "fsdp, uneven end": Case(objective("rho1", ratio=0.4, scope="step"), fields=LAYERS, sharded=True, short=5),
     "fsdp, checkpointing": Case(objective("rho1", ratio=0.4), same=4, fields={**LAYERS, **CHECKPOINTING}, sharded=True),
     "fsdp, lora": Case(objective("rho1", ratio=0.4, scope="sequence"), model=lora, fields=LAYERS, sharded=True),
-    "sft": Case(objective("rho1", ratio=0.4, scope="sequence"), narrow=True, train=sft),
+    "sft": Case(objective("rho1", ratio=0.4, scope="sequence"), train=sft),
     "accelerate loop": Case(
         objective("rho1", ratio=0.4, scope="sequence"),
         fields={**LAYERS, "train_sampling_strategy": "random", "max_grad_norm": 10.0},

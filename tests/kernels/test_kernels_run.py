@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import warm
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def test_machine():
     assert os.environ["OMP_NUM_THREADS"] == "1", "two threads"
 """)
     monkeypatch.setattr(runner, "TESTS", [str(test)])
+    monkeypatch.setattr("sys.executable", warm.python())
     assert runner.main(["default", "--threads", "2", "1"]) == 1
     said = capsys.readouterr().out
     lines = [line.split()[:3] for line in said.splitlines() if line.startswith(("FAILED  ", "passed  "))]

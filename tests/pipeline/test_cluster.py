@@ -20,6 +20,7 @@ import corpora
 import faults
 import pytest
 import yaml
+from folders import assert_same_files
 from processes import environment
 
 from tokensieve.data.corpus import open_corpus
@@ -50,12 +51,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     found = Made(corpus, corpora.model_folder(folder / "model"), folder / "scores")
     score.run(found.config(found.scores))
     return found
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
-    for path in one.iterdir():
-        assert path.read_bytes() == (other / path.name).read_bytes(), path.name
 
 
 def test_parts_in_any_order_and_then_one_alone(made: Made, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tokensieve.pipeline.compare import CompareConfig, compare, render
+from tokensieve.pipeline.compare_scope import passes
 from tokensieve.pipeline.recipe.demo import recipe_verdict
 from tokensieve.runs.errors import UserError
 from tokensieve.runs.manifest import read_manifest
@@ -145,7 +146,8 @@ def test_text_table_is_aligned(tiny: Any) -> None:
 
 
 def test_markdown_table(tiny: Any) -> None:
-    table, said = render(config(tiny), compare(config(tiny), RESULTS), markdown=True).split("\n\n")
+    table, fresh, said = render(config(tiny), compare(config(tiny), RESULTS), markdown=True).split("\n\n")
+    assert fresh == "Fresh rows: no arm read a row of its corpus twice."
     assert said.startswith("One seed decides nothing: rho1 ends 0.500 nats below clm on target, ")
     lines = table.splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
@@ -154,6 +156,13 @@ def test_markdown_table(tiny: Any) -> None:
     assert set(cells[1][1]) == {"-", ":"}
     assert cells[1][1].endswith(":")
     assert cells[2][:2] == ["unigram", "7.0000"]
+
+
+def test_rows_that_were_read_again_are_said_to_be() -> None:
+    """The column of passes is left out where it says nothing, and then nothing said that rows were fresh."""
+    each = [[{"arm": "clm", "passes": 1.0}, {"arm": "equal", "passes": p}, {"arm": "base"}] for p in (1.8, 2.0)]
+    assert passes(each) == ["Not fresh rows only: equal 1.90 times through its corpus, all others once at most."]
+    assert passes([[{"arm": "base"}]]) == []
 
 
 def test_folder(tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:

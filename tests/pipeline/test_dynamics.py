@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from processes import environment
+from processes import run_warm
 
 from tokensieve.data.corpus import open_corpus
 from tokensieve.runs.files import locked
@@ -171,9 +169,7 @@ def test_a_kill_costs_only_the_checkpoint_in_work(tiny: Any, made: Path, tokensi
     """Killed while the second file was renamed: the first is not computed again, and all files come out the same."""
     out = tmp_path / "killed"
     arguments = [str(a) for a in command(tiny, out)]
-    done = subprocess.run(
-        [sys.executable, str(KILLED), "2", *arguments], env=environment(), capture_output=True, text=True, check=False
-    )
+    done = run_warm(KILLED, 2, *arguments)
     assert done.returncode == -9, done.stderr[-3000:]
     assert not is_done(out)
     first = out / "nll-00000.arrow"

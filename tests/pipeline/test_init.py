@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny as models
 import yaml
+from experiment import ONE_STEP as TRAINING
 
 from tokensieve.data.bos import expected
 from tokensieve.modeling.folder import model_hash
@@ -24,13 +25,6 @@ from tokensieve.runs.errors import StaleFolder, UserError
 from tokensieve.runs.manifest import check_files, read_manifest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-TRAINING = {
-    "max_steps": 1,
-    "per_device_train_batch_size": 4,
-    "use_cpu": True,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-}
 
 
 def test_a_smaller_reference_is_made_trained_and_charged(tiny: Any, tmp_path: Path) -> None:

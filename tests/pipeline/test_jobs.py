@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from processes import environment
 
 from tokensieve.pipeline.recipe import estimate as plan
@@ -39,8 +39,14 @@ stages:
          training: {max_steps: 6, use_cpu: true}}
   evaluation: {verb: evaluate, models: {clm: "@clm", rho1: "@rho1"}, sets: {text: "@text"}, checkpoints: true, device: cpu}
 """
+STOPPED = "import os; print(os.getpid(), flush=True); from tokensieve.cli import main; raise SystemExit(main())"
 # What has a clock, or the folder's own path, in it.
 WITH_CLOCK = ("manifest.json", "summary.json", "times.jsonl", "train_config.json", "trainer_state.json")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(warm_pools: None) -> None:
+    """A pool's processes need not import torch here, one by one."""
 
 
 @pytest.fixture(scope="module")
@@ -273,15 +279,15 @@ def test_a_signal_stops_all_and_the_next_start_goes_on(path: Path, tmp_path: Pat
     text = path.read_text().replace("max_steps: 6", "max_steps: 4000, save_steps: 1000")
     (tmp_path / "long.yaml").write_text(text, encoding="utf-8")
     args = ["run", str(tmp_path / "long.yaml"), "--out", str(tmp_path / "run"), "--jobs", "2"]
-    process = subprocess.Popen([sys.executable, "-m", "tokensieve", *args], env=environment(), stdout=subprocess.PIPE,
+    process = subprocess.Popen([warm.python(), "-c", STOPPED, *args], env=environment(), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout is not None
+    pid = process.stdout.readline().strip()
     logs = [tmp_path / "run" / name / "tokens.jsonl" for name in ("clm", "random")]
     deadline = time.monotonic() + 120
     while not all(p.exists() for p in logs) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
+    children = subprocess.run(["pgrep", "-P", pid], capture_output=True, text=True, check=False).stdout.split()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

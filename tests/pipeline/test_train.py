@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import hurt
 import pytest
 import torch
-from processes import environment
+from processes import environment, run_warm
 from safetensors.torch import load_file
 
-from tokensieve import cli
 from tokensieve.data.corpus import open_corpus
 from tokensieve.modeling.load import load_causal_lm
 from tokensieve.runs.files import MANIFEST
@@ -155,29 +153,11 @@ LONG = (
 
 @pytest.fixture(scope="module")
 def killed(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed with -9 some steps after its first checkpoint."""
+    """A run that was killed with -9 some steps after its first checkpoint, when what it had begun to write was written."""
     out: Path = tmp_path_factory.mktemp("killed") / "out"
-    # Slowed down after step 12, so that the kill comes in the middle however fast the machine is.
-    code = f"""
-import sys, time
-from tokensieve import cli
-from tokensieve.training.token_log import TokenLog
-add = TokenLog.add
-def slow(self, step, *args):
-    add(self, step, *args)
-    if step >= 17:
-        open({str(out)!r} + "/at-17", "w").close(); time.sleep(600)
-TokenLog.add = slow
-cli.main(sys.argv[1:])
-"""
-    command = [sys.executable, "-c", code, "train", "--out", out, "--corpus", tiny.corpus, "--model", tiny.base, *LONG]
-    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    with subprocess.Popen([*map(str, command)], env=env, stderr=subprocess.DEVNULL) as process:
-        until = time.monotonic() + 120
-        while not (out / "at-17").exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    (out / "at-17").unlink()
+    faults = json.dumps({"signals": [[17, 0], [17, signal.SIGKILL]]})
+    done = run_warm(hurt.__file__, faults, "train", "--out", out, "--corpus", tiny.corpus, "--model", tiny.base, *LONG)
+    assert done.returncode == -9, done.stderr[-3000:]
     return out
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiment import ONE_STEP as TRAINING
 
 from tokensieve.pipeline import compare, evaluate, score, train
 from tokensieve.pipeline.recipe.cost import Known
@@ -17,13 +18,6 @@ SHAPE = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
     "max_position_embeddings": 64, "pad_token_id": 0,
 }  # fmt: skip
-TRAINING = {
-    "max_steps": 1,
-    "per_device_train_batch_size": 4,
-    "use_cpu": True,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-}
 
 
 @pytest.mark.parametrize("model_type", ["diffllama"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from processes import environment
+from processes import run_warm
 
 from tokensieve.pipeline.recipe.load import stage_verbs
 from tokensieve.pipeline.verbs import VERBS
@@ -138,13 +137,7 @@ def test_a_new_verb_is_one_module_and_one_row(tree: Path, tiny: Any, tmp_path: P
         run,
     ]
     commands += [[*run, "--dry-run"], ["check", str(tmp_path / "run")]]
-    done = subprocess.run(
-        [sys.executable, "-c", CHAIN, json.dumps(commands)],
-        env=environment() | {"PYTHONPATH": str(tree)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_warm("-c", CHAIN, json.dumps(commands), PYTHONPATH=str(tree))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert [code for code, _ in told] == [0, 0, 0, 0, 2, 0, 0, 0, 0, 0], told
@@ -184,6 +177,7 @@ def test_a_row_is_what_its_module_has(name: str) -> None:
 def test_verbs_that_may_be_a_stage() -> None:
     assert set(stage_verbs()) == {
         "prepare",
+        "filter",
         "init",
         "train",
         "score",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_warm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,8 +79,7 @@ def change(path: Path, *pairs: tuple[str, str]) -> None:
 
 
 def python(tree: Path, *args: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(tree / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *args], cwd=tree, env=env, capture_output=True, text=True, check=False)
+    done = run_warm(*args, folder=tree, PYTHONPATH=str(tree / "src"))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

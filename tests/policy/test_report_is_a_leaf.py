@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run_warm
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SCRIPT = """
@@ -37,14 +35,8 @@ def without_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def python(source: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(source)}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=source, check=False)
-
-
 def test_help_and_imports(without_report: Path) -> None:
-    done = python(without_report, "-c", SCRIPT)
+    done = run_warm("-c", SCRIPT, folder=without_report, PYTHONPATH=str(without_report))
     assert done.returncode == 0, done.stderr
     assert "report" in done.stdout
 
@@ -70,7 +62,7 @@ stages:
 """)
     words = ["run", str(tmp_path / "recipe.yaml")]
     twice = f"from tokensieve.cli import main; assert main({[*words, '--dry-run']}) == 0; assert main({words}) == 0"
-    done = python(without_report, "-c", twice)
+    done = run_warm("-c", twice, folder=without_report, PYTHONPATH=str(without_report))
     assert done.returncode == 0, done.stderr
     assert "no report: this installation is without tokensieve.report" in done.stdout
     whole = tokensieve("report", tmp_path / "run")

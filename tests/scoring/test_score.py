@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from processes import environment
+from processes import run_warm
 
 from tokensieve.core import objective
 from tokensieve.data.corpus import open_corpus
@@ -205,13 +203,7 @@ def test_done_work_is_skipped_and_other_work_refused(made: Made, tmp_path: Path)
 def killed(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that died by kill -9 while its third shard was being renamed."""
     out = tmp_path_factory.mktemp("killed") / "scores"
-    done = subprocess.run(
-        [sys.executable, str(HELPERS / "killed.py"), "3", *command(made, out)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_warm(HELPERS / "killed.py", 3, *command(made, out))
     assert done.returncode == -9, done.stderr[-3000:]
     return out
 

@@ -221,7 +221,6 @@ def test_evaluation_and_saving(tmp_path: Path) -> None:
     )
     run = ts.SelectiveSFTTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=TOKENIZER)
     run.train()
-    model.requires_grad_(False)
     assert (tmp_path / "README.md").exists()
     nll = run.evaluate()["eval_loss"]
     assert run.evaluate(rows)["eval_loss"] == nll

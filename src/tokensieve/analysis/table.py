@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.text import visible, width_of
 
-_WRITTEN_NUMBER = re.compile(r"~?[-+]?\d[\d,]*(\.\d*)?(e[-+]?\d+)?( ?[kMGTPE])?( ?B| ?%)?")
+_WRITTEN_NUMBER = re.compile(r"~?[-+]?\d[\d,]*(\.\d*)?(e[-+]?\d+)?( ?[kMGTPEZ])?( ?B| ?%)?")
 
 
 def table(
@@ -35,9 +35,9 @@ def table(
     return "\n".join("  ".join(line).rstrip() for line in [lines[0], rule, *lines[1:]])
 
 
-def si(value: float) -> str:
+def rounded(value: float) -> str:
     """``1234567 -> "1.23 M"``; below a thousand ``"12 "``: a unit may follow at once."""
-    for factor, name in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for factor, name in ((1e21, " Z"), (1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= factor:
             return f"{value / factor:.3g}{name}"
     return f"{value:.3g} "

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..analysis.certainty import MOST_SEEDS, detectable, sd_interval, seeds_needed
 from ..analysis.comparison import Row, choosers, difference, over_seeds, rivals
-from ..analysis.table import si, table
+from ..analysis.table import rounded, table
 from ..runs.manifest import read_manifest
 from .configs.compare import CompareConfig
 
@@ -93,7 +93,10 @@ def power_table(records: Sequence[Mapping[str, Any]], markdown: bool) -> str:
         if "effect" in r:
             needed = r["seeds_needed"]
             line[f"seeds for {r['effect']:g}"] = f"> {MOST_SEEDS}" if needed is None else str(needed)
-            for head, key, form in (("FLOP of both", "flops", si), ("min of one process", "minutes", "{:,.0f}".format)):
+            for head, key, form in (
+                ("FLOP of both", "flops", rounded),
+                ("min of one process", "minutes", "{:,.0f}".format),
+            ):
                 line[head] = None if None in (needed, r[key]) else form(needed * r[key]).strip()
         lines.append(line)
     return table(lines, list(lines[0]), markdown=markdown)
@@ -105,13 +108,13 @@ def scope(config: CompareConfig, each: Sequence[Sequence[Row]], registration: Ma
     counted = (registration.get("beforehand") or [{}])[-1]
     parameters, large = counted.get("parameters"), counted.get("large_parameters")
     tokens = over_seeds(r.get("tokens_seen") for rows in each for r in rows if r["arm"] == config.baseline).mean
-    sized = "" if parameters is None else f" of {si(parameters).strip()} parameters"
-    seen = "" if tokens is None else f" that read {si(tokens).strip()} tokens"
+    sized = "" if parameters is None else f" of {rounded(parameters).strip()} parameters"
+    seen = "" if tokens is None else f" that read {rounded(tokens).strip()} tokens"
     says = f"This says which arm ended lower for students{sized}{seen}, on this text and by its tokenizer."
     if large is None or not parameters:
         return [f"{says} It does not say what holds for larger models or longer runs."]
     return [
-        f"{says} Of the run that it stands for ({si(large)} parameters, {large / parameters:,.0f} times as many) it does "
+        f"{says} Of the run that it stands for ({rounded(large)} parameters, {large / parameters:,.0f} times as many) it does "
         "not say how large the difference will be, at which ratio and rate, nor that the order stays: of two corpora, the one "
         "that was better at 150M parameters was better at 1B in about 80 % of the pairs (DataDecide, arXiv 2504.11393), and "
         "for rules nobody has counted. What follows is whether a pair of arms ten times as large is worth its compute, not "

@@ -9,6 +9,7 @@ The corpus does not depend on the number of processes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -28,18 +29,19 @@ from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, WorkUnit
 from ..data.build.weigh import check_rules, silent
 from ..data.build.workers import results, sampled
 from ..data.corpus import write_dataset_files
+from ..data.filter.table import Tables, table_hash
 from ..data.read.readers import groups, input_bytes, sample, training_texts
-from ..data.read.source import Source
+from ..data.read.source import Source, SourceConfig
 from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resolve, text_bytes
 from ..data.tokenizer import tokenizer_folder, tokenizer_hash, tokenizer_identity, train_tokenizer, vocab_size
 from ..data.tokenizer_state import file_state, other_rule
 from ..runs.errors import UserError
-from ..runs.files import atomic_file, file_hash, read_json, write_json
+from ..runs.files import atomic_file, file_hash, hash_json, read_json, write_json
 from ..runs.manifest import is_done, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from .config.help import check_seed
-from .configs.prepare import KIND, LATER, NOT_WORK, PrepareConfig
+from .configs.prepare import KIND, LATER, LATER_OF_SOURCE, NOT_WORK, PrepareConfig
 from .recipe.cost import Cost, Known
 
 PARTS = "parts.tmp"
@@ -79,17 +81,33 @@ def work(config: PrepareConfig) -> Work:
 
 def _work(config: PrepareConfig, sources: list[Source]) -> Work:
     inputs: dict[str, Any] = {f"source {i}": identity(s, config.unit_bytes) for i, s in enumerate(sources)}
+    given = chat_template(config)
+    if given is not None:
+        inputs["chat_template"] = hash_json(given)
     if config.tokenizer is not None:
         inputs["tokenizer"] = tokenizer_identity(config.tokenizer)
         if (bos := _bos(config)) is not None:
             inputs["bos"] = bos.id
         template = tokenizer_folder(config.tokenizer) / CHAT_TEMPLATE
-        if any(s.format == "chat" for s in config.sources) and template.is_file():
+        if given is None and any(s.format == "chat" for s in config.sources) and template.is_file():
             inputs["chat_template"] = file_hash(template)
         made = read_manifest(config.out)["inputs"] if is_done(config.out) else {}
         if made.get("tokenizer") == inputs["tokenizer"] and _was_overridden(config):
             inputs["tokenizer_rules"] = "tokenizer.json"
+    inputs["documents"] = [table_hash(folder) for folder in config.documents]
     return Work.of(KIND, config, NOT_WORK, inputs, tokenizer=config.tokenizer)
+
+
+def chat_template(config: PrepareConfig) -> str | None:
+    """The template that a config gives: its text, or that of the file it names. None where the tokenizer's own is taken."""
+    given = config.chat_template
+    if given is None or "{{" in given or "{%" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        why = "there is no such file" if isinstance(e, FileNotFoundError) else e
+        raise UserError(f"chat_template: {given}: {why}, and as a template it has neither {{{{ nor {{% in it") from None
 
 
 def _bos(config: PrepareConfig) -> Bos | None:
@@ -117,10 +135,19 @@ def estimate(config: PrepareConfig, known: Known) -> Cost:
     """Tokens from bytes of text; five bytes a token on the disk."""
     if (done := known.manifest(config.out, KIND)) is not None:
         return Cost(done["stats"]["tokens"], None, sum(f["bytes"] for f in done["files"]))
-    tokens = sum(_text_bytes(resolve(s, config.seed)) for s in config.sources) / _BYTES_PER_TOKEN
+    tokens = sum(_text_tokens(s, config.seed, known) for s in config.sources)
     if config.max_rows is not None:
         tokens = min(tokens, config.max_rows * config.length)
     return Cost(tokens, None, tokens * 5, False)
+
+
+def _text_tokens(source: SourceConfig, seed: int, known: Known) -> float:
+    """Tokens that a source can give: as the recipe states them of a text that is not here, or guessed from its bytes."""
+    if (stated := known.stated_tokens(source.path)) is None:
+        return _text_bytes(resolve(source, seed)) / _BYTES_PER_TOKEN
+    low, high = source.split
+    most = math.inf if source.max_bytes is None else source.max_bytes / _BYTES_PER_TOKEN
+    return min(stated * (high - low), most)
 
 
 def _text_bytes(source: Source) -> float:
@@ -176,7 +203,7 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     out, parts = s.folder, s.folder / PARTS
     plan = parts / "plan.json"
     everything = {k: v for k, v in asdict(config).items() if k not in ("workers", *LATER)}
-    everything["sources"] = [{k: v for k, v in c.items() if k != "ignore_columns" or v} for c in everything["sources"]]
+    everything["sources"] = [_as_it_was(c) for c in everything["sources"]]
     earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
     ours = plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier))
     if ours and not _was_overridden(config):
@@ -191,10 +218,17 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     write_json(plan, {"fingerprint": s.work.fingerprint})
 
 
+def _as_it_was(source: dict[str, Any]) -> dict[str, Any]:
+    """A source's settings without fields that came later, where they are at their defaults."""
+    plain = asdict(SourceConfig(source["path"]))
+    return {k: v for k, v in source.items() if k not in LATER_OF_SOURCE or v != plain[k]}
+
+
 def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool) -> None:
     out = s.folder
     sources = [_sample(config, out / PARTS / f"sample-{i:04d}.json", s, progress) for i, s in enumerate(sources)]
-    tokenizer, setup = _setup(config, out, sources)
+    tables = Tables.of(config.documents, out / PARTS) if config.documents else None
+    tokenizer, setup = _setup(config, out, sources, tables)
     parts = _run_units(config, sources, setup, progress)
     _check_unknown(config, parts)
     _tell_silent(config, parts)
@@ -225,17 +259,19 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
 # ---- tokenizer ----
 
 
-def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any, Setup]:
+def _setup(config: PrepareConfig, out: Path, sources: list[Source], tables: Tables | None) -> tuple[Any, Setup]:
     """The tokenizer, saved as ``out/tokenizer``, and what units need of it."""
     folder, bos = out / "tokenizer", _bos(config)
     if bos is not None:
         print(f"tokensieve: {out}: bos: {bos.token} (id {bos.id}) before each document, {bos.why}", file=sys.stderr)
     if not folder.is_dir():
-        made = tok.load_tokenizer(config.tokenizer) if config.tokenizer is not None else _train(config, sources)
+        made = tok.load_tokenizer(config.tokenizer) if config.tokenizer is not None else _train(config, sources, tables)
         tmp = out / PARTS / "tokenizer"
         shutil.rmtree(tmp, ignore_errors=True)
         if bos is not None:
             set_template(made, bos)
+        if (template := chat_template(config)) is not None:
+            made.chat_template = template
         made.save_pretrained(str(tmp))
         os.replace(tmp, folder)
     tokenizer = tok.load_tokenizer(folder)
@@ -254,6 +290,7 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source]) -> tuple[Any
         config.on_bad_row == "skip",
         tuple(config.weights),
         _template(tokenizer),
+        tables,
     )
 
 
@@ -267,11 +304,13 @@ def _template(tokenizer: Any) -> Template | None:
     return Template(text, dict(tokenizer.special_tokens_map), control)
 
 
-def _train(config: PrepareConfig, sources: list[Source]) -> Any:
+def _train(config: PrepareConfig, sources: list[Source], tables: Tables | None) -> Any:
     if any(s.config.format == "tokens" for s in sources):
         raise UserError("a source of format 'tokens' needs the tokenizer its ids come from: set tokenizer")
     share = _TOKENIZER_SAMPLE_BYTES // len(sources)
-    texts = (text for s in sources for text in training_texts(s, share, config.unit_bytes))
+    texts = (
+        text for s in sources for text in training_texts(s, share, config.unit_bytes, tables.takes if tables else None)
+    )
     return train_tokenizer(texts, config.vocab_size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -90,6 +91,7 @@ def run(config: TrainConfig) -> Path:
     if config.self_test:
         raise UserError("self_test: it writes no folder, so it is no stage of a recipe: give it to tokensieve train")
     validate(config)
+    training_arguments(config)  # what this machine cannot do is refused before a folder is touched
     objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
     sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.eval_sets.items()}
@@ -117,6 +119,7 @@ def run(config: TrainConfig) -> Path:
 def self_test(config: TrainConfig) -> str:
     """What held of the loss of this very run, on all ranks; UserError with what would have been silently wrong."""
     validate(config)
+    training_arguments(config)
     objective, corpus = _objective(config), open_corpus(config.corpus, verify=config.verify)
     sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.eval_sets.items()}
     with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder:  # the Trainer wants a folder to be there
@@ -155,16 +158,17 @@ def _work(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus]) -> Wo
 
 def estimate(config: TrainConfig, known: Known) -> Cost:
     """Steps times their tokens, forward and backward; the last model and the checkpoints on the disk."""
-    args, length = training_arguments(config), known.length(config.corpus)
+    args, length = training_arguments(config, here=False), known.length(config.corpus)
     (corpus_tokens, exact), done = known.tokens(config.corpus), known.manifest(config.out, KIND) is not None
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size) * length
+    ranks = known.ranks or max(1, args.world_size)
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks * length
     steps = args.max_steps if args.max_steps > 0 else corpus_tokens * args.num_train_epochs / step
     if (model := known.model(config.model, config.corpus)) is None:
         steps = steps if config.compute_of is None else math.nan
         tokens, copies = steps * step, _num_checkpoints(args, steps)
         return Cost(tokens, math.nan, math.nan, False, max(1, copies))
     parameters = sum(p.numel() for p in model.parameters())
-    model = model if config.lora is None else with_lora(model, config.lora)
+    model = model if config.lora is None else with_lora(copy.deepcopy(model), config.lora)  # others begin with it too
     each_token = _token_flops(config, model, length).train(1, share_trained(config))
     if config.compute_of is not None:
         left = known.total_flops(config.compute_of) - known.spent_on(config.scores)
@@ -199,7 +203,7 @@ def validate(config: TrainConfig) -> None:
         raise UserError("token_log_every and token_log_rows must be at least 0")
     objective, args, *_ = all_of(
         lambda: _objective(config),
-        lambda: training_arguments(config),
+        lambda: training_arguments(config, here=False),
         lambda: _head(config.head),
         lambda: None if config.lora is None else lora_config(config.lora),
     )
@@ -352,10 +356,11 @@ def _tell_override(folder: Path) -> None:
         )
 
 
-def training_arguments(config: TrainConfig) -> Any:
+def training_arguments(config: TrainConfig, *, here: bool = True) -> Any:
     """``config.training`` as TrainingArguments, every field typed.
 
-    YAML 1.1 reads ``3e-4`` as a string and ``no`` as false; both come out as they were meant.
+    YAML 1.1 reads ``3e-4`` as a string and ``no`` as false; both come out as they were meant. Not ``here``: for a plan, which
+    may be made on a machine without the GPU that ``bf16`` asks for.
     """
     fixed = {"output_dir": config.out, "seed": config.seed, "data_seed": config.seed, "run_name": Path(config.out).name}
     if clash := sorted(set(fixed) & set(config.training)):
@@ -364,7 +369,8 @@ def training_arguments(config: TrainConfig) -> Any:
     refuse_fields(config.training)
     evaluate = {"eval_strategy": "steps", "eval_steps": 0.2} if config.eval_sets else {}
     memory = {"dataloader_pin_memory": torch.cuda.is_available()}
-    given = {**TRAINING_DEFAULTS, **evaluate, **memory, **config.training, **fixed}
+    elsewhere = {} if here or torch.cuda.is_available() else {"use_cpu": True}
+    given = {**TRAINING_DEFAULTS, **evaluate, **memory, **config.training, **elsewhere, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
     # Declared as text, told to be true or false: taken out of what is checked by its type.
     sharded = given.pop("fsdp") if isinstance(given.get("fsdp"), bool) else None

@@ -75,6 +75,15 @@ VERBS: dict[str, Verb] = {
         stage=True,
         work="prepare",
     ),
+    "filter": Verb(
+        "configs.filter:FilterConfig",
+        "which documents a corpus takes: no test data, no copies, the best by a score",
+        "tokensieve filter --out runs/x/clean --kind decontaminate --sources '[{path: data/*.jsonl.gz}]' "
+        "--decontaminate.against '[{path: eval.jsonl}]'",
+        group="data",
+        stage=True,
+        work="filter",
+    ),
     "init": Verb(
         "configs.init:InitConfig",
         "a model to begin with: the first blocks of another one",

@@ -492,6 +492,7 @@ def plan_curves(run: Run) -> Iterator[Figure]:
             continue
         figure, axes = panel("nll, nats a token", "FLOPs")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(si)  # matplotlib's own are formulas, which no text here is read as
         x, *band = ([point[key] for point in plan["curve"]] for key in ("flops", "low", "high", "value"))
         axes.fill_between(x, band[0], band[1], color=ARMS[0], alpha=0.18, linewidth=0)
         axes.plot(x, band[2], color=ARMS[0])

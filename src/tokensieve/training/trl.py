@@ -61,6 +61,9 @@ class SelectiveSFTTrainer(SelectiveTrainer, SFTTrainer):
     :class:`SelectiveTrainer` refuses. TRL's figures ``entropy``, ``mean_token_accuracy`` and ``num_tokens`` are not logged.
     """
 
+    train_dataset: Any
+    eval_dataset: Any
+
     def __init__(self, model: Any, args: Any = None, *, train_dataset: Any = None, **kwargs: Any) -> None:
         if args is None:  # as TRL names it
             name = model if isinstance(model, str) else model.config.name_or_path

@@ -19,7 +19,8 @@ import xxhash
 from ...runs.errors import UserError
 from ...runs.files import atomic_file, read_json, write_json
 from ..corpus import DOCUMENT_COLUMNS, rows_table
-from ..read.documents import BadRow, Block, Document, Skipped
+from ..filter.table import Tables
+from ..read.documents import BadRow, Block, Document, Item, Skipped
 from ..read.readers import documents
 from ..read.source import Source
 from ..tokenizer import Encoder
@@ -62,6 +63,7 @@ class Setup:
     skip_bad_rows: bool
     rules: tuple[WeightRule, ...] = ()
     template: Template | None = None
+    tables: Tables | None = None
 
 
 @dataclass
@@ -86,7 +88,9 @@ class Counts:
 def run_unit(unit: WorkUnit, setup: Setup) -> Counts:
     """Do one unit and write its part. :class:`UserError` for a bad row, unless these are to be skipped."""
     counts = Counts()
-    items = (item for block in unit.blocks for item in documents(unit.source, block))
+    items: Iterator[Item] = (item for block in unit.blocks for item in documents(unit.source, block))
+    if setup.tables is not None:
+        items = setup.tables.chosen(items)
     counts.rule_documents = [0] * len(setup.rules)
     found = list(encode(_good(items, counts, setup), setup.encoder, setup.rules))
     for d in found:

@@ -29,7 +29,7 @@ def results(units: Iterator[WorkUnit], setup: Setup, workers: int) -> Iterator[t
         for unit in units:
             yield unit, known(unit) or run_unit(unit, setup)
         return
-    yield from _pooled(units, _work, workers, setup, known)
+    yield from pooled(units, _work, workers, setup, known)
 
 
 def sampled(source: Source, groups: Iterator[BlockGroup], workers: int) -> Iterator[tuple[BlockGroup, list[Placed]]]:
@@ -37,20 +37,22 @@ def sampled(source: Source, groups: Iterator[BlockGroup], workers: int) -> Itera
     if workers == 1:
         yield from ((group, placements(source, group)) for group in groups)
     else:
-        yield from _pooled(groups, partial(placements, source), workers)
+        yield from pooled(groups, partial(placements, source), workers)
 
 
 def _known(setup: Setup, unit: WorkUnit) -> Counts | None:
     return read_counts(setup.parts, unit.name)
 
 
-def _pooled(
+def pooled(
     items: Iterator[T],
     work: Callable[[T], R],
     workers: int,
     setup: Setup | None = None,
     known: Callable[[T], R | None] = lambda item: None,
 ) -> Iterator[tuple[T, R]]:
+    """(item, ``work(item)``) by processes, as they finish; what ``known`` gives is not done again. At most 2 a worker are
+    in flight."""
     context = get_context("spawn")  # forking a process that runs tokenizer threads can deadlock
     pool = ProcessPoolExecutor(workers, context, _start_worker, (setup,))
     waiting: dict[Future[R], T] = {}

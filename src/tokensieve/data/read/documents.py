@@ -41,6 +41,8 @@ class Document(NamedTuple):
     masked: bool = False  # only characters that ``weights`` name are targets
     control: bool = False  # control tokens written out are such: a template wrote them
     chat: Chat | None = None  # a conversation that a template is yet to write out as text
+    place: str = ""  # file and number in it, whatever its id is; the same on every machine
+    label: float | None = None  # a number that its row has, see ``SourceConfig.label``
 
     @property
     def size(self) -> int:

@@ -155,8 +155,13 @@ def _sample_docstrings(source: Source, max_bytes: int) -> Source:
     return replace(source, limit=limit, texts=texts)
 
 
-def training_texts(source: Source, share: int, size: int) -> Iterator[str]:
-    """A seeded sample of about ``share`` bytes of a source's text, from its first 2 GB, to train a tokenizer on."""
+def training_texts(
+    source: Source, share: int, size: int, takes: Callable[[Document], bool] | None = None
+) -> Iterator[str]:
+    """A seeded sample of about ``share`` bytes of a source's text, from its first 2 GB, to train a tokenizer on.
+
+    ``takes``: of these documents only; the sample is then smaller by what is left out.
+    """
     lo, hi = source.config.split
     expected = min(input_bytes(source) * (hi - lo), source.config.max_bytes or float("inf"), _READ_BYTES)
     chance = share / max(1.0, expected)
@@ -167,7 +172,7 @@ def training_texts(source: Source, share: int, size: int) -> Iterator[str]:
                 continue
             read += item.size
             # Not the seed that max_bytes samples with: the sample within a sample would be all of it.
-            if sample_position(item.id, source.seed + 1) < chance:
+            if sample_position(item.id, source.seed + 1) < chance and (takes is None or takes(item)):
                 taken += item.size
                 yield item.text
             if taken >= share or read >= _READ_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,21 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
     """A row (dict) as a document. Its key is its ``id`` where it has one, else ``file:number``."""
     if not isinstance(row, Mapping):
         return BadRow(where, f"a row must be an object, this is {kind(row)}")
-    found, given = row.get("id"), row.get("source")
+    found, given = row.get("id"), row.get(source.config.source_column)
     key = str(found) if isinstance(found, (str, int)) and found != "" else f"{name}:{number}"
     label = source.config.name or (given if isinstance(given, str) and given else source.name)
+    item = _as_document(source, row, key, label, where)
+    if not isinstance(item, Document):
+        return item
+    number_of, named = None, source.config.label
+    if named is not None:
+        number_of = row.get(named)
+        if isinstance(number_of, bool) or not isinstance(number_of, (int, float)) or not math.isfinite(number_of):
+            return BadRow(where, f"label: column {named!r} must be a finite number, this is {kind(number_of)}")
+    return item._replace(place=f"{name}:{number}", label=number_of)
+
+
+def _as_document(source: Source, row: Mapping[str, Any], key: str, label: str, where: str) -> Item:
     values = []
     for column in columns(source):
         if column not in row:
@@ -118,7 +131,13 @@ def _require(source: Source, path: str, schema: Any) -> list[str]:
         raise UserError(
             f"{path} has no columns of a conversation (messages, conversations ...); it has {', '.join(names)}"
         )
-    more = {"id", "source", WEIGHT, *(_lists(schema) if tokenised(source) else ())}
+    more = {
+        "id",
+        source.config.source_column,
+        source.config.label,
+        WEIGHT,
+        *(_lists(schema) if tokenised(source) else ()),
+    }
     more |= {*CHAT, source.config.text} if chatty(source) else set()
     more -= {*needed, *source.config.ignore_columns}
     return needed + [c for c in names if c in more]
@@ -279,7 +298,8 @@ def hub_blocks(source: Source, size: int) -> Iterator[Block]:
         wanted = [
             *columns(source),
             "id",
-            "source",
+            source.config.source_column,
+            source.config.label,
             WEIGHT,
             *BESIDE_IDS,
             *((*CHAT, source.config.text) if chatty(source) else ()),

@@ -32,6 +32,10 @@ class SourceConfig:
     """Keep a seeded sample of at most this many bytes of text."""
     ignore_columns: tuple[str, ...] = ()
     """Columns to leave unread: ``weight``, or of ``tokens`` a list for each token, which is refused if nothing reads it."""
+    source_column: str = "source"
+    """Column that names a row's source, where `name` does not: `language`, to keep so much of each language."""
+    label: str | None = None
+    """Column of a number that a row is labelled with, for `filter --kind classifier`."""
     weight: float | None = None
     """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
 

@@ -91,7 +91,7 @@ def file_documents(source: Source, block: Block) -> Iterator[Item]:
         text = span.text if span.text is not None else _read_span(source.format, span)
         if isinstance(text, str):
             label = source.config.name or source.name
-            yield Document(span.name, label, span.path, text) if text.strip() else Skipped("empty")
+            yield Document(span.name, label, span.path, text, place=span.name) if text.strip() else Skipped("empty")
         else:
             yield text
 

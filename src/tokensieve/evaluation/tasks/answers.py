@@ -10,6 +10,7 @@ powers, factorials of millions) is compared as text.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import NamedTuple
 
 from ...runs.errors import UserError
@@ -70,9 +71,12 @@ def is_right(answer: str, gold: str, answers: Answers) -> bool:
         return True
     if answers == "choice":
         return False
-    plain = [_as_word(answer), _as_word(gold)]
-    if all(plain) and plain[0] == plain[1]:
-        return True
+    words = [_as_word(answer), _as_word(gold)]
+    if all(words) and (answers == "text" or max(map(len, words)) > 2):  # as mathematics on would be no
+        return words[0] == words[1]
+    numbers = [_as_numbers(answer), _as_numbers(gold)]
+    if all(numbers):  # most are, and sympy takes a tenth of a second for each
+        return any(abs(a - g) < 5e-7 for a in numbers[0] for g in numbers[1])
     return any(_equal(a, g) for a in _forms(answer) for g in _forms(gold))
 
 
@@ -149,10 +153,25 @@ def _as_word(text: str) -> str:
     )
 
 
+def _as_numbers(text: str) -> set[Fraction]:
+    """What a plain number is, 50 % both 50 and 0.5; empty for anything else."""
+    found = re.fullmatch(
+        r"(?:\\?\$|[€£¥])?\s*([-+]?(?:\d+\.?\d*|\.\d+))(?:\s*/\s*0*([1-9]\d*))?\s*(\\?%|percent)?", _ungrouped(text)
+    )
+    if found is None or len(text) > _LONGEST:
+        return set()
+    value = Fraction(found[1]) / int(found[2] or 1)
+    return {value, value / 100} if found[3] else {value}
+
+
+def _ungrouped(text: str) -> str:
+    """1,234,567 -> 1234567"""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+
+
 def _forms(text: str) -> list[str]:
     """The text as it is, and as the number that stands in it with its unit, currency or name."""
-    number = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    number = re.sub(r"^(?:\\?\$|[€£¥])\s*|^[a-zA-Z]\s*=\s*(?=\S)", "", number)
+    number = re.sub(r"^(?:\\?\$|[€£¥])\s*|^[a-zA-Z]\s*=\s*(?=\S)", "", _ungrouped(text))
     mixed = re.fullmatch(r"(-?)(\d+)\s*(?:\s(\d+)\s*/\s*(\d+)|\\frac\s*\{(\d+)\}\s*\{(\d+)\})", number.strip())
     if mixed:  # 2 1/2 is two and a half; as LaTeX it would be a product
         top, bottom = (mixed[3] or mixed[5]), (mixed[4] or mixed[6])

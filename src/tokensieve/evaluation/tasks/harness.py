@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -65,13 +66,17 @@ def judged(asked: Asked, text: str, problem: Problem) -> tuple[str | None, bool,
     return found.answer, found.stated, is_right(found.answer, problem.answer, asked.task.answers)
 
 
-def task_configs(asked: Asked) -> list[dict[str, Any]]:
+Judge = Callable[[str, Problem], tuple[str | None, bool, bool]]
+
+
+def task_configs(asked: Asked, judge: Judge | None = None) -> list[dict[str, Any]]:
     """The task as two configs of lm-evaluation-harness, over the same prompts.
 
     ``tokensieve_NAME`` has a model answer, greedily: ``accuracy`` (the last number counts where none is said to be the answer)
     and ``accuracy_stated``. ``tokensieve_NAME_gold`` asks how likely the right answer is: ``bits_per_byte``; not of programs.
     """
     task, style, problems = asked.task, asked.style, list(asked.problems)
+    judge = judge or functools.partial(judged, asked)
 
     def documents(**_: Any) -> dict[str, Any]:
         from datasets import Dataset
@@ -79,7 +84,7 @@ def task_configs(asked: Asked) -> list[dict[str, Any]]:
         return {"test": Dataset.from_list([_document(asked, i) for i in range(len(problems))])}
 
     def grade(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-        _, stated, right = judged(asked, results[0], problems[doc["index"]])
+        _, stated, right = judge(results[0], problems[doc["index"]])
         return {"accuracy": float(right), "accuracy_stated": float(right and stated)}
 
     def weigh(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
@@ -227,7 +232,8 @@ def evaluate_task(
     ``bits_per_byte``: the sum of bits over the sum of bytes, with that of a ratio of sums over problems.
     """
     keeping, told = keeping_model(lm, kept, batch_rows, advance)
-    results = run_harness(keeping, task_configs(asked))
+    judge = functools.cache(functools.partial(judged, asked))  # asked for twice; a program takes its time
+    results = run_harness(keeping, task_configs(asked, judge))
     name = f"tokensieve_{asked.task.name}"
     found, samples = results["results"][name], results["samples"]
     problems = len(asked.problems)
@@ -238,7 +244,7 @@ def evaluate_task(
     gold = {s["doc_id"]: s["bits_per_byte"] for s in samples.get(f"{name}{GOLD}", ()) if "bits_per_byte" in s}
     if not asked.programs:
         records.append({"metric": "bits_per_byte", **bits_per_byte(list(gold.values())), "n": len(gold)})
-    answers = [_told(asked, sample, gold.get(sample["doc_id"])) for sample in samples[name]]
+    answers = [_told(asked, judge, sample, gold.get(sample["doc_id"])) for sample in samples[name]]
     return TaskResult(records, answers, told)
 
 
@@ -257,9 +263,9 @@ def bits_per_byte(pairs: Sequence[tuple[float, int]]) -> dict[str, float | None]
     return {"value": value, "stderr": math.sqrt(n / (n - 1) * square) / num_bytes}
 
 
-def _told(asked: Asked, sample: dict[str, Any], gold: tuple[float, int] | None) -> dict[str, Any]:
+def _told(asked: Asked, judge: Judge, sample: dict[str, Any], gold: tuple[float, int] | None) -> dict[str, Any]:
     problem, text = asked.problems[sample["doc"]["index"]], sample["resps"][0][0]
-    answer, stated, right = judged(asked, text, problem)
+    answer, stated, right = judge(text, problem)
     return {
         "where": problem.where,
         "question": problem.question,

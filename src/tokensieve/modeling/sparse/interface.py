@@ -43,12 +43,12 @@ def handled_by(handler: Handler) -> Iterator[None]:
 class AttentionSwitch:
     """Puts our implementation into a model's config, and takes it out again with :meth:`close`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, what: str = "backward: sparse") -> None:
         self.config = model.config.get_text_config()
         self.own: str = self.config._attn_implementation or "eager"
         if self.own not in SERVED:
             raise UserError(
-                f"backward: sparse works with attn_implementation {' or '.join(SERVED)}, "
+                f"{what} works with attn_implementation {' or '.join(SERVED)}, "
                 f"and {type(model).__name__} has {self.own}"
             )
         self.keys_and_values: Callable[[Tensor], Tensor] | None = None

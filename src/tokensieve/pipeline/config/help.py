@@ -49,14 +49,22 @@ def one_line(error: BaseException) -> str:
 # --- help ----------------------------------------------------------------------------------------------------------------
 
 
-def describe_fields(config_class: Any, indent: str = "  ", mark: str = "--") -> Iterator[str]:
-    """Lines of help: each field with its documentation and its default; fields of its items, or the objectives, below it."""
-    docs, hints = field_docs(config_class), hints_of(config_class)
+def describe_fields(
+    config_class: Any, indent: str = "  ", mark: str = "--", seen: set[Any] | None = None
+) -> Iterator[str]:
+    """Lines of help: each field with its documentation and its default; fields of its items, or the objectives, below it.
+
+    Items of one class (``seen``) are described once.
+    """
+    docs, hints, seen = field_docs(config_class), hints_of(config_class), set() if seen is None else seen
     for field in dataclasses.fields(config_class):
         name = f"{indent}{mark}{field.name}"
-        yield from _entry(name, f"{docs[field.name]} {_default(field)}")
-        if items := item_class(hints[field.name]):
-            yield from describe_fields(items, indent + "    ", "")
+        items = item_class(hints[field.name])
+        again = " (fields as above)" if items in seen else ""
+        yield from _entry(name, f"{docs[field.name]} {_default(field)}".rstrip() + again)
+        if items and items not in seen:
+            seen.add(items)
+            yield from describe_fields(items, indent + "    ", "", seen)
         if field.name == "objective":
             for objective, doc in objective_docs().items():
                 yield from _entry(f"{indent}    {objective}", doc)
@@ -76,7 +84,7 @@ def _default(field: Any) -> str:
     value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     if value is dataclasses.MISSING:
         return "(needed)"
-    if value is None or value in ([], {}):
+    if value is None or value in ([], {}) or dataclasses.is_dataclass(value):
         return ""
     text = str(value).lower() if isinstance(value, bool) else str(value).replace("'", "")
     return f"[{text}]"

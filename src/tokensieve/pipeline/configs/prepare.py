@@ -11,10 +11,12 @@ from ...data.weight_rules import WeightRule
 KIND = "corpus"
 # Text and tokenizer count by what is in them: moved elsewhere, they are the same.
 # So does BOS, by its id; and how many unknown tokens are too many says when to stop.
-NOT_WORK = ("out", "workers", "tokenizer", "bos", "max_unknown", "sources.path")
+# A chat template counts by its text, wherever that stands.
+NOT_WORK = ("out", "workers", "tokenizer", "bos", "chat_template", "max_unknown", "sources.path", "documents")
 
 # Fields that came after fingerprints ceased to cover all of them.
-LATER = ("bos", "parse_special_tokens", "max_unknown", "weights")
+LATER = ("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights", "documents")
+LATER_OF_SOURCE = ("ignore_columns", "source_column", "label")
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,16 @@ class PrepareConfig:
     """Folder to write."""
     sources: list[SourceConfig] = field(default_factory=list)
     """Where the text comes from."""
+    documents: list[str] = field(default_factory=list)
+    """Take only the documents that these tables keep: folders that `filter` wrote for the same sources."""
     tokenizer: str | None = None
     """Folder of a tokenizer, or of a corpus whose tokenizer to use; none: train a byte-level BPE on a sample of the text."""
     vocab_size: int = 32000
     """Size of the vocabulary of a tokenizer trained here."""
     bos: Literal["auto", "always", "never"] = "auto"
     """BOS before each document (never a target): auto does as the tokenizer's template does; always needs a bos_token."""
+    chat_template: str | None = None
+    """How conversations are written out, in Jinja, or a file that says it; the tokenizer's own if not given."""
     parse_special_tokens: bool = False
     """Take control tokens written out in text (<|im_end|>) as control tokens; else they are encoded as the text they are."""
     max_unknown: float = 0.01

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...analysis.certainty import MOST_SEEDS, SUPPOSED_SD, detectable, seeds_needed
-from ...analysis.table import si
+from ...analysis.table import rounded
 from ...modeling.folder import read_config
 from ...modeling.load import model_config, model_shapes
 from ...runs.errors import UserError
@@ -48,8 +48,8 @@ def beforehand(recipe: Recipe, jobs: int) -> dict[str, Any]:
         said.append(_asked(effect, sd, shared, a_seed, pace, jobs))
     if large is not None and parameters:
         said.append(
-            f"It stands for a run of a model of {si(large)} parameters, {large / parameters:,.0f} times its students' "
-            f"{si(parameters)}: at that size nothing is measured."
+            f"It stands for a run of a model of {rounded(large)} parameters, {large / parameters:,.0f} times its students' "
+            f"{rounded(parameters)}: at that size nothing is measured."
         )
     return {"said": said, "parameters": parameters, "large_parameters": large}
 
@@ -154,7 +154,7 @@ def _takes(flops: float, a_seed: float, pace: float, measured: str, jobs: int) -
     if math.isnan(flops):
         return "What it takes in FLOPs is not known."
     minutes = _minutes(flops, pace, jobs)
-    return f"It takes {si(flops)}FLOP, {si(a_seed)}FLOP of them for each seed{minutes}" + (
+    return f"It takes {rounded(flops)}FLOP, {rounded(a_seed)}FLOP of them for each seed{minutes}" + (
         f" ({measured})." if minutes else "."
     )
 
@@ -164,7 +164,7 @@ def _asked(effect: float, sd: float, shared: float, a_seed: float, pace: float, 
     if needed is None:
         return f"To tell {effect:g} nats, more than {MOST_SEEDS} seeds would be needed."
     flops = shared + needed * a_seed
-    said = "" if math.isnan(flops) else f": {si(flops)}FLOP{_minutes(flops, pace, jobs)}"
+    said = "" if math.isnan(flops) else f": {rounded(flops)}FLOP{_minutes(flops, pace, jobs)}"
     return f"To tell {effect:g} nats it would take {needed} seeds{said}."
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...runs.manifest import is_done, read_manifest
 from ..lineage import total
+from .inputs import RecipeInput
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,11 @@ class Cost:
 class Known:
     """What is known of the folders that a stage names: what is there, and what earlier stages will make of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Iterable[RecipeInput] = (), ranks: int | None = None) -> None:
+        self.ranks = ranks
+        """Processes that a training is shared by, where the recipe says; None: as many as this one is of."""
+        self._inputs = {i.place: i for i in inputs if i.from_hub or not i.is_here}
+        self._shapes: dict[str, Any] = {}
         self.costs: dict[Path, Cost] = {}
         """folder -> what the stage that writes it takes."""
         self._configs: dict[Path, Any] = {}
@@ -52,6 +57,11 @@ class Known:
             return float(manifest["stats"]["tokens"]), True
         cost = self.costs.get(Path(corpus), Cost())
         return (math.nan, False) if cost.tokens is None else (cost.tokens, cost.exact)
+
+    def stated_tokens(self, source: str) -> float | None:
+        """Of a text that is not here: how many tokens the recipe says that it has; None if it says nothing of it."""
+        found = self._inputs.get(source)
+        return None if found is None else found.config.tokens
 
     def length(self, corpus: str) -> float:
         """Tokens of a row of a corpus."""
@@ -78,7 +88,6 @@ class Known:
     def model(self, model: str | Mapping[str, Any], corpus: str = "") -> Any:
         """A model's shapes, without weights: of a folder, of a config for a corpus, or of what a stage will begin with.
         None if it is not here yet."""
-        from ...modeling.folder import read_config
         from ...modeling.load import model_config, model_shapes
 
         if not isinstance(model, str):
@@ -90,7 +99,19 @@ class Known:
                 return left
             begun = self._configs[path]
             return self.model(begun.model, getattr(begun, "corpus", ""))
-        return model_shapes(read_config(model)) if Path(model).is_dir() else None
+        if model not in self._shapes:
+            self._shapes[model] = self._elsewhere(model)
+        return self._shapes[model]
+
+    def _elsewhere(self, model: str) -> Any:
+        """A model's shapes that no stage makes: of its folder or, where it is not here, as the recipe says that it is."""
+        from ...modeling.folder import read_config
+        from ...modeling.load import model_config, model_shapes
+
+        if Path(model).is_dir():
+            return model_shapes(read_config(model))
+        found = self._inputs.get(model)
+        return None if found is None or found.config.model is None else model_shapes(model_config(found.config.model))
 
     def num_parameters(self, model: str | Mapping[str, Any], corpus: str = "") -> float:
         """Of a model; NaN where its shapes are not known."""

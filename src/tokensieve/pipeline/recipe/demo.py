@@ -21,8 +21,8 @@ def run(config: DemoConfig) -> str:
     out = Path(config.out)
     text = show.run(ShowConfig(str(out / "corpus"), run=str(out / "rho1"), color=config.color))
     table = (out / "table" / "table.txt").read_text(encoding="utf-8")
-    said = recipe_verdict(out)
-    return f"\n{text}\n\n{table}" + ("" if said in table else f"\n{said}")  # tables written before end without it
+    missing = [s for s in recipe_verdict(out).splitlines() if s not in table]  # tables written before end without it
+    return "\n".join([f"\n{text}\n\n{table}", *missing])
 
 
 def recipe_verdict(out: Path) -> str:

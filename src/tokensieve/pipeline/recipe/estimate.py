@@ -13,11 +13,13 @@ from typing import Any
 
 import psutil
 
-from ...analysis.table import si, table
+from ...analysis.table import rounded, table
 from ...runs.errors import UserError
 from ...runs.manifest import is_done, read_manifest
+from ..configs.hardware import PEAK_FLOPS
 from ..verbs import VERBS
 from .cost import Cost, Known
+from .inputs import describe_inputs
 from .jobs import visible_gpus
 from .load import Recipe, RecipeStage
 
@@ -31,11 +33,40 @@ def describe_plan(recipe: Recipe) -> str:
     states = states_of(recipe)
     costs = costs_of(recipe, states)
     rows = [_line(stage.name, stage.verb, states[stage.name], costs[stage.name]) for stage in recipe.stages]
-    rows.append(_line("to do", "", "", _total([costs[name] for name, state in states.items() if state != DONE])))
+    to_do = [costs[name] for name, state in states.items() if state != DONE]
+    rows.append({**_line("to do", "", "", _total(to_do)), **_with_unknown(to_do)})
+    notes = [*_with_hours(recipe, rows, [*(costs[s.name] for s in recipe.stages), _total(to_do)])]
+    notes += describe_inputs(recipe.inputs.values())
     text = f"{recipe.name}: {len(recipe.stages)} stages into {recipe.out}\n\n{table(rows, list(rows[0]))}"
+    text += "".join(f"\n\n{note}" if not note.startswith("  ") else f"\n{note}" for note in notes)
     if dear := [s.name for s in recipe.stages if states[s.name] == AGAIN and is_dear(s)]:
         text += f"\n\nfinished training is done again only if told to: --redo {' '.join(dear)}"
     return text
+
+
+def _with_hours(recipe: Recipe, rows: Sequence[dict[str, str]], costs: Sequence[Cost]) -> Iterator[str]:
+    """Adds to each row of the plan its hours on the recipe's hardware and those of its paper; sentences on both."""
+    if (hardware := recipe.hardware) is not None:
+        for row, cost in zip(rows, costs, strict=True):
+            row["hours"] = "" if cost.flops is None else _hours(hardware.hours(cost.flops))
+        peak = rounded(PEAK_FLOPS[hardware.kind])
+        yield (
+            f"hours: on {hardware.gpus} {hardware.kind}, {hardware.mfu:.0%} (mfu) of {peak}FLOP/s each (bfloat16, data sheet) "
+            "for the FLOPs that an ideal implementation needs"
+        )
+    if (paper := recipe.paper) is not None:
+        for row in rows:
+            row["paper"] = _hours(paper.hours[row["stage"]]) if row["stage"] in paper.hours else ""
+        known = {row["stage"]: cost.flops for row, cost in zip(rows, costs, strict=True) if cost.flops}
+        shares = [f"{name} {paper.mfu(known[name], name):.0%}" for name in paper.hours if name in known]
+        told = f", which is an mfu of {', '.join(shares)} by the FLOPs above" if shares else ""
+        yield f"paper: hours on {paper.gpus} {paper.kind} ({paper.source}){told}"
+
+
+def _hours(hours: float) -> str:
+    if math.isnan(hours):
+        return UNKNOWN
+    return f"{hours:.1f}" if hours >= 0.05 or hours == 0 else "<0.1"
 
 
 def needs_of(stages: Sequence[RecipeStage]) -> dict[str, frozenset[str]]:
@@ -72,7 +103,7 @@ def check_jobs(recipe: Recipe, stages: Sequence[RecipeStage], jobs: int) -> None
     if needed > free:
         names = ", ".join(name for _, name in largest)
         raise UserError(
-            f"jobs: {jobs} models at once ({names}) take at least {si(needed)}B of memory, {si(free)}B are free: "
+            f"jobs: {jobs} models at once ({names}) take at least {rounded(needed)}B of memory, {rounded(free)}B are free: "
             "run with fewer jobs"
         )
 
@@ -88,10 +119,10 @@ def check_filled(recipe: Recipe, stages: Sequence[RecipeStage]) -> None:
         (there, exact), wanted = known.tokens(stage.fields["corpus"]), known.costs[stage.folder].tokens
         allowed = float(stage.fields["max_epochs"])
         if wanted is not None and wanted > there * allowed * (1 if exact else 1 + _UNSURE):
+            name, about = Path(stage.fields["corpus"]).name, "" if exact else "about "
             raise UserError(
-                f"stage {stage.name}: {Path(stage.fields['corpus']).name} has {'' if exact else 'about '}{si(there).strip()} "
-                f"tokens, and the arm needs {si(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it "
-                "more text, or fewer steps"
+                f"stage {stage.name}: {name} has {about}{rounded(there).strip()} tokens, and the arm needs "
+                f"{rounded(wanted).strip()}: at most {allowed:g} passes are allowed (epochs); give it more text, or fewer steps"
             )
 
 
@@ -145,7 +176,7 @@ def costs_of(recipe: Recipe, states: Mapping[str, str]) -> dict[str, Cost]:
 
 def known_of(recipe: Recipe, states: Mapping[str, str]) -> Known:
     """What is known of the stages' folders, with the cost of each."""
-    known = Known()
+    known = Known(recipe.inputs.values(), None if recipe.hardware is None else recipe.hardware.gpus)
     for stage in recipe.stages:
         config = stage.config()
         known.add(stage.folder, config, states[stage.name] == DONE)
@@ -162,8 +193,17 @@ def _estimated(stage: RecipeStage, config: Any, known: Known) -> Cost:
 
 
 def _total(costs: list[Cost]) -> Cost:
-    flops, disk = ([getattr(c, name) or 0 for c in costs] for name in ("flops", "disk"))
+    """The sum of what is known."""
+    flops, disk = ([v for c in costs if (v := getattr(c, name)) and not math.isnan(v)] for name in ("flops", "disk"))
     return Cost(None, sum(flops), sum(disk), False)
+
+
+def _with_unknown(costs: list[Cost]) -> dict[str, str]:
+    """The columns of the sum in which something is not known: what is, and a question mark."""
+    known = _line("", "", "", _total(costs))
+    names = {"flops": "FLOP", "disk": "disk"}
+    gone = [name for name in names if any(v is not None and math.isnan(v) for v in (getattr(c, name) for c in costs))]
+    return {names[name]: f"{known[names[name]]} + {UNKNOWN}" for name in gone}
 
 
 def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
@@ -172,7 +212,7 @@ def _line(name: str, verb: str, state: str, cost: Cost) -> dict[str, str]:
     def number(value: float | None, unit: str) -> str:
         if value is None:
             return ""
-        return UNKNOWN if math.isnan(value) else mark + si(value) + unit
+        return UNKNOWN if math.isnan(value) else mark + rounded(value) + unit
 
     return {
         "stage": name,

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...data.read.files import find_files
 from ...runs.errors import UserError
 from ...runs.files import MANIFEST
-from ..config.fields import unknown
-from ..config.yaml_text import read_yaml
+from ..config.fields import WrongFields, from_fields, unknown
+from ..configs.hardware import HardwareConfig, PaperConfig
 from ..configs.run import RecipeConfig
 from ..verbs import VERBS, make_config, validate
+from .extends import read_recipe
+from .inputs import RecipeInput, inputs_of
 from .study import SEED, Cells, cells_of, seeds_of
 
-KEYS = ("name", "out", "settings", "threads", "requires", "templates", "seeds", "stages", "arms", "study", "report")
+KEYS = (
+    "name", "out", "settings", "threads", "requires", "inputs", "hardware", "paper", "templates", "seeds", "stages",
+    "arms", "study", "report",
+)  # fmt: skip
+_PARTS = {"hardware": HardwareConfig, "paper": PaperConfig}
 RESOLVED = "recipe.yaml"
 
 
@@ -52,6 +58,12 @@ class Recipe:
     stages: tuple[RecipeStage, ...]
     source: Mapping[str, Any]
     cells: Cells
+    inputs: Mapping[str, RecipeInput] = field(default_factory=dict)
+    """What it reads and does not bring along."""
+    hardware: HardwareConfig | None = None
+    """What it is planned for."""
+    paper: PaperConfig | None = None
+    """What a paper's runs took, for its plan to stand beside."""
 
     @property
     def threads(self) -> int | None:
@@ -62,7 +74,7 @@ class Recipe:
 def load(config: RecipeConfig) -> Recipe:
     """Read, resolve and check a recipe: every stage's fields are parsed before the first one runs."""
     path = find_recipe(config.recipe)
-    source = read_yaml(path)
+    source = read_recipe(path, find_recipe)
     for key in source:
         if key not in KEYS:
             raise UserError(f"{path}: {unknown(str(key), KEYS, 'key')}")
@@ -80,6 +92,8 @@ def load(config: RecipeConfig) -> Recipe:
             raise UserError(f"{path}: {key}: text is needed, not {source[key]}")
     out = Path(config.out or str(_filled(source.get("out") or f"runs/{path.stem}", settings, path)))
     _check_requirements(path, source.get("requires") or [], settings)
+    inputs = inputs_of(path, _fill(source.get("inputs") or {}, settings, path), settings)
+    hardware, paper = (_part(path, source, key, make, settings) for key, make in _PARTS.items())
     seeds = seeds_of(path, source, config.seeds)
     cells = _cells(path, source, settings, out, seeds, config.allow_code)
     made = _stages(path, cells.stages, settings, out, config.allow_code)
@@ -89,7 +103,22 @@ def load(config: RecipeConfig) -> Recipe:
             if name not in known:
                 raise UserError(f"{asked}: {unknown(name, known, 'stage')}")
     source = {**source, "settings": settings, **({"seeds": list(seeds)} if seeds else {})}
-    return Recipe(source.get("name") or path.stem, out, tuple(made), source, cells)
+    for name in paper.hours if paper is not None else ():
+        if name not in known:
+            raise UserError(f"{path}: paper: hours: {unknown(name, known, 'stage')}")
+    return Recipe(source.get("name") or path.stem, out, tuple(made), source, cells, inputs, hardware, paper)
+
+
+def _part(path: Path, source: Mapping[str, Any], key: str, make: Any, settings: Mapping[str, Any]) -> Any:
+    """What a recipe says under ``key``, checked; None if it says nothing."""
+    if (given := source.get(key)) is None:
+        return None
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: {key}: a mapping of fields to values is needed")
+    try:
+        return from_fields(make, _fill(given, settings, path), key)
+    except WrongFields as e:
+        raise e.at(str(path)) from None
 
 
 def _cells(
@@ -211,14 +240,15 @@ def _resolve(value: Any, settings: Mapping[str, Any], folders: Mapping[str, Path
         return {k: _resolve(v, settings, folders, where) for k, v in value.items()}
     if isinstance(value, list):
         return [_resolve(v, settings, folders, where) for v in value]
+    value = _filled(value, settings, where)
     if not isinstance(value, str):
         return value
-    if value.startswith("@"):
+    if value.startswith("@"):  # written so, or by a setting
         stage, _, rest = value[1:].partition("/")
         if stage not in folders:
             raise UserError(f"{where}: {value} refers to no earlier stage; there are {', '.join(folders) or 'none'}")
         return str(folders[stage] / rest)
-    return _filled(value, settings, where)
+    return value
 
 
 def _filled(value: Any, settings: Mapping[str, Any], where: Path | str) -> Any:

@@ -5,6 +5,9 @@
     settings: {seed: 0}                 ${seed} in any string; --set '{seed: 1}' changes it
     threads: 1                          of each stage, whatever --jobs is; as many as torch likes if not given
     requires: [{path: ..., message: ...}]
+    inputs: {web: {what: ..., hub: owner/name, tokens: 14.0e9}}      read, and not brought along: see inputs.py
+    hardware: {gpus: 32, kind: H100, mfu: 0.4}                       what a plan counts hours for
+    extends: other-recipe               whose settings and stages this one changes: see extends.py
     stages:
       text:  {verb: prepare, sources: [...]}
       model: {verb: train, corpus: "@text", ...}          @stage is that stage's folder
@@ -38,6 +41,7 @@ from ..configs.run import KIND, RecipeConfig
 from ..verbs import VERBS
 from .beforehand import beforehand
 from .estimate import check_filled, check_jobs, describe_plan, is_dear, needs_of
+from .inputs import check_inputs
 from .jobs import num_threads, side_by_side
 from .load import RESOLVED, Recipe, RecipeStage, load
 from .registration import REGISTRATION, is_registered, register
@@ -64,6 +68,7 @@ def begin(config: RecipeConfig) -> tuple[Recipe, list[RecipeStage]]:
     recipe = load(config)
     only = [n for name in config.only for n in recipe.cells.named(name)]
     chosen = [s for s in recipe.stages if not only or s.name in only]
+    check_inputs(recipe.name, recipe.inputs.values(), [s.fields for s in chosen])
     check_filled(recipe, chosen)
     check_jobs(recipe, chosen, config.jobs)
     _start(recipe, config.jobs)

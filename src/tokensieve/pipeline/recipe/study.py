@@ -24,7 +24,7 @@ from .study_checks import check_study
 
 SEED = "${seed}"
 EVALUATION, TABLE = "evaluation", "table"
-LATER = ("effect", "sd", "large")
+IF_GIVEN = ("effect", "sd", "large")
 """Fields that studies registered before they existed do not have: one that is not given is not written down."""
 OVER_SEEDS = ("compare",)
 """Verbs that read the folders of all seeds at once."""
@@ -101,7 +101,7 @@ def _with_arms(
     rivals = {str(f["compute_of"]): name for name, f in reversed(said.items()) if "compute_of" in f}
     rivals |= {name: str(f["rival"]) for name, f in said.items() if "rival" in f}
     shared = {k: v for k, v in asdict(study).items() if k not in ("stop", "ngrams", "checkpoints")}
-    shared = {k: v for k, v in shared.items() if v is not None or k not in LATER}
+    shared = {k: v for k, v in shared.items() if v is not None or k not in IF_GIVEN}
     plan = {"test": TEST, "stop": study.stop, "seeds": list(seeds), "arms": said, "rivals": rivals, **shared}
     first = [name for name in ("base", "reference") if name in own]
     ends = [name for name in said if name != study.baseline and _is_length_of(made[name], made[study.baseline], study)]
@@ -188,7 +188,7 @@ def _over_seeds(stages: Mapping[str, Any], seeds: Sequence[int], plan: dict[str,
     made: dict[str, Any] = {}
     of: dict[str, dict[int, str]] = {}
     for name, fields in stages.items():
-        differs = any(text == SEED or SEED in text or _refers(text) in of for text in _texts(fields))
+        differs = any(text == SEED or SEED in text or stage_named(text) in of for text in texts_in(fields))
         verb = fields.get("verb") if isinstance(fields, Mapping) else None
         if not differs:
             made[str(name) if isinstance(name, str) else name] = fields
@@ -200,15 +200,15 @@ def _over_seeds(stages: Mapping[str, Any], seeds: Sequence[int], plan: dict[str,
     return Cells(made, tuple(seeds), of, plan)
 
 
-def _texts(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
     """Every text in a stage's fields."""
     if isinstance(value, Mapping | list):
         inside = value.values() if isinstance(value, Mapping) else value
-        return [text for v in inside for text in _texts(v)]
+        return [text for v in inside for text in texts_in(v)]
     return [value] if isinstance(value, str) else []
 
 
-def _refers(text: str) -> str | None:
+def stage_named(text: str) -> str | None:
     """The stage that ``@stage/rest`` names."""
     return text[1:].partition("/")[0] if text.startswith("@") else None
 
@@ -220,7 +220,7 @@ def _of_seed(value: Any, seed: int, of: Mapping[str, Mapping[int, str]]) -> Any:
         return [_of_seed(v, seed, of) for v in value]
     if not isinstance(value, str):
         return value
-    if (stage := _refers(value)) in of:
+    if (stage := stage_named(value)) in of:
         return f"@{of[str(stage)][seed]}{value[1 + len(str(stage)) :]}"
     return seed if value == SEED else re.sub(re.escape(SEED), str(seed), value)
 
@@ -231,6 +231,6 @@ def _collected(value: Any, of: Mapping[str, Mapping[int, str]]) -> Any:
         return {k: _collected(v, of) for k, v in value.items()}
     if isinstance(value, list):
         return [_collected(v, of) for v in value]
-    if isinstance(value, str) and (stage := _refers(value)) in of:
+    if isinstance(value, str) and (stage := stage_named(value)) in of:
         return [f"@{cell}{value[1 + len(str(stage)) :]}" for cell in of[str(stage)].values()]
     return value

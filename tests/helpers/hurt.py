@@ -1,24 +1,22 @@
-"""A process that has imported everything and forks for each command: real processes to kill, without seconds of imports.
+"""The command line with faults that come at a chosen point.
 
-stdin, a line a command: {"argv": [verb, ...], "log": file, ...}    stdout, a line each: {"code": exit code, or -signal}
+python hurt.py FAULTS VERB --option ...      FAULTS, JSON: {"log": file, ...}
 
     kill: {folder, at, delay}   SIGKILL `delay` seconds after the at-th time that something below folder is opened to be
-                                written, synced, renamed, made or removed; at 0 only counts
+                                written, synced, renamed, made or removed; at 0 only counts, into "LOG.events"
     signals: [[step, number]]   the process sends itself these signals after the forward of that step; 0 waits a second
     broken: {step: what}        "nll": that step's first row has NaN hidden states; "gradient": only its gradient has
     file_limit: bytes           no file may become larger (EFBIG, as ENOSPC would come)
     memory_limit: bytes         of address space, over what the process has at its start
     main: "module:function"     instead of the command line's
-    ranks: [{name: value}]      that many processes at once, each with these variables set, its own log "LOG.rank", and of
-                                the command's faults those under its rank: {"signals": {"1": ...}}; "codes" has the exit codes
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -98,30 +96,27 @@ def install_broken(broken: dict[str, str]) -> None:
     SelectiveTrainer.compute_loss = computed  # type: ignore[method-assign]
 
 
-def run(command: dict[str, Any]) -> None:
-    """In the child: never returns."""
+def hurt(faults: dict[str, Any]) -> None:
+    if faults.get("signals"):
+        install_signals(faults["signals"])
+    if faults.get("broken"):
+        install_broken(faults["broken"])
+    if faults.get("file_limit"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (faults["file_limit"],) * 2)
+    if faults.get("memory_limit"):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + faults["memory_limit"],) * 2)
+    if faults.get("kill"):
+        install_kill(**faults["kill"], log=faults["log"])
+
+
+def main(faults: dict[str, Any], argv: list[str]) -> None:
+    """Never returns: what is done at exit is no part of a trial."""
     code = 70
     try:
-        log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        if command.get("signals"):
-            install_signals(command["signals"])
-        if command.get("broken"):
-            install_broken(command["broken"])
-        if command.get("file_limit"):
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_FSIZE, (command["file_limit"],) * 2)
-        if command.get("memory_limit"):
-            import resource
-
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + command["memory_limit"],) * 2)
-        if command.get("kill"):
-            install_kill(**command["kill"], log=command["log"])
-        module, name = command.get("main", "tokensieve.cli:main").split(":")
-        code = getattr(importlib.import_module(module), name)(command["argv"])
+        hurt(faults)
+        module, name = faults.get("main", "tokensieve.cli:main").split(":")
+        code = getattr(importlib.import_module(module), name)(argv)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -130,40 +125,5 @@ def run(command: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def main() -> None:
-    import tokensieve.pipeline.prepare
-    import tokensieve.pipeline.score
-    import tokensieve.pipeline.train
-    import tokensieve.training.trainer  # noqa: F401
-
-    gc.freeze()  # the Trainer's collections look at what comes from here on
-    out = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        command = json.loads(line)
-        children = [fork(of_rank) for of_rank in by_rank(command)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps({"code": codes[0], "codes": codes}), file=out, flush=True)
-
-
-def by_rank(command: dict[str, Any]) -> list[dict[str, Any]]:
-    ranks = command.pop("ranks", None)
-    if ranks is None:
-        return [command]
-    signals = command.pop("signals", {})
-    return [
-        {**command, "log": f"{command['log']}.{i}", "signals": signals.get(str(i)), "env": env}
-        for i, env in enumerate(ranks)
-    ]
-
-
-def fork(command: dict[str, Any]) -> int:
-    child = os.fork()
-    if child == 0:
-        sys.stdin.close()
-        os.environ.update(command.get("env", {}))
-        run(command)
-    return child
-
-
 if __name__ == "__main__":
-    main()
+    main(json.loads(sys.argv[1]), sys.argv[2:])

@@ -11,7 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 TWINS := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection)
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
-  bench-quality recipes-tiny dist exports
+  bench-quality recipes-tiny dist exports bench-scaling sweep
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -59,6 +59,12 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 
 study: setup ## a study from its registration to its verdict, recipes/study-tiny.yaml; go on with what was stopped by the same
 	$(BIN)/tokensieve run study-tiny --jobs 2
+
+sweep: setup ## thirteen tiny runs and the laws through them, recipes/sweep-tiny.yaml: minutes of a core
+	$(BIN)/tokensieve run sweep-tiny
+
+bench-scaling: setup ## are planted laws found, and do their intervals hold them; minutes of a core
+	$(BIN)/python benchmarks/scaling.py
 
 bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text
 	$(BIN)/python benchmarks/references.py --data $(DATA) --out runs/references --save

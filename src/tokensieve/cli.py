@@ -227,8 +227,8 @@ def _sentence(folder: Any) -> str:
         e, use = manifest["exported"], str((folder / "USE.md").read_text(encoding="utf-8")).rstrip("\n")
         rows = f"{e['samples']:,} samples of {e['rows']:,} rows"
         return f": {rows}, {e['tokens_trained']:,} of {e['tokens']:,} tokens trained\n{use}"
-    compared = [folder / s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] == "compare"]
-    tables = [path / "table.txt" for path in (folder, *compared)]
+    told = [folder / s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] in ("compare", "plan")]
+    tables = [path / "table.txt" for path in (folder, *told)]
     return "".join("\n\n" + t.read_text(encoding="utf-8").rstrip("\n") for t in tables if t.is_file())
 
 

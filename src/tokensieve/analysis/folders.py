@@ -91,6 +91,8 @@ class Run:
     found: Mapping[str, Any] = field(default_factory=dict)
     """verdict.json of a comparison over several seeds, of which this run is one."""
     dynamics: list[Dynamics] = field(default_factory=list)
+    plans: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """stage -> what its plan.json holds."""
 
     @property
     def target(self) -> str | None:
@@ -178,6 +180,7 @@ def _read_stages(
         compared=compared[0].manifest["config"] if compared else {},
         found=_found(compared[0].path) if compared else {},
         dynamics=[_dynamics(s, around) for s in _of_kind(stages, "dynamics")],
+        plans={s.name: read_json(s.path / "plan.json") for s in _of_kind(stages, "plan")},
     )
 
 

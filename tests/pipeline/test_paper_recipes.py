@@ -122,16 +122,8 @@ def test_the_shipped_solutions_are_what_the_script_makes() -> None:
 
 def test_a_twin_runs_to_its_last_table(tokensieve: Any, tmp_path: Path) -> None:
     """The longest of them, on less text and in few steps: pretraining, then fine-tuning on conversations."""
-    few = {
-        "base_steps": 6,
-        "steps": 4,
-        "reference_epochs": 0.5,
-        "sft_epochs": 0.3,
-        "save_steps": 0.9,
-        "curated_rows": 64,
-        "web_rows": 64,
-        "heldout_rows": 8,
-    }
+    few: dict[str, float] = {"base_steps": 6, "steps": 4, "reference_epochs": 0.5, "sft_epochs": 0.3, "save_steps": 0.9}
+    few |= {"curated_rows": 64, "web_rows": 64, "heldout_rows": 8}
     text = {
         "path": "package:stdlib",
         "name": "stdlib",

@@ -94,7 +94,8 @@ def _work(config: PrepareConfig, sources: list[Source]) -> Work:
         made = read_manifest(config.out)["inputs"] if is_done(config.out) else {}
         if made.get("tokenizer") == inputs["tokenizer"] and _was_overridden(config):
             inputs["tokenizer_rules"] = "tokenizer.json"
-    inputs["documents"] = [table_hash(folder) for folder in config.documents]
+    if config.documents:
+        inputs["documents"] = [table_hash(folder) for folder in config.documents]
     return Work.of(KIND, config, NOT_WORK, inputs, tokenizer=config.tokenizer)
 
 

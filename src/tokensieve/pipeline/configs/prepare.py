@@ -27,16 +27,12 @@ class PrepareConfig:
     """Folder to write."""
     sources: list[SourceConfig] = field(default_factory=list)
     """Where the text comes from."""
-    documents: list[str] = field(default_factory=list)
-    """Take only the documents that these tables keep: folders that `filter` wrote for the same sources."""
     tokenizer: str | None = None
     """Folder of a tokenizer, or of a corpus whose tokenizer to use; none: train a byte-level BPE on a sample of the text."""
     vocab_size: int = 32000
     """Size of the vocabulary of a tokenizer trained here."""
     bos: Literal["auto", "always", "never"] = "auto"
     """BOS before each document (never a target): auto does as the tokenizer's template does; always needs a bos_token."""
-    chat_template: str | None = None
-    """How conversations are written out, in Jinja, or a file that says it; the tokenizer's own if not given."""
     parse_special_tokens: bool = False
     """Take control tokens written out in text (<|im_end|>) as control tokens; else they are encoded as the text they are."""
     max_unknown: float = 0.01
@@ -59,3 +55,7 @@ class PrepareConfig:
     """Input bytes of a unit of work: what a process holds at a time, and what a kill can lose."""
     shard_tokens: int = 8 << 20
     """Most tokens in one file of rows."""
+    documents: list[str] = field(default_factory=list)
+    """Take only the documents that these tables keep: folders that `filter` wrote for the same sources."""
+    chat_template: str | None = None
+    """How conversations are written out, in Jinja, or a file that says it; the tokenizer's own if not given."""

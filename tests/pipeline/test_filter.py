@@ -111,6 +111,23 @@ def test_decontaminate_is_its_definition(tmp_path: Path) -> None:
     assert by_id(listed, "why") == by_id(found, "why")
 
 
+def test_a_run_of_two_evaluation_sets_is_told_of_both(tmp_path: Path) -> None:
+    """Only the first document that has a run was told of, so that a second set with the same problem looked clean."""
+    shared = " ".join(f"w{i}" for i in range(13))
+    against = [
+        SourceConfig(write(tmp_path / f"{name}.jsonl", [{"id": "1", "text": f"{shared} {name}"}]), name=name)
+        for name in ("gsm", "other")
+    ]
+    rows = [{"id": "a", "text": f"before {shared} after"}, {"id": "b", "text": f"{shared} other"}, {"id": "c", "text": "x"}]
+    found, manifest = table(
+        tmp_path / "out", "decontaminate", write(tmp_path / "web.jsonl", rows), decontaminate=Decontaminate(against)
+    )
+    told = {"documents": 1, "too_short": 0, "found": 1, "found_ids": ["1"], "training_documents": 2}
+    assert manifest["sets"] == {"gsm": told, "other": told}
+    assert by_id(found, "why")["a"] == "shares 1 run of 13 words with gsm 1 and 1 more"
+    assert by_id(found, "score") == {"a": -1, "b": -2, "c": 0}
+
+
 # ---- the same result in any order ----
 
 

@@ -71,11 +71,22 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     raise UserError(f"{path}:{number}: not valid JSON: {str(e).split(': line')[0]}") from None
                 if not isinstance(row, dict):
                     raise UserError(f"{path}:{number}: a row must be an object")
+                if "\\ud" in line.lower() and _half_surrogate(row):
+                    raise UserError(f"{path}:{number}: the text holds half of a surrogate pair, which is not valid Unicode")
                 yield f"{path}:{number}", row
     except UnicodeDecodeError:
         raise UserError(f"{path}:{number + 1}: not valid UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise UserError(f"{path}:{number + 1}: cannot be unpacked: {e}") from None
+
+
+def _half_surrogate(row: Mapping[str, Any]) -> bool:
+    """Text that no tokenizer takes and no file can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _problem(task: PaperTask, row: Mapping[str, Any], where: str) -> Problem:

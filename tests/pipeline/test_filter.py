@@ -17,6 +17,7 @@ import yaml
 
 from tokensieve.data.corpus import open_corpus
 from tokensieve.data.filter.decontaminate import EvaluationRuns
+from tokensieve.data.filter.judge import Keep
 from tokensieve.data.filter.options import Classifier, Decontaminate, Dedup, Ensemble
 from tokensieve.data.filter.table import Tables
 from tokensieve.data.read.documents import Document
@@ -476,6 +477,28 @@ def test_an_ensemble_is_the_highest_bucket(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", rows[:-1])
     with pytest.raises(UserError, match="is not of the same documents as these sources"):
         table(tmp_path / "less", "ensemble", path, ensemble=Ensemble(tables))
+
+
+class OneSource:
+    """As much of Measured as Keep looks at."""
+
+    def __init__(self, n: int) -> None:
+        self.sources, self.source = ["s"], np.zeros(n, int)
+
+
+@pytest.mark.parametrize(("share", "n", "kept"), [(0.145, 100, 15), (0.575, 100, 58), (0.29, 100, 29), (1, 7, 7), (0, 7, 0)])
+def test_a_share_is_exact(share: float, n: int, kept: int) -> None:
+    """0.145 * 100 is 14.499999999999998 in floats, and 14 were kept where floor(14.5 + 0.5) is 15."""
+    judged = Keep(share).judge(np.arange(n), OneSource(n))  # type: ignore[arg-type]
+    assert judged.times.sum() == kept
+
+
+def test_a_limit_is_a_number_or_none() -> None:
+    """Where nothing is kept the sentence said "(nan)"; where a document without a score is kept the limit was -Infinity."""
+    none = Keep(threshold=10.0).judge(np.zeros(2), OneSource(2))  # type: ignore[arg-type]
+    assert none.why(np.array([0])) == ["none of all is kept"]
+    every = Keep().judge(np.array([1, np.nan]), OneSource(2))  # type: ignore[arg-type]
+    assert every.told["groups"]["all"] == {"documents": 2, "kept": 2, "limit": None}
 
 
 # ---- the verb ----

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tokensieve.evaluation.tasks.answers import answer_in, boxed, is_right
+from tokensieve.evaluation.tasks.catalogue import PAPER_MATHS
+from tokensieve.evaluation.tasks.kept import KeptAnswers
+from tokensieve.evaluation.tasks.problems import _problem
 
 pytest.importorskip("math_verify")
 
@@ -274,3 +279,16 @@ def test_numbers_as_programs_print_them(printed: str, gold: str) -> None:
     """Python prints large and small floats with an exponent, which was read as e times one, less five. Golds may have it, too."""
     assert is_right(printed, gold, "number")
     assert not is_right(printed, "2", "number")
+
+
+def test_kept_answers_may_hold_any_line_end(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end a line for str.splitlines but not in a file: such a batch was asked again after every kill."""
+    kept = KeptAnswers(tmp_path / "kept.jsonl")
+    kept.add(["a", "b"], ["one\u2028two\x85three\x0bfour\n", [-1.5, True]])
+    assert KeptAnswers(kept.path).answers == {"a": "one\u2028two\x85three\x0bfour\n", "b": [-1.5, True]}
+
+
+def test_a_number_that_nothing_equals_is_refused() -> None:
+    """1/0 was taken as a right answer, so that the problem could never be solved."""
+    with pytest.raises(ValueError, match="answer must be a number, not '1/0'"):
+        _problem(PAPER_MATHS["gsm8k"], {"question": "q", "answer": "1/0"}, "x:1")

@@ -119,7 +119,11 @@ def test_a_run_of_two_evaluation_sets_is_told_of_both(tmp_path: Path) -> None:
         SourceConfig(write(tmp_path / f"{name}.jsonl", [{"id": "1", "text": f"{shared} {name}"}]), name=name)
         for name in ("gsm", "other")
     ]
-    rows = [{"id": "a", "text": f"before {shared} after"}, {"id": "b", "text": f"{shared} other"}, {"id": "c", "text": "x"}]
+    rows = [
+        {"id": "a", "text": f"before {shared} after"},
+        {"id": "b", "text": f"{shared} other"},
+        {"id": "c", "text": "x"},
+    ]
     found, manifest = table(
         tmp_path / "out", "decontaminate", write(tmp_path / "web.jsonl", rows), decontaminate=Decontaminate(against)
     )
@@ -486,7 +490,9 @@ class OneSource:
         self.sources, self.source = ["s"], np.zeros(n, int)
 
 
-@pytest.mark.parametrize(("share", "n", "kept"), [(0.145, 100, 15), (0.575, 100, 58), (0.29, 100, 29), (1, 7, 7), (0, 7, 0)])
+@pytest.mark.parametrize(
+    ("share", "n", "kept"), [(0.145, 100, 15), (0.575, 100, 58), (0.29, 100, 29), (1, 7, 7), (0, 7, 0)]
+)
 def test_a_share_is_exact(share: float, n: int, kept: int) -> None:
     """0.145 * 100 is 14.499999999999998 in floats, and 14 were kept where floor(14.5 + 0.5) is 15."""
     judged = Keep(share).judge(np.arange(n), OneSource(n))  # type: ignore[arg-type]
@@ -515,6 +521,8 @@ def test_a_limit_is_a_number_or_none() -> None:
             "share: kind dedup has no score to keep by; it is of classifier, ensemble, model",
         ),
         ({"kind": "ensemble", "ensemble": Ensemble(["x"]), "share": 1.5}, "from 0 to 1, not 1.5"),
+        ({"kind": "ensemble", "threshold": float("nan")}, "threshold is a score, a finite number, not nan"),
+        ({"kind": "ensemble", "threshold": {"de": float("inf")}}, "threshold is a score, a finite number, not inf"),
         ({"kind": "ensemble", "share": 0.5, "threshold": 1.0}, "give one of them"),
         ({"kind": "dedup", "dedup": Dedup(similarity=0.0)}, "dedup.similarity is from 0 to 1"),
     ],

@@ -66,7 +66,9 @@ class Keep:
 
         def why(indices: np.ndarray) -> list[str]:
             said = [
-                f"none of {name} is kept" if np.isnan(limit) else f"score {side} that of the kept of {name} ({limit:.6g})"
+                f"none of {name} is kept"
+                if np.isnan(limit)
+                else f"score {side} that of the kept of {name} ({limit:.6g})"
                 for name, limit in zip(names, limits, strict=True)
             ]
             return ["" if keep[i] else said[group[i]] for i in indices]

@@ -72,7 +72,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 if not isinstance(row, dict):
                     raise UserError(f"{path}:{number}: a row must be an object")
                 if "\\ud" in line.lower() and _half_surrogate(row):
-                    raise UserError(f"{path}:{number}: the text holds half of a surrogate pair, which is not valid Unicode")
+                    raise UserError(
+                        f"{path}:{number}: the text holds half of a surrogate pair, which is not valid Unicode"
+                    )
                 yield f"{path}:{number}", row
     except UnicodeDecodeError:
         raise UserError(f"{path}:{number + 1}: not valid UTF-8") from None
@@ -167,7 +169,7 @@ def _answer(task: PaperTask, found: Mapping[str, Any], choices: list[str]) -> tu
         solution = ""
     if task.answers == "number":
         text = text.replace(",", "").lstrip("$")
-        if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?(/\d+)?%?", text):
+        if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?(/0*[1-9]\d*)?%?", text):
             raise ValueError(f"answer must be a number, not {text!r}")
         text = re.sub(r"\.0+$", "", text)
     return text, solution

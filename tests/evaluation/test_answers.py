@@ -276,7 +276,7 @@ def test_signs_and_percentages(text: str, gold: str, right: bool) -> None:
 
 @pytest.mark.parametrize(("printed", "gold"), [("1e-05", "0.00001"), ("1e+16", "10000000000000000"), ("1000", "1e3")])
 def test_numbers_as_programs_print_them(printed: str, gold: str) -> None:
-    """Python prints large and small floats with an exponent, which was read as e times one, less five. Golds may have it, too."""
+    """Python prints large and small floats with an exponent, which was read as e times one, less five. Golds may, too."""
     assert is_right(printed, gold, "number")
     assert not is_right(printed, "2", "number")
 

@@ -22,8 +22,8 @@ MAX_LISTED = 100  # evaluation documents of a set whose ids the manifest lists
 
 
 class EvaluationRuns:
-    """All runs of words of the evaluation sets: 16 bytes each, 4 more for each further document of a run, and a table of bits that
-    keeps most look-ups short."""
+    """All runs of words of the evaluation sets: 16 bytes each, 4 more for each further document that has it, and a table of bits
+    that keeps most look-ups short."""
 
     def __init__(self, sources: Sequence[Source], run: int, unit_bytes: int) -> None:
         found = sorted((d.source, d.id, document_text(d)) for d in _evaluation_documents(sources, unit_bytes))
@@ -67,7 +67,7 @@ class EvaluationRuns:
         return sorted({source for source, _ in self.names})
 
     def __call__(self, found: Sequence[Document]) -> dict[str, Any]:
-        """``shared``: runs of each document that stand in an evaluation set, int32; ``owners``: all documents that have them."""
+        """``shared``: runs of each document that stand in an evaluation set, int32; ``owners``: all documents that have one."""
         texts = [document_text(d) for d in found]
         shared, owners = np.zeros(len(texts), np.int32), [np.empty(0, np.int32)] * len(texts)
         for some in text_batches(texts):

@@ -22,8 +22,8 @@ MAX_LISTED = 100  # evaluation documents of a set whose ids the manifest lists
 
 
 class EvaluationRuns:
-    """All runs of words of the evaluation sets: 16 bytes each, 4 more for each further document that has it, and a table of bits
-    that keeps most look-ups short."""
+    """All runs of words of the evaluation sets: 16 bytes each, 4 more for each further document that has it; and a table of
+    bits that keeps most look-ups short."""
 
     def __init__(self, sources: Sequence[Source], run: int, unit_bytes: int) -> None:
         found = sorted((d.source, d.id, document_text(d)) for d in _evaluation_documents(sources, unit_bytes))

@@ -10,8 +10,8 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 TWINS := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection)
 
-.PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean bench-quality \
-  recipes-tiny
+.PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
+  bench-quality recipes-tiny dist exports bench-scaling sweep
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -60,6 +60,12 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 study: setup ## a study from its registration to its verdict, recipes/study-tiny.yaml; go on with what was stopped by the same
 	$(BIN)/tokensieve run study-tiny --jobs 2
 
+sweep: setup ## thirteen tiny runs and the laws through them, recipes/sweep-tiny.yaml: minutes of a core
+	$(BIN)/tokensieve run sweep-tiny
+
+bench-scaling: setup ## are planted laws found, and do their intervals hold them; minutes of a core
+	$(BIN)/python benchmarks/scaling.py
+
 bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text
 	$(BIN)/python benchmarks/references.py --data $(DATA) --out runs/references --save
 
@@ -80,6 +86,16 @@ mutants: setup ## break the method on purpose, one bug at a time, and see a test
 
 faults: setup ## kill, stop, damage and starve runs in every way of docs/reliability.md, and write its table
 	$(TEST_ENV) $(BIN)/python tests/faults/run.py
+
+exports: setup ## every export read back by the reader it is for, each in an environment of its own below runs/exports
+	$(TEST_ENV) $(BIN)/python tests/export/read_back.py
+
+dist: ## sdist and wheel into dist/, and the wheel tried in an empty environment: the demo's first stages
+	rm -rf dist build/dist-env
+	$(PYTHON) -m venv build/dist-env
+	build/dist-env/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/dist-env/bin/python -m build --outdir dist .
+	$(PYTHON) tests/dist/try_wheel.py dist/*.whl
 
 clean: ## remove .venv, caches and build output; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

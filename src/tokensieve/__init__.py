@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from .data.scored import load_scored
     from .modeling.seam import HeadSeam
+    from .notebook.results import read_run
     from .runs.errors import UserError
     from .training.trainer import SelectiveTrainer
     from .training.trl import SelectiveSFTTrainer
@@ -67,6 +68,7 @@ _HOMES = {
     "SelectiveTrainer": "tokensieve.training.trainer",
     "UserError": "tokensieve.runs.errors",
     "load_scored": "tokensieve.data.scored",
+    "read_run": "tokensieve.notebook.results",
 }
 
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "load_scored",
     "objective",
     "random_uniform",
+    "read_run",
     "token_nll",
     "token_nll_from_logits",
     "top_fraction",

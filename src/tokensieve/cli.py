@@ -204,7 +204,7 @@ def _manifest(folder: Any) -> dict[str, Any]:
 
 def _facts(folder: Any) -> dict[str, Any]:
     manifest = _manifest(folder)
-    return {key: manifest[key] for key in ("kind", "fingerprint", "stats", "summary") if key in manifest}
+    return {key: manifest[key] for key in ("kind", "fingerprint", "stats", "summary", "exported") if key in manifest}
 
 
 def _sentence(folder: Any) -> str:
@@ -223,8 +223,12 @@ def _sentence(folder: Any) -> str:
             f": {s['steps']} steps, {s['tokens_seen']:,} tokens seen, {s['tokens_trained']:,} trained "
             f"({s['kept_share']:.1%}), {s['seconds']:.0f} s"
         )
-    compared = [folder / s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] == "compare"]
-    tables = [path / "table.txt" for path in (folder, *compared)]
+    if "exported" in manifest:
+        e, use = manifest["exported"], str((folder / "USE.md").read_text(encoding="utf-8")).rstrip("\n")
+        rows = f"{e['samples']:,} samples of {e['rows']:,} rows"
+        return f": {rows}, {e['tokens_trained']:,} of {e['tokens']:,} tokens trained\n{use}"
+    told = [folder / s["folder"] for s in manifest.get("stages", {}).values() if s["verb"] in ("compare", "plan")]
+    tables = [path / "table.txt" for path in (folder, *told)]
     return "".join("\n\n" + t.read_text(encoding="utf-8").rstrip("\n") for t in tables if t.is_file())
 
 

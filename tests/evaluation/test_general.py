@@ -63,5 +63,5 @@ def test_what_is_here_is_asked(tiny: Any, tokensieve: Any, tmp_path: Path, monke
             sums.append(sum(float(log_p[t - 1, ids[t]]) for t in range(len(before), len(ids))))
         right += (sums[1] > sums[0]) == bool(row["label"])
     table = (tmp_path / "out" / "table.txt").read_text()
-    assert table.split("\n")[0].split() == ["model", "BoolQ", "AVG"]
+    assert table.split("\n")[0].split() == ["model", "tokens", "seen", "BoolQ", "AVG"]
     assert f"{100 * right / 3:.1f} ±" in table

@@ -122,11 +122,18 @@ def test_the_shipped_solutions_are_what_the_script_makes() -> None:
 
 def test_a_twin_runs_to_its_last_table(tokensieve: Any, tmp_path: Path) -> None:
     """The longest of them, on less text and in few steps: pretraining, then fine-tuning on conversations."""
-    few = {"base_steps": 6, "steps": 4, "reference_epochs": 0.5, "sft_epochs": 0.4, "save_steps": 0.5,
-           "curated_rows": 64, "web_rows": 64, "heldout_rows": 8}  # fmt: skip
-    text = {"path": "package:stdlib", "name": "stdlib", "format": "python", "split": [0.0, 0.05], "max_bytes": 150000}
-    small = {"extends": "rho1-sft-tiny", "out": "run", "settings": few, "report": None,
-             "stages": {"base_text": {"sources": [text]}, "web": {"sources": [{**text, "split": [0.05, 0.1]}]}}}  # fmt: skip
+    few: dict[str, float] = {"base_steps": 6, "steps": 4, "reference_epochs": 0.5, "sft_epochs": 0.3, "save_steps": 0.9}
+    few |= {"curated_rows": 64, "web_rows": 64, "heldout_rows": 8}
+    text = {
+        "path": "package:stdlib",
+        "name": "stdlib",
+        "format": "python",
+        "max_bytes": 100000,
+    }  # others cost more to read
+    splits = {"base_text": [0.0, 0.05], "web": [0.05, 0.1], "curated": [0.1, 0.15], "web_heldout": [0.15, 0.2]}
+    less: dict[str, Any] = {name: {"sources": [{**text, "split": split}]} for name, split in splits.items()}
+    less |= {"heldout_scores": None, "dynamics": None}
+    small = {"extends": "rho1-sft-tiny", "out": "run", "settings": few, "report": None, "stages": less}
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(small))
     done = tokensieve("run", "few.yaml")
     assert done.code == 0, done.err

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tokensieve.analysis.folders import read_seeds
 from tokensieve.pipeline.configs.run import RecipeConfig
 from tokensieve.pipeline.recipe.arms import WORDS
 from tokensieve.pipeline.recipe.beforehand import beforehand
 from tokensieve.pipeline.recipe.load import load
 from tokensieve.pipeline.recipe.registration import changes, content, register, registered
-from tokensieve.report.folders import read_seeds
 from tokensieve.report.verdict import arms_table, verdict
 from tokensieve.runs.errors import UserError
 from tokensieve.runs.files import read_json

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from experiment import ONE_STEP as TRAINING
 
+from tokensieve.analysis.folders import Arm, total_flops
 from tokensieve.pipeline import compare, evaluate, score, train
 from tokensieve.pipeline.recipe.cost import Known
-from tokensieve.report.folders import Arm, total_flops
 from tokensieve.runs.manifest import read_manifest
 
 SHAPE = {

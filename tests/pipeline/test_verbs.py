@@ -183,6 +183,8 @@ def test_verbs_that_may_be_a_stage() -> None:
         "score",
         "evaluate",
         "compare",
+        "plan",
         "dynamics",
         "check",
+        "export",
     }

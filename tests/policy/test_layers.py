@@ -1,6 +1,6 @@
 """The arrows between rooms, read from the AST of every module, imports inside functions and for types included; no circles.
 
-cli -> pipeline -> {dynamics, evaluation, report} -> {training, scoring, analysis} -> modeling -> data -> core
+cli -> pipeline -> {dynamics, evaluation, report, export, notebook} -> {training, scoring, analysis} -> modeling -> data -> core
 runs: below all but core
 """
 
@@ -26,6 +26,8 @@ HEIGHT = {
     "dynamics": 4,
     "evaluation": 4,
     "report": 4,
+    "export": 4,
+    "notebook": 4,
     "tokensieve": 5,
     "pipeline": 5,
     "cli": 6,

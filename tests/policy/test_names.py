@@ -12,7 +12,7 @@ from tokensieve.data.read.documents import NO_TARGET
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "tokensieve"
 # What every stage's module has (docs/design.md, "Stages"), and aliases of types that are the same thing wherever they stand.
-EVERY_VERB = {"KIND", "MANIFEST_KEYS", "NOT_WORK", "estimate", "render", "run", "validate", "work"}
+EVERY_VERB = {"KIND", "MANIFEST_KEYS", "NOT_WORK", "command", "estimate", "render", "run", "validate", "work"}
 TYPES = {"Bools", "Float32", "Floats", "Int32", "Int64", "IntArray", "Ints", "T"}
 # The same value twice, since workers that read text must not import torch, as core does.
 ALSO_IN_CORE = {"WEIGHT": ("data/read/weight_values.py", "core/objectives/given.py")}

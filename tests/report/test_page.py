@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from made_run import make_run, planted
 
+from tokensieve.analysis.folders import open_run
 from tokensieve.data.corpus import open_corpus
 from tokensieve.pipeline.report import ReportConfig, run
 from tokensieve.report.explorer import NONE, encoded, kept, quantised, views
-from tokensieve.report.folders import read_run
 from tokensieve.report.page import HERE, TEMPLATES, embedded
 from tokensieve.report.pieces import PieceTable
 from tokensieve.report.verdict import verdict
@@ -247,7 +247,7 @@ def test_kept_is_the_methods() -> None:
 
 
 def test_what_is_left_out_is_said(made: Path) -> None:
-    found = views(read_run(made), PieceTable(), 700, 10**9)
+    found = views(open_run(made), PieceTable(), 700, 10**9)
     assert 0 < sum(v["tokens"] for v in found) <= 700
     for view in found:
         said = re.search(r"A random ([\d,]+) of ([\d,]+) passages, ([\d,]+) of ([\d,]+) tokens", view["note"])
@@ -256,7 +256,7 @@ def test_what_is_left_out_is_said(made: Path) -> None:
 
 
 def test_a_page_keeps_to_its_size(made: Path) -> None:
-    found = views(read_run(made), PieceTable(), 10**9, 10_000)
+    found = views(open_run(made), PieceTable(), 10**9, 10_000)
     assert 1000 < sum(len(c) for view in found for c in view["columns"].values()) <= 12_000
 
 
@@ -273,7 +273,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_verdict_of_one_seed(made: Path) -> None:
-    said = verdict([read_run(made)])
+    said = verdict([open_run(made)])
     assert said == (
         "One seed decides nothing: rho1 ends 0.200 nats below clm and 0.300 nats below random on target, at equal tokens seen "
         "and 1.60 times clm's total compute, scoring and reference included."
@@ -306,7 +306,7 @@ def test_verdict_of_seeds(seeds: Path) -> None:
 def test_verdict_is_honest(gains: tuple[float, ...], opening: str, tmp_path: Path) -> None:
     """A report that calls every difference a gain would call noise and losses one."""
     runs = [make_run(tmp_path / f"seed-{i}", {"plain": ["a b"]}, gain=g, seed=i) for i, g in enumerate(gains)]
-    assert verdict([read_run(r) for r in runs]).startswith(opening)
+    assert verdict([open_run(r) for r in runs]).startswith(opening)
 
 
 # --- what is no run --------------------------------------------------------------------------------------------------------

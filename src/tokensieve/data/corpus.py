@@ -183,13 +183,19 @@ def write_dataset_files(
     folder: Path, shards: list[dict[str, Any]], content_hash: str, optional: Collection[str] = ()
 ) -> list[str]:
     """What ``datasets.load_from_disk`` needs beside the shards. Returns the names written."""
+    files, fingerprint = [s["file"] for s in shards], content_hash.split(":")[1][:16]
+    return write_load_from_disk(folder, _features(optional), files, fingerprint)
+
+
+def write_load_from_disk(folder: Path, features: Any, files: Sequence[str], fingerprint: str) -> list[str]:
+    """What ``datasets.load_from_disk`` needs beside Arrow streams of these ``datasets.Features``. Returns the names written."""
     from datasets import DatasetInfo
 
-    info = asdict(DatasetInfo(features=_features(optional)))
+    info = asdict(DatasetInfo(features=features))
     write_json(folder / "dataset_info.json", {key: info[key] for key in sorted(info)})
     state: dict[str, Any] = {
-        "_data_files": [{"filename": s["file"]} for s in shards],
-        "_fingerprint": content_hash.split(":")[1][:16],
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": fingerprint,
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

@@ -19,6 +19,7 @@ from ..data.scored import load_scored
 from ..runs.errors import UserError
 from ..runs.files import MANIFEST
 from ..runs.manifest import check_files, read_manifest
+from .configs import export as export_config
 from .configs import init as init_config
 from .configs import run as run_config
 from .configs import train as train_config
@@ -68,7 +69,7 @@ def check_folder(folder: Path, corpus: str | None) -> list[str]:
 def _keys(kind: str) -> Collection[str]:
     """What the manifest of a folder must say so that others can read it."""
     read: dict[str, Collection[str]] = {
-        m.KIND: m.MANIFEST_KEYS for m in (corpus, scored, init_config, train_config, run_config)
+        m.KIND: m.MANIFEST_KEYS for m in (corpus, scored, init_config, train_config, run_config, export_config)
     }
     return read.get(kind, ())
 

@@ -11,12 +11,12 @@ from ..runs.manifest import is_done, read_manifest
 from .configs.report import ReportConfig
 
 if TYPE_CHECKING:
-    from ..report.folders import Run
+    from ..analysis.folders import Run
 
 
 def run(config: ReportConfig) -> str:
     """Write the page; its path, as text."""
-    from ..report.folders import read_run, read_seeds
+    from ..analysis.folders import open_run, read_seeds
     from ..report.page import write
 
     validate(config)
@@ -25,7 +25,7 @@ def run(config: ReportConfig) -> str:
         run
         for f in folders
         for run in read_seeds(f)
-        or [read_run(f, config.corpus or _written(f, "corpus"), config.scores or _written(f, "scores"))]
+        or [open_run(f, config.corpus or _written(f, "corpus"), config.scores or _written(f, "scores"))]
     ]
     _check_fit(config, runs)
     _check_seeds(runs)

@@ -130,6 +130,15 @@ VERBS: dict[str, Verb] = {
         stage=True,
         work="compare",
     ),
+    "plan": Verb(
+        "configs.plan:PlanConfig",
+        "laws of scale through finished runs, and how to spend a budget",
+        "tokensieve plan runs/sweep --out runs/sweep-plan --flops 1e14 --unique 2e6 --domain_tokens 5e5 --ratio 0.6",
+        group="judgement",
+        positional="runs",
+        stage=True,
+        work="plan",
+    ),
     "dynamics": Verb(
         "configs.dynamics:DynamicsConfig",
         "every token's nll over the checkpoints, and the paper's four classes",
@@ -154,6 +163,15 @@ VERBS: dict[str, Verb] = {
         group="judgement",
         positional="runs",
         work="report",
+    ),
+    "export": Verb(
+        "configs.export:ExportConfig",
+        "a corpus and what is trained of it, for another trainer",
+        "tokensieve export --out runs/x/trl --to jsonl --corpus runs/x/corpus --scores runs/x/scores "
+        "--objective.name rho1_low_ref --objective.scope corpus",
+        group="hand-over",
+        stage=True,
+        work="export",
     ),
     "check": Verb(
         "configs.check:CheckConfig",

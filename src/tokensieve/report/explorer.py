@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.folders import Arm, Dynamics, Run
 from ..analysis.token_classes import CLASSES
 from ..data.half import within
 from ..runs.layout import nll_file
-from .folders import Arm, Dynamics, Run
 from .pieces import PieceTable, shown_text
 
 Array = np.ndarray[Any, Any]

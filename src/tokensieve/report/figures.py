@@ -11,9 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from .folders import Arm, Dynamics, Run, checkpoint_records, total_flops
+from ..analysis.folders import Arm, Dynamics, Run, checkpoint_records, total_flops
 from .logged import Columns, logged_tokens
-from .style import CLASS_COLOURS, DROPPED_COLOUR, KEPT_COLOUR, arm_colours, label_ends, panel, percent, si
+from .style import (
+    ARMS,
+    BASELINE,
+    CLASS_COLOURS,
+    DROPPED_COLOUR,
+    KEPT_COLOUR,
+    arm_colours,
+    label_ends,
+    panel,
+    percent,
+    si,
+)
 from .svg import INK
 
 
@@ -41,6 +52,7 @@ def figures(runs: Sequence[Run]) -> Iterator[Figure]:
     yield from score_distributions(run, logged)
     for dynamics in run.dynamics:
         yield from dynamics_figures(run, dynamics)
+    yield from plan_curves(run)
 
 
 # --- target and forgetting -------------------------------------------------------------------------------------------------
@@ -468,3 +480,31 @@ def _kept_under(dynamics: Dynamics) -> Figure:
         "every checkpoint: figure 6 as the paper has it."
     )
     return Figure(f"{dynamics.name}-selection", "time", title, caption, _over_checkpoints(dynamics, lines))
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------------
+
+
+def plan_curves(run: Run) -> Iterator[Figure]:
+    """The runs that a plan rests on, the lowest nll by compute under its law with a 90 % band, and runs that it did not see."""
+    for name, plan in run.plans.items():
+        if not plan["curve"]:
+            continue
+        figure, axes = panel("nll, nats a token", "FLOPs")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(si)  # matplotlib's own are formulas, which no text here is read as
+        x, *band = ([point[key] for point in plan["curve"]] for key in ("flops", "low", "high", "value"))
+        axes.fill_between(x, band[0], band[1], color=ARMS[0], alpha=0.18, linewidth=0)
+        axes.plot(x, band[2], color=ARMS[0])
+        axes.plot(
+            [r["flops"] for r in plan["runs"]], [r["nll"] for r in plan["runs"]], "o", color=BASELINE, linewidth=0
+        )
+        for held in plan["held_out"]:
+            if said := held["predicted"].get(plan["chosen"]):
+                axes.plot([held["flops"]] * 2, [said["low"], said["high"]], color=ARMS[1])
+                axes.plot(held["flops"], held["nll"], "D", color=ARMS[1], markerfacecolor="none")
+        caption = (
+            f"Dots are the runs; the line is the lowest nll that {plan['chosen']} expects of a budget, best shared out, with "
+            "its 90 % interval. A diamond is a run that no law was fitted to, a bar the interval predicted for it."
+        )
+        yield Figure(f"{name}-curve", "plan", f"{name}: nll by compute", caption, figure)

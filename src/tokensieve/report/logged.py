@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .folders import Arm
+from ..analysis.folders import Arm
 
 Columns = dict[str, np.ndarray[Any, Any]]
 

@@ -19,10 +19,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..analysis.comparison import PLUS_MINUS
+from ..analysis.folders import Run
 from . import svg
 from .explorer import views
 from .figures import Figure, figures
-from .folders import Run
 from .pieces import PieceTable, shown_text
 from .style import RC
 from .verdict import arms_table, verdict
@@ -35,6 +35,7 @@ SECTIONS = {
     "time": ("Kept and dropped over time", "What became of the tokens that were trained on, and of the others."),
     "scores": ("Scores", "What the tokens were ranked by, and where the line was drawn."),
     "dynamics": ("Dynamics", "How the nll of each token moved from checkpoint to checkpoint."),
+    "plan": ("Plan", "What these runs say of larger ones."),
 }
 
 

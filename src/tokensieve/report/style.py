@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from ..analysis.folders import Run
 from ..analysis.token_classes import CLASSES
-from .folders import Run
 from .svg import INK
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, in tones that stand out from white and from near-black.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..analysis.comparison import TOTAL, over_seeds, plus_minus, reached_cell, rises, verdicts
-from .folders import Run
+from ..analysis.folders import Run
 
 
 def verdict(runs: Sequence[Run]) -> str:

@@ -9,6 +9,7 @@ powers, factorials of millions) is compared as text.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -96,10 +97,8 @@ def boxed(text: str) -> str | None:
 
 def check_grader() -> None:
     """UserError if math-verify is not installed."""
-    try:
-        import math_verify  # noqa: F401
-    except ImportError:
-        raise UserError("tasks: math-verify is needed: pip install 'tokensieve[eval]'") from None
+    if importlib.util.find_spec("math_verify") is None:
+        raise UserError("tasks: math-verify is needed: pip install 'tokensieve[eval]'")
 
 
 def _sentence(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...runs.files import hash_json
@@ -14,6 +15,10 @@ from .kept import KeptAnswers
 
 BY_PROGRAM = ("humaneval", "mbpp")
 """Tasks whose answers are programs that the harness runs without any isolation."""
+
+
+# In the harness's folder of tasks; others are called as their task. Reading all of its thousands of files takes long.
+_FOLDERS = {"gsm8k_cot": "gsm8k", "arc_challenge": "arc", "arc_easy": "arc", "boolq": "super_glue"}
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,13 @@ class GeneralTask:
 
 def find_general(names: Sequence[str]) -> tuple[list[GeneralTask], dict[str, str]]:
     """(those whose data is here, name -> why not): each is loaded as the harness loads it, with its data sets' cache only."""
+    import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
     found, missing = list[GeneralTask](), dict[str, str]()
+    home = Path(lm_eval.tasks.__file__).parent
     with quiet():
-        manager = TaskManager()
+        manager = TaskManager(include_defaults=False, include_path=[home / _FOLDERS.get(n, n) for n in names])
     for name in names:
         if name in BY_PROGRAM:
             missing[name] = f"{name}: the harness runs what a model writes without isolation, which is not done here"

@@ -15,7 +15,7 @@ class RecipeConfig:
     """Run the stages of a recipe that are not done yet."""
 
     recipe: str
-    """YAML file, or the name of one that is shipped (demo, pilot, study-tiny, rho1-math-1b ...: docs/recipes.md)."""
+    """YAML file, or the name of one that is shipped (demo, study-tiny, sweep-tiny, rho1-math-1b ...: docs/recipes.md)."""
     out: str | None = None
     """Folder of the run; the recipe's own `out` if not given."""
     set: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A finished run as the report reads it: its arms, their logs, and the folders that belong to them.
+"""A finished run as reports and notebooks read it: its arms, their logs, and the folders that belong to them.
 
 Folders are matched by the hashes in their manifests, never by the paths a run was made with, so that a run may be moved.
 """
@@ -12,11 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..analysis.comparison import TOTAL, by_seed
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.layout import TOKEN_LOG, token_files, token_lines
 from ..runs.manifest import check_files, read_manifest
+from .comparison import TOTAL, by_seed
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Run:
     found: Mapping[str, Any] = field(default_factory=dict)
     """verdict.json of a comparison over several seeds, of which this run is one."""
     dynamics: list[Dynamics] = field(default_factory=list)
+    plans: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """stage -> what its plan.json holds."""
 
     @property
     def target(self) -> str | None:
@@ -116,7 +118,7 @@ class Run:
         return (self.manifest["config"].get("settings") or self.manifest["config"]).get("seed")
 
 
-def read_run(path: Path | str, corpus: Path | str | None = None, scores: Path | str | None = None) -> Run:
+def open_run(path: Path | str, corpus: Path | str | None = None, scores: Path | str | None = None) -> Run:
     """A folder that ``run`` or ``train`` wrote. ``corpus`` and ``scores`` say where a lone training run's are.
 
     Raises UserError if the folder or one of its stages is unfinished, of another kind, or not as it was written.
@@ -178,6 +180,7 @@ def _read_stages(
         compared=compared[0].manifest["config"] if compared else {},
         found=_found(compared[0].path) if compared else {},
         dynamics=[_dynamics(s, around) for s in _of_kind(stages, "dynamics")],
+        plans={s.name: read_json(s.path / "plan.json") for s in _of_kind(stages, "plan")},
     )
 
 

@@ -1,0 +1,111 @@
+"""Exports read back by the readers themselves: an environment for each, and its own classes over a folder written here.
+
+    make exports                                    all of them
+    python tests/export/read_back.py olmo mds       some; environments are kept in runs/exports
+
+A reader's environment sees this one's packages (torch and transformers are too large to be installed eight times); what is
+its own is installed over them, at the version that pip finds. Each script in readers/ prints, as JSON, what the reader's
+trainer sums up: for every sample a list of [id before, target, weight]. That must be what the tests' own readers find.
+Exit code 1 if one does not; a reader that pip cannot install here is told and passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "src")]
+
+import corpora  # noqa: E402
+import exports  # noqa: E402
+from export_readers import READERS, Term  # noqa: E402
+
+from tokensieve.pipeline import export  # noqa: E402
+
+HERE = Path(__file__).parent / "readers"
+# reader -> (the format it reads, what is installed without its own needs, what of those it does need here)
+INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
+    "trl": ("parquet", [], []),
+    "olmo": (
+        "olmo",
+        ["ai2-olmo-core"],
+        ["cached-path", "omegaconf", "rich", "importlib_resources", "dataclass-extensions", "bettermap"],
+    ),
+    "datatrove": ("datatrove", ["datatrove"], ["loguru", "humanize", "dill", "multiprocess"]),
+    "megatron": ("megatron", ["megatron-core"], []),
+    "mds": (
+        "mds",
+        ["mosaicml-streaming"],
+        ["brotli", "python-snappy", "zstd", "boto3", "paramiko", "torchvision", "catalogue"],
+    ),
+}
+
+
+def main(names: list[str]) -> int:
+    out = ROOT / "runs" / "exports"
+    corpus = corpora.corpus(out / "corpus", corpora.write_text(out / "text"))
+    scores = exports.made_scores(out / "scores", corpus)
+    failed = False
+    for name in names or INSTALLED:
+        to, own, needed = INSTALLED[name]
+        folder = export.run(exports.config(out / to, corpus, to, scores))
+        want = [[list(term) for term in row] for row in READERS[to](folder, corpora.LENGTH)]
+        python, lacks = environment(out / "envs" / name, own, needed)
+        if lacks:
+            print(f"{name:14} not here: {lacks}", flush=True)
+            continue
+        found, version = read(python, HERE / f"{name}.py", folder)
+        same = found == [row for row in want if row]
+        failed |= not same
+        told = "the same" if same else "OTHER terms than this tree's reader finds"
+        print(
+            f"{name:14} {version:36} {sum(map(len, want))} weighted targets in {len(want)} samples: {told}", flush=True
+        )
+    return int(failed)
+
+
+def environment(folder: Path, own: list[str], needed: list[str]) -> tuple[Path, str | None]:
+    """(its Python, why it could not be made)."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        [site] = folder.glob("lib/python*/site-packages")
+        ours = [p for p in sys.path if p.endswith("site-packages")]
+        (site / "of_this_environment.pth").write_text("\n".join(ours) + "\n")
+    for packages, options in ((own, ["--no-deps"]), (needed, [])):
+        if packages:
+            command = [
+                str(python),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                *options,
+                *packages,
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return python, f"pip cannot install {', '.join(packages)}: {done.stderr.strip().splitlines()[-1]}"
+    return python, None
+
+
+def read(python: Path, script: Path, folder: Path) -> tuple[list[list[list[float]]], str]:
+    """(what the reader makes of the folder, its version)."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [str(python), "-P", str(script), str(folder), str(corpora.LENGTH)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if done.returncode:
+        return [], f"failed: {done.stderr.strip().splitlines()[-1][:200]}"
+    told = json.loads(done.stdout.splitlines()[-1])
+    terms: list[Term] = told["terms"]
+    return terms, told["version"]  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

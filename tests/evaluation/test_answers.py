@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tokensieve.evaluation.tasks.answers import answer_in, boxed, is_right
+from tokensieve.evaluation.tasks.catalogue import PAPER_MATHS
+from tokensieve.evaluation.tasks.kept import KeptAnswers
+from tokensieve.evaluation.tasks.problems import _problem
 
 pytest.importorskip("math_verify")
 
@@ -243,3 +248,47 @@ def test_what_would_take_forever_is_not_right(answer: str) -> None:
 def test_an_empty_answer_is_never_right() -> None:
     assert not is_right("", "", "number")
     assert not is_right("$", "7", "number")
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("The answer is −5.", "-5", True),
+        ("The answer is −5.", "5", False),
+        ("So she has −1 1/2.", "-1.5", False),  # the last number alone: a mixed one only where it is said
+        ("The answer is −1 1/2.", "-1.5", True),
+        ("He had 10-5", "5", True),
+        ("so x=-5", "-5", True),
+        ("\\boxed{-\\$5}", "-5", True),
+        ("\\boxed{5\\%}", "500%", False),
+        ("\\boxed{5\\%}", "5%", True),
+        ("\\boxed{0.05}", "5%", True),
+        ("\\boxed{5}", "5%", True),
+    ],
+)
+def test_signs_and_percentages(text: str, gold: str, right: bool) -> None:
+    """A typographic minus was dropped, so that -5 was right where 5 was; the - of "10-5" made 5 negative; -$5 was no number;
+    and 5 % was 500 %, since one of them is 5 and so may be the other."""
+    found = answer_in(text, "number")
+    assert found is not None
+    assert is_right(found.answer, gold, "number") is right
+
+
+@pytest.mark.parametrize(("printed", "gold"), [("1e-05", "0.00001"), ("1e+16", "10000000000000000"), ("1000", "1e3")])
+def test_numbers_as_programs_print_them(printed: str, gold: str) -> None:
+    """Python prints large and small floats with an exponent, which was read as e times one, less five. Golds may, too."""
+    assert is_right(printed, gold, "number")
+    assert not is_right(printed, "2", "number")
+
+
+def test_kept_answers_may_hold_any_line_end(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end a line for str.splitlines but not in a file: such a batch was asked again after every kill."""
+    kept = KeptAnswers(tmp_path / "kept.jsonl")
+    kept.add(["a", "b"], ["one\u2028two\x85three\x0bfour\n", [-1.5, True]])
+    assert KeptAnswers(kept.path).answers == {"a": "one\u2028two\x85three\x0bfour\n", "b": [-1.5, True]}
+
+
+def test_a_number_that_nothing_equals_is_refused() -> None:
+    """1/0 was taken as a right answer, so that the problem could never be solved."""
+    with pytest.raises(ValueError, match="answer must be a number, not '1/0'"):
+        _problem(PAPER_MATHS["gsm8k"], {"question": "q", "answer": "1/0"}, "x:1")

@@ -17,6 +17,7 @@ import yaml
 
 from tokensieve.data.corpus import open_corpus
 from tokensieve.data.filter.decontaminate import EvaluationRuns
+from tokensieve.data.filter.judge import Keep
 from tokensieve.data.filter.options import Classifier, Decontaminate, Dedup, Ensemble
 from tokensieve.data.filter.table import Tables
 from tokensieve.data.read.documents import Document
@@ -109,6 +110,27 @@ def test_decontaminate_is_its_definition(tmp_path: Path) -> None:
     listed, _ = table(tmp_path / "listed", "decontaminate", path, decontaminate=Decontaminate(against, action="list"))
     assert all(by_id(listed).values())
     assert by_id(listed, "why") == by_id(found, "why")
+
+
+def test_a_run_of_two_evaluation_sets_is_told_of_both(tmp_path: Path) -> None:
+    """Only the first document that has a run was told of, so that a second set with the same problem looked clean."""
+    shared = " ".join(f"w{i}" for i in range(13))
+    against = [
+        SourceConfig(write(tmp_path / f"{name}.jsonl", [{"id": "1", "text": f"{shared} {name}"}]), name=name)
+        for name in ("gsm", "other")
+    ]
+    rows = [
+        {"id": "a", "text": f"before {shared} after"},
+        {"id": "b", "text": f"{shared} other"},
+        {"id": "c", "text": "x"},
+    ]
+    found, manifest = table(
+        tmp_path / "out", "decontaminate", write(tmp_path / "web.jsonl", rows), decontaminate=Decontaminate(against)
+    )
+    told = {"documents": 1, "too_short": 0, "found": 1, "found_ids": ["1"], "training_documents": 2}
+    assert manifest["sets"] == {"gsm": told, "other": told}
+    assert by_id(found, "why")["a"] == "shares 1 run of 13 words with gsm 1 and 1 more"
+    assert by_id(found, "score") == {"a": -1, "b": -2, "c": 0}
 
 
 # ---- the same result in any order ----
@@ -461,6 +483,30 @@ def test_an_ensemble_is_the_highest_bucket(tmp_path: Path) -> None:
         table(tmp_path / "less", "ensemble", path, ensemble=Ensemble(tables))
 
 
+class OneSource:
+    """As much of Measured as Keep looks at."""
+
+    def __init__(self, n: int) -> None:
+        self.sources, self.source = ["s"], np.zeros(n, int)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "kept"), [(0.145, 100, 15), (0.575, 100, 58), (0.29, 100, 29), (1, 7, 7), (0, 7, 0)]
+)
+def test_a_share_is_exact(share: float, n: int, kept: int) -> None:
+    """0.145 * 100 is 14.499999999999998 in floats, and 14 were kept where floor(14.5 + 0.5) is 15."""
+    judged = Keep(share).judge(np.arange(n), OneSource(n))  # type: ignore[arg-type]
+    assert judged.times.sum() == kept
+
+
+def test_a_limit_is_a_number_or_none() -> None:
+    """Where nothing is kept the sentence said "(nan)"; where a document without a score is kept the limit was -Infinity."""
+    none = Keep(threshold=10.0).judge(np.zeros(2), OneSource(2))  # type: ignore[arg-type]
+    assert none.why(np.array([0])) == ["none of all is kept"]
+    every = Keep().judge(np.array([1, np.nan]), OneSource(2))  # type: ignore[arg-type]
+    assert every.told["groups"]["all"] == {"documents": 2, "kept": 2, "limit": None}
+
+
 # ---- the verb ----
 
 
@@ -475,6 +521,8 @@ def test_an_ensemble_is_the_highest_bucket(tmp_path: Path) -> None:
             "share: kind dedup has no score to keep by; it is of classifier, ensemble, model",
         ),
         ({"kind": "ensemble", "ensemble": Ensemble(["x"]), "share": 1.5}, "from 0 to 1, not 1.5"),
+        ({"kind": "ensemble", "threshold": float("nan")}, "threshold is a score, a finite number, not nan"),
+        ({"kind": "ensemble", "threshold": {"de": float("inf")}}, "threshold is a score, a finite number, not inf"),
         ({"kind": "ensemble", "share": 0.5, "threshold": 1.0}, "give one of them"),
         ({"kind": "dedup", "dedup": Dedup(similarity=0.0)}, "dedup.similarity is from 0 to 1"),
     ],

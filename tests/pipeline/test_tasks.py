@@ -348,6 +348,26 @@ def test_a_broken_line_ends_it_before_a_model_is_loaded(
     assert f"{path}:4: no field 'answer'" in done.error
 
 
+def test_a_right_answer_of_more_tokens_than_characters(
+    models: dict[str, Path], tokensieve: Any, tmp_path: Path
+) -> None:
+    """Its characters were counted, and a character may be several tokens: the harness ended with an AssertionError."""
+    rows = [*map(problem, range(3)), {**problem(3), "solution": "好" * 60}]
+    path = write(tmp_path / "data" / "svamp.jsonl", rows)
+    done = tokensieve(*arguments(tmp_path / "out", path.parent, {"new": models["new"]}, "--tasks", "svamp"))
+    assert done.code == 0, done.err
+    assert "new: 1 right answers of SVAMP are longer than its context and in no bits per byte" in done.out
+    assert records(tmp_path / "out")["new", "svamp", "bits_per_byte"]["n"] == 1
+
+
+def test_half_of_a_surrogate_pair_is_refused(models: dict[str, Path], tokensieve: Any, tmp_path: Path) -> None:
+    """Such text came as far as the model, and ended there with a traceback."""
+    path = write(tmp_path / "data" / "svamp.jsonl", [problem(0), {"question": "half \ud83d", "answer": "1"}])
+    done = tokensieve(*arguments(tmp_path / "out", path.parent, models, "--tasks", "svamp"))
+    assert done.code == 2
+    assert f"{path}:2: the text holds half of a surrogate pair" in done.error
+
+
 def test_no_data_at_all(models: dict[str, Path], tokensieve: Any, tmp_path: Path) -> None:
     done = tokensieve(*arguments(tmp_path / "out", tmp_path, models, "--tasks", "paper-math"))
     assert done.code == 2

@@ -9,6 +9,7 @@ that.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -112,6 +113,9 @@ def validate(config: FilterConfig) -> None:
     for value in config.share.values() if isinstance(config.share, dict) else [config.share]:
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"share is a share of the documents, from 0 to 1, not {value}")
+    for value in config.threshold.values() if isinstance(config.threshold, dict) else [config.threshold]:
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"threshold is a score, a finite number, not {value}")
     if config.repeat and (not scored or any(not 1 <= n <= 1000 for n in config.repeat.values())):
         raise UserError("repeat: of kinds with scores, 1 to 1000 times each")
     members = [source for sources in config.groups.values() for source in sources]

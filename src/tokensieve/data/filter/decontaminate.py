@@ -22,7 +22,8 @@ MAX_LISTED = 100  # evaluation documents of a set whose ids the manifest lists
 
 
 class EvaluationRuns:
-    """All runs of words of the evaluation sets: 12 bytes each, and a table of bits that keeps most look-ups short."""
+    """All runs of words of the evaluation sets: 16 bytes each, 4 more for each further document that has it; and a table of
+    bits that keeps most look-ups short."""
 
     def __init__(self, sources: Sequence[Source], run: int, unit_bytes: int) -> None:
         found = sorted((d.source, d.id, document_text(d)) for d in _evaluation_documents(sources, unit_bytes))
@@ -37,12 +38,18 @@ class EvaluationRuns:
             owners.append((of + some.start).astype(np.int32))
             for i in np.flatnonzero(counts < run):
                 self.too_short[self.names[some.start + int(i)][0]] += 1
-        joined, first = np.unique(np.concatenate(hashes), return_index=True)
-        self.hashes, self.owner = joined, np.concatenate(owners)[first]  # of several documents the first by set and id
-        if not len(joined):
+        self._set_runs(np.concatenate(hashes), np.concatenate(owners))
+        if not len(self.hashes):
             raise UserError(f"decontaminate.against: no document of the evaluation sets has {run} words")
-        self.shift = np.uint64(64 - min(26, max(16, (16 * len(joined)).bit_length())))
+        self.shift = np.uint64(64 - min(26, max(16, (16 * len(self.hashes)).bit_length())))
         self._set_bits()
+
+    def _set_runs(self, hashes: np.ndarray, owner: np.ndarray) -> None:
+        """The runs in order, and of each all documents that have it: of run i those from ``start[i]`` to ``start[i + 1]``."""
+        order = np.lexsort((owner, hashes))
+        hashes, self.owner = hashes[order], owner[order]
+        self.hashes, first = np.unique(hashes, return_index=True)
+        self.start = np.append(first, len(hashes)).astype(np.int32)
 
     def _set_bits(self) -> None:
         self.bits = np.zeros(1 << (64 - int(self.shift)), bool)
@@ -60,7 +67,7 @@ class EvaluationRuns:
         return sorted({source for source, _ in self.names})
 
     def __call__(self, found: Sequence[Document]) -> dict[str, Any]:
-        """``shared``: runs of each document that stand in an evaluation set, int32; ``owners``: which documents' they are."""
+        """``shared``: runs of each document that stand in an evaluation set, int32; ``owners``: all documents that have one."""
         texts = [document_text(d) for d in found]
         shared, owners = np.zeros(len(texts), np.int32), [np.empty(0, np.int32)] * len(texts)
         for some in text_batches(texts):
@@ -68,10 +75,11 @@ class EvaluationRuns:
             maybe = np.flatnonzero(self.bits[run_hashes >> self.shift])
             at = np.minimum(np.searchsorted(self.hashes, run_hashes[maybe]), len(self.hashes) - 1)
             hit = self.hashes[at] == run_hashes[maybe]
-            of, who = of[maybe[hit]] + some.start, self.owner[at[hit]]
+            of, at = of[maybe[hit]] + some.start, at[hit]
             np.add.at(shared, of, 1)
             for i in np.unique(of):
-                owners[i] = np.unique(who[of == i])
+                runs = np.unique(at[of == i])
+                owners[i] = np.unique(np.concatenate([self.owner[self.start[r] : self.start[r + 1]] for r in runs]))
         lists = pa.ListArray.from_arrays(
             np.cumsum([0, *map(len, owners)]).astype(np.int32), np.concatenate([*owners, []]).astype(np.int32)
         )

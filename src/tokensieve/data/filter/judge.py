@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ class Keep:
 
         def why(indices: np.ndarray) -> list[str]:
             said = [
-                f"score {side} that of the kept of {name} ({limit:.6g})"
+                f"none of {name} is kept"
+                if np.isnan(limit)
+                else f"score {side} that of the kept of {name} ({limit:.6g})"
                 for name, limit in zip(names, limits, strict=True)
             ]
             return ["" if keep[i] else said[group[i]] for i in indices]
@@ -74,7 +77,7 @@ class Keep:
             n: {"documents": int((group == g).sum()), "kept": int(keep[group == g].sum())} for g, n in enumerate(names)
         }
         for g, name in enumerate(names):
-            shares[name]["limit"] = None if np.isnan(limits[g]) else float(limits[g])  # type: ignore[assignment]
+            shares[name]["limit"] = float(limits[g]) if np.isfinite(limits[g]) else None  # type: ignore[assignment]
         return Judgement(score.astype(np.float32), times, why, {"groups": shares, **told})
 
     def _kept(self, signed: np.ndarray, name: str) -> np.ndarray:
@@ -82,7 +85,8 @@ class Keep:
             return np.flatnonzero(signed >= (-limit if self.reverse else limit))
         if (share := _of(self.share, name)) is None:
             return np.arange(len(signed))
-        return np.argsort(-signed, kind="stable")[: int(share * len(signed) + 0.5)]
+        kept = int(Fraction(str(share)) * len(signed) + Fraction(1, 2))  # 0.145 * 100 in floats is less than 14.5
+        return np.argsort(-signed, kind="stable")[:kept]
 
     def _groups(self, sources: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """(group of each source, names of the groups)."""

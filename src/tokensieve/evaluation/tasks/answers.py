@@ -20,7 +20,9 @@ from .catalogue import Answers
 LETTERS = "ABCDEFGHIJ"
 
 _SAYS = re.compile(r"(?i)(?:\banswer\s*(?:is\b(?:\s*:)?|:|=)|####)\s*")
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+(?!\d*\.\d))?|-?\.\d+")
+_SIGN = r"(?:(?<![\w)])[-−])?"
+"""The - of "10-5" takes away; it makes no number negative."""
+_NUMBER = re.compile(_SIGN + r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+(?!\d*\.\d))?|\.\d+)")
 _END = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n")
 _DELIMITED = re.compile(r"\$([^$\n]+)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 """$...$, but not the dollars of "$5 and $6"."""
@@ -77,7 +79,8 @@ def is_right(answer: str, gold: str, answers: Answers) -> bool:
         return words[0] == words[1]
     numbers = [_as_numbers(answer), _as_numbers(gold)]
     if all(numbers):  # most are, and sympy takes a tenth of a second for each
-        return any(abs(a - g) < 5e-7 for a in numbers[0] for g in numbers[1])
+        most = 1 if min(map(len, numbers)) == 2 else 2  # 5 % is not 500 %, though one is 5 and the other may be
+        return any(abs(a - g) < 5e-7 for a in numbers[0][:most] for g in numbers[1][:most])
     return any(_equal(a, g) for a in _forms(answer) for g in _forms(gold))
 
 
@@ -113,7 +116,7 @@ def _first_number(text: str) -> str | None:
     boiled = after.replace("\\$", "").replace("$", "").replace("\\%", "%").replace("{,}", ",").replace("\\!", "")
     if "\\" in boiled:
         return after
-    mixed = re.search(r"-?\d+\s+\d+/\d+", boiled)
+    mixed = re.search(_SIGN + r"\d+\s+\d+/\d+", boiled)
     found = mixed or _NUMBER.search(boiled)
     if found is None:
         return None
@@ -152,15 +155,18 @@ def _as_word(text: str) -> str:
     )
 
 
-def _as_numbers(text: str) -> set[Fraction]:
-    """What a plain number is, 50 % both 50 and 0.5; empty for anything else."""
+def _as_numbers(text: str) -> list[Fraction]:
+    """What a plain number is, 50 % both 50 and 0.5; 1e-05 as programs print it; empty for anything else."""
+    currency = r"(?:\\?\$|[€£¥])"
     found = re.fullmatch(
-        r"(?:\\?\$|[€£¥])?\s*([-+]?(?:\d+\.?\d*|\.\d+))(?:\s*/\s*0*([1-9]\d*))?\s*(\\?%|percent)?", _ungrouped(text)
+        rf"(?:(-){currency}\s*|{currency}?\s*([-+]?))(\d+\.?\d*(?:[eE][-+]?\d{{1,3}})?|\.\d+)"
+        r"(?:\s*/\s*0*([1-9]\d*))?\s*(\\?%|percent)?",
+        _ungrouped(text),
     )
     if found is None or len(text) > _LONGEST:
-        return set()
-    value = Fraction(found[1]) / int(found[2] or 1)
-    return {value, value / 100} if found[3] else {value}
+        return []
+    value = Fraction((found[1] or found[2] or "") + found[3]) / int(found[4] or 1)
+    return [value, value / 100] if found[5] else [value]
 
 
 def _ungrouped(text: str) -> str:

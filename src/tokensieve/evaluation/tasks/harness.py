@@ -180,7 +180,7 @@ def keeping_model(lm: Any, kept: KeptAnswers, batch_rows: int, advance: Callable
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
             def too_long(args: tuple[Any, ...]) -> bool:
-                if len(args[1]) <= lm.max_length:  # a token is a byte at least
+                if len(args[1].encode()) < lm.max_length:  # a token is a byte at least; a character may be four
                     return False
                 return bool(len(lm.tok_encode(args[1], add_special_tokens=False)) >= lm.max_length)
 

@@ -39,7 +39,7 @@ class KeptAnswers:
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     """What is whole in it: a line that a kill cut off, or a disk spoiled, is asked again."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # an answer may hold U+2028
         try:
             key, answer = json.loads(line)
         except (ValueError, TypeError):

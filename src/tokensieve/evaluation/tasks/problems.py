@@ -71,11 +71,24 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     raise UserError(f"{path}:{number}: not valid JSON: {str(e).split(': line')[0]}") from None
                 if not isinstance(row, dict):
                     raise UserError(f"{path}:{number}: a row must be an object")
+                if "\\ud" in line.lower() and _half_surrogate(row):
+                    raise UserError(
+                        f"{path}:{number}: the text holds half of a surrogate pair, which is not valid Unicode"
+                    )
                 yield f"{path}:{number}", row
     except UnicodeDecodeError:
         raise UserError(f"{path}:{number + 1}: not valid UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise UserError(f"{path}:{number + 1}: cannot be unpacked: {e}") from None
+
+
+def _half_surrogate(row: Mapping[str, Any]) -> bool:
+    """Text that no tokenizer takes and no file can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _problem(task: PaperTask, row: Mapping[str, Any], where: str) -> Problem:
@@ -156,7 +169,7 @@ def _answer(task: PaperTask, found: Mapping[str, Any], choices: list[str]) -> tu
         solution = ""
     if task.answers == "number":
         text = text.replace(",", "").lstrip("$")
-        if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?(/\d+)?%?", text):
+        if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?(/0*[1-9]\d*)?%?", text):
             raise ValueError(f"answer must be a number, not {text!r}")
         text = re.sub(r"\.0+$", "", text)
     return text, solution

@@ -82,6 +82,7 @@ def run_program(code: str) -> str | None:
             stdout=printed,
             stderr=subprocess.DEVNULL,
             env={"PATH": "/usr/bin:/usr/sbin:/bin:/sbin", "HOME": "/", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
+            cwd="/",  # else PWD tells where the user is
             start_new_session=True,
         )
         try:

@@ -257,7 +257,10 @@ TRAIN = {"verb": "train", "corpus": "c", "model": "m"}
         ({"stages": []}, "stages: a mapping of stage name to verb and fields is needed"),
         ({"stages": {"a": None}}, "stage a: verb is missing"),
         ({"stages": {"a": {"verb": "trian"}}}, "stage a: unknown verb 'trian', did you mean 'train'?"),
-        ({"stages": {"a": {"verb": "run"}}}, "stage a: unknown verb 'run'; there are prepare, filter, init, train, score"),
+        (
+            {"stages": {"a": {"verb": "run"}}},
+            "stage a: unknown verb 'run'; there are prepare, filter, init, train, score",
+        ),
         ({"stages": {False: PREPARE}}, "stage False: YAML reads this name as bool: put it in quotes"),
         ({"stages": {"a": {**PREPARE, "out": "x"}}}, "stage a: out: a stage's folder is named after it"),
         ({"stages": {"a": {**PREPARE, "lenght": 3}}}, "stage a: unknown field 'lenght', did you mean 'length'?"),

@@ -112,7 +112,7 @@ def _freest(axes: Any, x: float, y: float, letters: int) -> tuple[float, float]:
     import numpy as np
 
     to_points = 72 / axes.figure.dpi
-    lines = [line.get_xydata() for line in axes.lines if len(line.get_xdata()) > 1]
+    lines = [line.get_xydata() for line in axes.lines if len(line.get_xdata())]  # a run without checkpoints: one point
     dense = [
         np.column_stack([np.interp(np.linspace(0, len(p) - 1, 99), np.arange(len(p)), c) for c in p.T]) for p in lines
     ]

@@ -11,7 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 TWINS := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection)
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
-  bench-quality recipes-tiny dist exports bench-scaling sweep
+  bench-quality recipes-tiny dist exports bench-scaling sweep study-scarce
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -71,6 +71,9 @@ bench-references: setup ## references of fewer blocks: cost and selection; DATA=
 
 bench-quality: setup ## exact against sparse backward, three seeds: half an hour; DATA=folder with the maths text
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse_quality.py --data $(DATA) --out runs/sparse-quality --save
+
+study-scarce: setup ## recipes/scarce-math.yaml, five seeds, hours; go on with what was stopped by the same; DATA=folder with the maths text
+	$(BIN)/tokensieve run scarce-math --set '{data: $(DATA)}' --jobs 2
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
 	$(BIN)/tokensieve run demo --seeds '[0, 1, 2]' --jobs 2 --out runs/study-demo

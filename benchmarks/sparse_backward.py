@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--memory", action="store_true", help="measure peak memory, too")
+    parser.add_argument("--memory_only", action="store_true", help="and no time: on a machine that others use")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/<name>-<date>-<device>.{md,json}")
@@ -83,12 +84,12 @@ def measure(args: argparse.Namespace, name: str, regime: str) -> dict[str, Any]:
         ways[f"sparse {ratio}"] = partial(sparse, model, rows, OBJECTIVES[regime], ratio)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     loads = [os.getloadavg()[0]]
-    for number in range(args.rounds):  # each trainer's first step warms up
+    for number in range(0 if args.memory_only else args.rounds):  # each trainer's first step warms up
         for way in [*ways][number % len(ways) :] + [*ways][: number % len(ways)]:
             gc.collect()
             seconds[way].append(Steps(ways[way], args, fields).seconds)
             loads.append(os.getloadavg()[0])
-    peak = {way: Steps(ways[way], args, fields, memory=True).peak for way in ways} if args.memory else {}
+    peak = {way: Steps(ways[way], args, fields, memory=True).peak for way in ways} if args.memory or args.memory_only else {}
     return {
         "model": name,
         "layers": config["num_hidden_layers"],
@@ -166,11 +167,12 @@ def bound(model: Any, args: argparse.Namespace, regime: str, ratio: float) -> fl
 def shown(record: dict[str, Any]) -> dict[str, str]:
     row = {"model": f"{record['model']}, {record['layers']} layers", "regime": record["regime"]}
     for way, limit in record["bound"].items():
-        row[f"{way} / plain"] = f"{spread(ratios(record['seconds'], way, 'plain'))} [{limit:.3f}]"
+        if record["seconds"]["plain"]:
+            row[f"{way} / plain"] = f"{spread(ratios(record['seconds'], way, 'plain'))} [{limit:.3f}]"
         if record["peak_bytes"]:
             row[f"memory {way}"] = f"{record['peak_bytes'][way] / record['peak_bytes']['plain']:.2f}"
-    seconds = sorted(record["seconds"]["plain"])
-    row["plain, s"] = f"{seconds[len(seconds) // 2]:.1f}"
+    if seconds := sorted(record["seconds"]["plain"]):
+        row["plain, s"] = f"{seconds[len(seconds) // 2]:.1f}"
     row["load"] = f"{record['load']:.1f}"
     return row
 

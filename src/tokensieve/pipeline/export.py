@@ -98,11 +98,12 @@ def estimate(config: ExportConfig, known: Known) -> Cost:
 
 
 def check_holds(to: Format, objective: Objective, name: str) -> None:
-    """Refuse what a format that holds a selection alone cannot say: another denominator. Weights are looked at as they come."""
-    if to.holds == "selection" and objective.denominator == "valid":
+    """Refuse a denominator that a format's reader has not. Weights are looked at as they come."""
+    if objective.denominator == "valid" and not to.all_targets:
+        by = "the sum of the weights" if to.holds == "weights" and name != "swift" else "the number of trained tokens"
         raise UserError(
-            f"to: a trainer of {name} divides by the number of trained tokens, and {objective.name!r} by that of all targets: "
-            "give the objective denominator: nonzero, or take a format of weights (swift, megatron, mds)"
+            f"to: a trainer of {name} divides by {by}, and {objective.name!r} by that of all targets: "
+            "give the objective denominator: nonzero, or take mds, whose reader divides as it likes"
         )
 
 
@@ -131,6 +132,7 @@ def usage_of(to: Format, folder: Path, shape: Shape) -> str:
         "folder": folder,
         "length": shape.length,
         "seq_len": shape.length - 1,
+        "longer": shape.length + 1,
         "dtype": np.dtype(shape.token_dtype).name,
         "token_size": np.dtype(shape.token_dtype).itemsize,
         "vocab_size": shape.vocab_size,
@@ -160,10 +162,11 @@ class Counted:
             self.rows += len(block.ids_BT)
 
     def _check(self, block: RowBlock) -> None:
-        holds, others, wrong_BT = "weights from 0 on", "megatron, mds", block.weight_BT < 0
+        holds, others, wrong_BT = "weights from 0 on", "mds", block.weight_BT < 0
         if self._to.holds == "selection":
             wrong_BT = (block.weight_BT != 0) & (block.weight_BT != 1)
-            holds, others = "which tokens are trained and no more", "swift, megatron, mds"
+            holds = "which tokens are trained and no more"
+            others = "mds" if wrong_BT[block.weight_BT < 0].any() else "swift, megatron, mds"
         if wrong_BT.any() and not (self._to.holds == "weights" and self._to.signed):
             row, at = (int(i[0]) for i in np.nonzero(wrong_BT))
             raise UserError(

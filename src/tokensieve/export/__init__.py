@@ -73,7 +73,7 @@ swift sft --model MODEL --dataset $folder/train-*.jsonl --use_chat_template fals
 # OLMo-core, with TokenizerConfig(vocab_size=$vocab_size, eos_token_id=$eos_id, pad_token_id=$pad_id)
 files = sorted(glob("$folder/tokens-*.npy")), sorted(glob("$folder/label_mask-*.npy"))
 NumpyFSLDatasetConfig(paths=files[0], label_mask_paths=files[1], sequence_length=$length,
-                      tokenizer=tokenizer, dtype=NumpyDatasetDType.$dtype)
+                      tokenizer=tokenizer, dtype=NumpyDatasetDType.$dtype$apart)
 """,
         "OLMo-core 3.0.0 (olmo_core/data/numpy_dataset.py, data/utils.py: get_labels)",
     ),
@@ -96,7 +96,7 @@ tokens, keep = data[0]["input_ids"], loss[0]
         megatron.write_megatron,
         10.0,
         """\
-# Megatron-LM: --data-path $folder/tokens --seq-length $length --no-create-attention-mask-in-dataloader
+# Megatron-LM: --data-path $folder/tokens --seq-length $length $mask
 #   --calculate-per-token-loss (else each micro-batch is divided by itself), and a GPTDataset with
 class Weighted(GPTDataset):
     def __getitem__(self, idx):

@@ -26,6 +26,8 @@ class Shape:
     vocab_size: int
     eos_id: int
     pad_id: int
+    isolated: bool = False
+    """Whether documents are contexts of their own."""
 
     @property
     def token_dtype(self) -> npt.DTypeLike:
@@ -49,8 +51,8 @@ class Format:
     bytes_each: float
     """About how many bytes a token takes."""
     use: str
-    """What a user of that trainer writes: a template of $folder, $length, $seq_len (one less), $longer (one more), $token_size, $dtype,
-    $vocab_size, $eos_id and $pad_id."""
+    """What a user of that trainer writes: a template of $folder, $length, $seq_len (one less), $longer (one more),
+    $token_size, $dtype, $vocab_size, $eos_id, $pad_id and, of whether documents are isolated, $mask and $apart."""
     checked: str
     """The reader's source that the layout was read in."""
     signed: bool = True

@@ -123,7 +123,9 @@ def _selection(config: ExportConfig, corpus: Corpus) -> StaticSelection:
 
 
 def shape_of(corpus: Corpus) -> Shape:
-    return Shape(corpus.num_rows, corpus.length, corpus.vocab_size, corpus.eos_id, corpus.pad_id)
+    return Shape(
+        corpus.num_rows, corpus.length, corpus.vocab_size, corpus.eos_id, corpus.pad_id, corpus.isolate_documents
+    )
 
 
 def usage_of(to: Format, folder: Path, shape: Shape) -> str:
@@ -138,6 +140,10 @@ def usage_of(to: Format, folder: Path, shape: Shape) -> str:
         "vocab_size": shape.vocab_size,
         "eos_id": shape.eos_id,
         "pad_id": shape.pad_id,
+        "mask": "--reset-attention-mask --reset-position-ids"
+        if shape.isolated
+        else "--no-create-attention-mask-in-dataloader",
+        "apart": ", generate_doc_lengths=True" if shape.isolated else "",
     }
     return Template(to.use).substitute(told)
 

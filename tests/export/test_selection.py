@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -116,6 +117,41 @@ def test_what_does_not_stand_is_one_sentence(scored: Any, tmp_path: Path, senten
         run(scored, tmp_path / "out", objective=REFUSED[sentence])
     assert "\n" not in str(told.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["swift", "megatron"])
+def test_formats_of_weights_do_not_divide_by_all_targets(scored: Any, tmp_path: Path, to: str) -> None:
+    """They took `denominator: valid` without a word, and refusals of other formats recommended them for it.
+
+    ms-swift divides by its labels and Megatron by the sum of its loss mask: at a ratio of 0.4 steps of 2.5 times the size.
+    """
+    rule = {"name": "rho1_low_ref", "ratio": 0.4, "scope": "sequence", "denominator": "valid"}
+    for name in (to, "olmo"):
+        with pytest.raises(
+            UserError, match=r"by that of all targets: .* or take mds, whose reader divides as it likes"
+        ):
+            run(scored, tmp_path / "out", name, objective=rule)
+
+
+def test_a_row_and_ms_swifts_bos_are_not_too_long() -> None:
+    """--max_length was a row's length. ms-swift puts BOS before a sample and leaves out what is longer: every full row."""
+    shape = Shape(rows=1, length=2048, vocab_size=32000, eos_id=2, pad_id=0)
+    assert "--max_length 2049" in export.usage_of(FORMATS["swift"], Path("x"), shape)
+
+
+def test_isolated_documents_are_said_to_the_readers_of_whole_rows() -> None:
+    """USE.md was the same for them: Megatron's reset of its mask does nothing where the data loader makes no mask."""
+    shape = Shape(rows=1, length=2048, vocab_size=32000, eos_id=2, pad_id=0)
+    for name, told in (
+        ("megatron", "--reset-attention-mask --reset-position-ids"),
+        ("olmo", "generate_doc_lengths=True"),
+    ):
+        use, apart = (
+            export.usage_of(FORMATS[name], Path("x"), s) for s in (shape, dataclasses.replace(shape, isolated=True))
+        )
+        assert told in apart
+        assert told not in use
+        assert "--no-create-attention-mask" not in apart
 
 
 def test_other_mistakes(scored: Any, tmp_path: Path, tokensieve: Any) -> None:

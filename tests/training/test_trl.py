@@ -212,6 +212,24 @@ def test_columns_stay_with_their_tokens(tmp_path: Path, fields: dict[str, Any]) 
         torch.testing.assert_close(batch["ref_nll"], batch["input_ids"] / 4, rtol=0, atol=0, check_dtype=False)
 
 
+def test_one_number_for_a_row_however_rows_are_cut(tmp_path: Path) -> None:
+    """A rule's column of one number a row was that of all its tokens where rows were cut or packed, and refused elsewhere."""
+    numbers = [i / 4 for i in range(len(IDS))]
+    rule = ts.objective("rho1_low_ref", ratio=0.5)
+    for place, fields in enumerate(({}, {"max_length": None}, {"max_length": 8})):
+        run = made(rule, tmp_path / str(place), {**DATA["text"], "ref_nll": numbers}, tiny.llama(), **fields)
+        rows = collate([run.train_dataset[i] for i in range(len(IDS))])
+        for values, targets, number in zip(rows["ref_nll"], rows["targets"], numbers, strict=True):
+            assert set(values[1:][targets[:-1] != -100].tolist()) == {number}
+        run.seam.close()
+
+
+def test_an_empty_data_set_is_a_sentence(tmp_path: Path) -> None:
+    """TRL looks at its first row: it ended in a StopIteration without a word."""
+    with pytest.raises(ts.UserError, match="there is nothing to train on: the data set is empty"):
+        made(ts.objective("clm"), tmp_path, {"text": []}, tiny.llama())
+
+
 def test_evaluation_and_saving(tmp_path: Path) -> None:
     """TRL prepares a data set that is given to ``evaluate`` as well; TRL writes its model card beside a checkpoint."""
     rows = datasets.Dataset.from_dict(DATA["chat"])

@@ -59,7 +59,7 @@ cutoff_len: $length
 # ms-swift
 swift sft --model MODEL --dataset $folder/train-*.jsonl --use_chat_template false \\
   --is_binary_loss_scale false --remove_unused_columns false \\
-  --max_length $length
+  --max_length $longer
 """,
         "ms-swift 4.6.0 (swift/loss_scale/base.py, swift/template/base.py, swift/trainers/seq2seq_trainer.py); read, not run",
         signed=False,
@@ -73,7 +73,7 @@ swift sft --model MODEL --dataset $folder/train-*.jsonl --use_chat_template fals
 # OLMo-core, with TokenizerConfig(vocab_size=$vocab_size, eos_token_id=$eos_id, pad_token_id=$pad_id)
 files = sorted(glob("$folder/tokens-*.npy")), sorted(glob("$folder/label_mask-*.npy"))
 NumpyFSLDatasetConfig(paths=files[0], label_mask_paths=files[1], sequence_length=$length,
-                      tokenizer=tokenizer, dtype=NumpyDatasetDType.$dtype)
+                      tokenizer=tokenizer, dtype=NumpyDatasetDType.$dtype$apart)
 """,
         "OLMo-core 3.0.0 (olmo_core/data/numpy_dataset.py, data/utils.py: get_labels)",
     ),
@@ -83,7 +83,7 @@ NumpyFSLDatasetConfig(paths=files[0], label_mask_paths=files[1], sequence_length
         datatrove.write_datatrove,
         3.1,
         """\
-# datatrove: an item is a row; loss[1:] goes with tokens[1:]
+# datatrove: a file a shard, an item is a row; loss[1:] goes with tokens[1:]
 data = DatatroveFileDataset("$folder/00000.ds", seq_len=$seq_len, token_size=$token_size, return_positions=True)
 loss = np.memmap("$folder/00000.ds.loss", bool).reshape(-1, $length)
 tokens, keep = data[0]["input_ids"], loss[0]
@@ -96,7 +96,8 @@ tokens, keep = data[0]["input_ids"], loss[0]
         megatron.write_megatron,
         10.0,
         """\
-# Megatron-LM: --data-path $folder/tokens --seq-length $length --no-create-attention-mask-in-dataloader, and a GPTDataset with
+# Megatron-LM: --data-path $folder/tokens --seq-length $length $mask
+#   --calculate-per-token-loss (else each micro-batch is divided by itself), and a GPTDataset with
 class Weighted(GPTDataset):
     def __getitem__(self, idx):
         sample, tokens = super().__getitem__(idx), self.dataset
@@ -107,6 +108,7 @@ class Weighted(GPTDataset):
 "train_data_paths": ["$folder/tokens"], "train_label_data_paths": ["$folder/labels"], "seq_length": $length
 """,
         "megatron-core 0.16.1 (datasets/indexed_dataset.py, gpt_dataset.py); GPT-NeoX (data/gpt2_dataset.py, training.py)",
+        signed=False,
     ),
     "mds": Format(
         "MosaicML streaming, and LLM Foundry by labels",
@@ -119,5 +121,6 @@ data = StreamingDataset(local="$folder", shuffle=True, batch_size=8)
 sample = data[0]
 """,
         "mosaicml-streaming 0.13.0 (base/format/mds/writer.py, reader.py, encodings.py)",
+        all_targets=True,
     ),
 }

@@ -26,6 +26,8 @@ class Shape:
     vocab_size: int
     eos_id: int
     pad_id: int
+    isolated: bool = False
+    """Whether documents are contexts of their own."""
 
     @property
     def token_dtype(self) -> npt.DTypeLike:
@@ -49,12 +51,14 @@ class Format:
     bytes_each: float
     """About how many bytes a token takes."""
     use: str
-    """What a user of that trainer writes: a template of $folder, $length, $seq_len (one less), $token_size, $dtype,
-    $vocab_size, $eos_id and $pad_id."""
+    """What a user of that trainer writes: a template of $folder, $length, $seq_len (one less), $longer (one more),
+    $token_size, $dtype, $vocab_size, $eos_id, $pad_id and, of whether documents are isolated, $mask and $apart."""
     checked: str
     """The reader's source that the layout was read in."""
     signed: bool = True
     """Of weights: whether any may be below 0."""
+    all_targets: bool = False
+    """Whether its reader can divide by all targets, trained or not."""
 
 
 def labels_of(ids_T: npt.NDArray[np.int64], weight_T: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:

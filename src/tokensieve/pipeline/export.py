@@ -98,11 +98,12 @@ def estimate(config: ExportConfig, known: Known) -> Cost:
 
 
 def check_holds(to: Format, objective: Objective, name: str) -> None:
-    """Refuse what a format that holds a selection alone cannot say: another denominator. Weights are looked at as they come."""
-    if to.holds == "selection" and objective.denominator == "valid":
+    """Refuse a denominator that a format's reader has not. Weights are looked at as they come."""
+    if objective.denominator == "valid" and not to.all_targets:
+        by = "the sum of the weights" if to.holds == "weights" and name != "swift" else "the number of trained tokens"
         raise UserError(
-            f"to: a trainer of {name} divides by the number of trained tokens, and {objective.name!r} by that of all targets: "
-            "give the objective denominator: nonzero, or take a format of weights (swift, megatron, mds)"
+            f"to: a trainer of {name} divides by {by}, and {objective.name!r} by that of all targets: "
+            "give the objective denominator: nonzero, or take mds, whose reader divides as it likes"
         )
 
 
@@ -122,7 +123,9 @@ def _selection(config: ExportConfig, corpus: Corpus) -> StaticSelection:
 
 
 def shape_of(corpus: Corpus) -> Shape:
-    return Shape(corpus.num_rows, corpus.length, corpus.vocab_size, corpus.eos_id, corpus.pad_id)
+    return Shape(
+        corpus.num_rows, corpus.length, corpus.vocab_size, corpus.eos_id, corpus.pad_id, corpus.isolate_documents
+    )
 
 
 def usage_of(to: Format, folder: Path, shape: Shape) -> str:
@@ -131,11 +134,16 @@ def usage_of(to: Format, folder: Path, shape: Shape) -> str:
         "folder": folder,
         "length": shape.length,
         "seq_len": shape.length - 1,
+        "longer": shape.length + 1,
         "dtype": np.dtype(shape.token_dtype).name,
         "token_size": np.dtype(shape.token_dtype).itemsize,
         "vocab_size": shape.vocab_size,
         "eos_id": shape.eos_id,
         "pad_id": shape.pad_id,
+        "mask": "--reset-attention-mask --reset-position-ids"
+        if shape.isolated
+        else "--no-create-attention-mask-in-dataloader",
+        "apart": ", generate_doc_lengths=True" if shape.isolated else "",
     }
     return Template(to.use).substitute(told)
 
@@ -160,10 +168,11 @@ class Counted:
             self.rows += len(block.ids_BT)
 
     def _check(self, block: RowBlock) -> None:
-        holds, others, wrong_BT = "weights from 0 on", "megatron, mds", block.weight_BT < 0
+        holds, others, wrong_BT = "weights from 0 on", "mds", block.weight_BT < 0
         if self._to.holds == "selection":
             wrong_BT = (block.weight_BT != 0) & (block.weight_BT != 1)
-            holds, others = "which tokens are trained and no more", "swift, megatron, mds"
+            holds = "which tokens are trained and no more"
+            others = "mds" if wrong_BT[block.weight_BT < 0].any() else "swift, megatron, mds"
         if wrong_BT.any() and not (self._to.holds == "weights" and self._to.signed):
             row, at = (int(i[0]) for i in np.nonzero(wrong_BT))
             raise UserError(

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Features, List
+from datasets import Features, List, Value
 
 from ..core import IGNORE_INDEX
+from ..core.objectives.given import WEIGHT
+from ..core.stats import score_columns
 from ..data.columns import OF_CORPUS
 from ..data.pieces import PACKING
 from ..data.rows import collate
@@ -76,6 +78,8 @@ class SelectiveSFTTrainer(SelectiveTrainer, SFTTrainer):
             )
         if images := {"image", "images"} & {*(getattr(train_dataset, "column_names", None) or ())}:
             raise UserError(f"column {min(images)!r}: rows with images are not supported")
+        if hasattr(train_dataset, "__len__") and not len(train_dataset):  # TRL looks at a first row that is not there
+            raise UserError("there is nothing to train on: the data set is empty")
         self._to_train = train_dataset
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         self._to_train = None
@@ -104,7 +108,11 @@ class SelectiveSFTTrainer(SelectiveTrainer, SFTTrainer):
             made = made.select_columns([n for n in made.column_names if n != "completion_mask"])  # every token counts
         read = self.rows_of(made, to_train=dataset is self._to_train).read
         made = made.select_columns(sorted(read))
+        # Rows know this of weights; of others it must not depend on whether rows are cut or packed.
+        narrow = [n for n in score_columns(self._needs) if n != WEIGHT and isinstance(made.features.get(n), Value)]
         with args.main_process_first():
+            if narrow:
+                made = _by_token(made, slice(None), args.dataset_num_proc, narrow)
             if packing:
                 made = _packed(made, args)
             elif args.max_length is not None:
@@ -138,10 +146,10 @@ def _refuse_divided(dataset: Any, why: str, *more: str) -> None:
         raise UserError(f"column {min(divided)!r} says how a row is divided, and {why}")
 
 
-def _by_token(dataset: Any, part: slice, num_proc: int | None) -> Any:
-    """Of each row the tokens ``part``: of every column but ``row_id`` an entry for each of them."""
-    columns = [n for n in dataset.column_names if n != "row_id"]
-    features = {n: f if n == "row_id" else List(getattr(f, "feature", f)) for n, f in dataset.features.items()}
+def _by_token(dataset: Any, part: slice, num_proc: int | None, only: Sequence[str] = ()) -> Any:
+    """Of each row the tokens ``part``: of every column but ``row_id``, or of these only, an entry for each of them."""
+    columns = [n for n in only or dataset.column_names if n != "row_id"]
+    features = {n: List(getattr(f, "feature", f)) if n in columns else f for n, f in dataset.features.items()}
     options: dict[str, Any] = {"with_indices": True, "features": Features(features), "num_proc": num_proc}
     return dataset.map(_cut, fn_kwargs={"columns": columns, "part": part}, **options)
 

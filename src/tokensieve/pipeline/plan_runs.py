@@ -92,7 +92,8 @@ def _number(text: str | None, where: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < BEYOND:
-        raise UserError(f"{where}: a number above 0 is needed, not {text!r}")
+        within = f" and below {BEYOND:g}" if value > 0 else ""
+        raise UserError(f"{where}: a number above 0{within} is needed, not {text!r}")
     return value
 
 

@@ -89,3 +89,10 @@ def test_faults(above: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = written(tmp_path, below=BELOW, above=above)
     with pytest.raises(UserError, match=said):
         load(RecipeConfig(str(path)))
+
+
+def test_settings_that_are_no_mapping_are_refused_by_name(tmp_path: Path) -> None:
+    """In a recipe that extends another, a list under `settings:` ended in an AttributeError."""
+    path = written(tmp_path, below=BELOW, above={"extends": "below.yaml", "name": "above", "settings": [1]})
+    with pytest.raises(UserError, match="settings"):
+        load(RecipeConfig(str(path)))

@@ -13,8 +13,10 @@ import pytest
 from tokensieve.modeling.flops import token_flops
 from tokensieve.modeling.load import load_causal_lm
 from tokensieve.pipeline.configs.plan import PlanConfig
+from tokensieve.pipeline.plan import validate
 from tokensieve.pipeline.plan_answers import reference_costs
 from tokensieve.pipeline.plan_runs import read_runs
+from tokensieve.runs.errors import UserError
 from tokensieve.runs.files import read_json
 from tokensieve.runs.manifest import read_manifest, write_manifest
 
@@ -212,3 +214,27 @@ def test_what_is_not_there(tiny: Any, tmp_path: Path, tokensieve: Any) -> None:
 def test_plan_json_is_json(planned: Any, sweep: Path) -> None:
     """NaN is no JSON: what is not known is null."""
     json.loads((sweep.parent / "plan" / "plan.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"flops": 1e308}, "flops must be above 0 and below 1e\\+60, not 1e\\+308"),
+        ({"domain_tokens": 1e300}, "domain_tokens must be above 0 and below"),
+    ],
+)
+def test_numbers_that_no_plan_can_hold_are_refused(given: dict[str, Any], said: str) -> None:
+    """A negative seed, and numbers whose products are infinite, ended in a traceback of numpy or of the JSON writer."""
+    with pytest.raises(UserError, match=said):
+        validate(PlanConfig(["runs.csv"], "plan", **given))
+
+
+def test_columns_are_known_with_spaces_about_their_names(tmp_path: Path) -> None:
+    """`params, tokens, nll` was refused as a table without nll; of a column that was there twice the last was read, unsaid."""
+    path = tmp_path / "runs.csv"
+    path.write_text("params, tokens, nll\n10, 20, 3\n")
+    assert read_runs([str(path)], None).rows == {"runs:2": {"params": 10, "tokens": 20, "nll": 3, "flops": 1200}}
+    path.write_text("params,tokens,nll,nll\n10,20,3,9\n")
+    with pytest.raises(UserError, match="line 1: the column nll is there twice"):
+        read_runs([str(path)], None)

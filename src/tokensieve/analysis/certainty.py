@@ -62,7 +62,7 @@ def detectable(n: int, sd: float, power: float = 0.8) -> float | None:
 
     if n < 2 or not math.isfinite(sd):
         return None
-    return sd * float(brentq(lambda effect: power_of(n, effect, 1.0) - power, 1e-6, 60.0))  # at n = 2 it is 13
+    return sd * float(brentq(lambda effect: power_of(n, effect, 1.0) - power, 1e-6, 60.0))  # at n = 2 it is 11.5
 
 
 def sd_interval(sd: float, n: int) -> tuple[float, float] | None:

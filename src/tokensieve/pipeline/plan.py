@@ -22,7 +22,7 @@ from ..runs.stage import stage
 from ..runs.work import Work
 from .configs.plan import KIND, NOT_WORK, PlanConfig
 from .plan_answers import Answer, Evidence, allocating, answers, in_units, lines
-from .plan_runs import RunTable, read_runs
+from .plan_runs import BEYOND, RunTable, read_runs
 from .recipe.cost import Cost, Known
 
 WRITTEN = ("plan.json", "table.txt")
@@ -74,12 +74,15 @@ def validate(config: PlanConfig) -> None:
         raise UserError("runs: name a CSV file with a line a run, or a folder of finished runs")
     for name in ("flops", "unique", "domain_tokens", "tolerance", "reference_passes"):
         value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{name} must be above 0, not {value}")
+        if value is not None and not 0 < value < BEYOND:
+            within = f" and below {BEYOND:g}" if value > 0 else ""
+            raise UserError(f"{name} must be above 0{within}, not {value}")
     if not 0 < config.ratio <= 1:
         raise UserError(f"ratio must be above 0 and at most 1, not {config.ratio}")
     if config.students < 1 or config.length < 1:
         raise UserError("students and length must be at least 1")
+    if config.seed < 0:
+        raise UserError(f"seed must be at least 0, not {config.seed}")
     if wrong := [name for name in config.forms if name not in FORMS]:
         raise UserError(f"forms: there is no form {wrong[0]!r}; there are {', '.join(FORMS)}")
 

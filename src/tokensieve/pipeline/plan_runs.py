@@ -20,6 +20,8 @@ NUMBERS = ("params", "tokens", "unique", "flops", "general_before")
 COLUMNS_READ = tuple(dict.fromkeys([*NUMBERS, *(c for form in FORMS.values() for c in (*form.varies, form.predicts))]))
 """Columns that are read, of a CSV file; the others are passed over."""
 _PER_PARAMETER = 6.0
+BEYOND = 1e60
+"""No run and no budget has so much; products of larger numbers would be infinite."""
 
 
 @dataclass
@@ -68,7 +70,10 @@ def _read_csv(path: Path, table: RunTable) -> None:
     try:
         with open(path, encoding="utf-8-sig", newline="") as f:
             reader = csv.DictReader(f)
-            heads = reader.fieldnames or []
+            heads = [h.strip() for h in reader.fieldnames or []]
+            reader.fieldnames = heads
+            if twice := [h for h in COLUMNS_READ if heads.count(h) > 1]:
+                raise UserError(f"{path} line 1: the column {twice[0]} is there twice")
             if not (known := [h for h in heads if h in COLUMNS_READ]):
                 raise UserError(
                     f"{path} line 1: none of its columns is known; a table has {', '.join(COLUMNS_READ[:4])}, nll ..."
@@ -86,8 +91,9 @@ def _number(text: str | None, where: str) -> float:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise UserError(f"{where}: a number above 0 is needed, not {text!r}")
+    if not 0 < value < BEYOND:
+        within = f" and below {BEYOND:g}" if value > 0 else ""
+        raise UserError(f"{where}: a number above 0{within} is needed, not {text!r}")
     return value
 
 

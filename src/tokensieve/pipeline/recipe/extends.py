@@ -44,8 +44,9 @@ def read_recipe(path: Path, find: Callable[[str], Path], above: tuple[Path, ...]
         below = read_recipe(found, find, (*above, path.resolve()))
         made = laid_over(made, {k: v for k, v in below.items() if k not in _OWN})
     made = laid_over(made, source)
-    if isinstance(made.get("stages"), dict):
-        made["stages"] = _in_order(made["stages"], made.get("settings") or {})
+    settings = made.get("settings") or {}
+    if isinstance(made.get("stages"), dict) and isinstance(settings, dict):  # what is neither, load says
+        made["stages"] = _in_order(made["stages"], settings)
     return made
 
 

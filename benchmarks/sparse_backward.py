@@ -89,7 +89,11 @@ def measure(args: argparse.Namespace, name: str, regime: str) -> dict[str, Any]:
             gc.collect()
             seconds[way].append(Steps(ways[way], args, fields).seconds)
             loads.append(os.getloadavg()[0])
-    peak = {way: Steps(ways[way], args, fields, memory=True).peak for way in ways} if args.memory or args.memory_only else {}
+    peak = (
+        {way: Steps(ways[way], args, fields, memory=True).peak for way in ways}
+        if args.memory or args.memory_only
+        else {}
+    )
     return {
         "model": name,
         "layers": config["num_hidden_layers"],

@@ -10,25 +10,21 @@ ms-swift makes ``labels`` of the ids where ``loss_scale`` is above 0 and -100 el
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from ..runs.files import atomic_file
+from .jsonl import SampleIds, SampleWeights, write_lines
 from .layout import Shape
 from .selection import RowBlock
 
 
 def write_swift(folder: Path, blocks: Iterator[RowBlock], shape: Shape) -> list[str]:
     """``train-00000.jsonl`` ..., a file a shard of the corpus: names of the files written."""
-    names = []
-    for shard, part in groupby(blocks, key=lambda block: block.shard):
-        names.append(f"train-{shard:05d}.jsonl")
-        with atomic_file(folder / names[-1], "w") as f:
-            for block in part:
-                for ids_T, weight_T in block.samples():
-                    content = {"token_ids": ids_T.tolist(), "loss_scale": weight_T.tolist()}
-                    said = [{"role": "user", "content": ""}, {"role": "assistant", "content": content}]
-                    f.write(json.dumps({"messages": said, "add_eos": False}, separators=(",", ":")) + "\n")
-    return names
+    return write_lines(folder, blocks, _messages)
+
+
+def _messages(ids_T: SampleIds, weight_T: SampleWeights) -> dict[str, Any]:
+    content = {"token_ids": ids_T.tolist(), "loss_scale": weight_T.tolist()}
+    said = [{"role": "user", "content": ""}, {"role": "assistant", "content": content}]
+    return {"messages": said, "add_eos": False}

@@ -11,15 +11,15 @@ training text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ...runs.errors import UserError
-from ..read.documents import BadRow, Document
-from ..read.readers import blocks, documents, sample
+from ..read.documents import Document
+from ..read.readers import sampled_documents
 from ..read.source import Source, split_position
 from .options import Classifier
 from .table import document_key, document_text
@@ -146,7 +146,7 @@ def _training_texts(
     found: dict[int, tuple[str, float | None]] = {}
     for source in sources:
         share = min(source.config.max_bytes or size, size // len(sources))
-        for document in _sampled(
+        for document in sampled_documents(
             replace(source, seed=seed, config=replace(source.config, max_bytes=share)), unit_bytes
         ):
             text = document_text(document)
@@ -154,13 +154,3 @@ def _training_texts(
             earlier = found.get(key, (text, label))[1]  # labelled twice: the lower label, in any order
             found[key] = (text, label if earlier is None or label is None else min(label, earlier))
     return found
-
-
-def _sampled(source: Source, unit_bytes: int) -> Iterator[Document]:
-    source = sample(source, unit_bytes)
-    for block in blocks(source, unit_bytes):
-        for item in documents(source, block):
-            if isinstance(item, BadRow):
-                raise UserError(f"{item.where}: {item.reason}")
-            if isinstance(item, Document):
-                yield item

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ...runs.errors import UserError
-from ..read.documents import BadRow, Document
-from ..read.readers import blocks, documents, sample
+from ..read.documents import Document
+from ..read.readers import sampled_documents
 from ..read.source import Source
 from .judge import Judgement
 from .measured import Measured
@@ -26,7 +26,7 @@ class EvaluationRuns:
     bits that keeps most look-ups short."""
 
     def __init__(self, sources: Sequence[Source], run: int, unit_bytes: int) -> None:
-        found = sorted((d.source, d.id, document_text(d)) for d in _evaluation_documents(sources, unit_bytes))
+        found = sorted((d.source, d.id, document_text(d)) for s in sources for d in sampled_documents(s, unit_bytes))
         self.run = run
         self.names = [(source, key) for source, key, _ in found]
         """(set, id) of each evaluation document."""
@@ -84,17 +84,6 @@ class EvaluationRuns:
             np.cumsum([0, *map(len, owners)]).astype(np.int32), np.concatenate([*owners, []]).astype(np.int32)
         )
         return {"shared": shared, "owners": lists}
-
-
-def _evaluation_documents(sources: Iterable[Source], unit_bytes: int) -> Iterable[Document]:
-    for source in sources:
-        source = sample(source, unit_bytes)
-        for block in blocks(source, unit_bytes):
-            for item in documents(source, block):
-                if isinstance(item, BadRow):
-                    raise UserError(f"{item.where}: {item.reason}")
-                if isinstance(item, Document):
-                    yield item
 
 
 def judge_shared(options: Decontaminate, runs: EvaluationRuns, measured: Measured) -> Judgement:

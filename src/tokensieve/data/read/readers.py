@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ...runs.errors import UserError
 from . import row_files, text_files
 from .compressed import RATIO
 from .documents import BadRow, Block, Document, Item
@@ -182,3 +183,14 @@ def training_texts(
 def input_bytes(source: Source) -> int:
     """About how much text a source's files hold: compressed ones hold about three times their size."""
     return round(sum(f.size * RATIO if f.name.lower().endswith(".parquet") else text_bytes(f) for f in source.files))
+
+
+def sampled_documents(source: Source, unit_bytes: int) -> Iterator[Document]:
+    """The documents of a source, of its sample where it has ``max_bytes``. UserError at a row that cannot be read."""
+    source = sample(source, unit_bytes)
+    for block in blocks(source, unit_bytes):
+        for item in documents(source, block):
+            if isinstance(item, BadRow):
+                raise UserError(f"{item.where}: {item.reason}")
+            if isinstance(item, Document):
+                yield item

@@ -399,6 +399,9 @@ def _lines(manifest: dict[str, Any]) -> Iterator[str]:
     if weights := stats.get("weights"):
         shares = [f"{weights[what] / stats['tokens']:.1%} {what}" for what in ("zero", "negative") if weights[what]]
         yield f"  tokens have weights{': ' if shares else ''}{', '.join(shares)}"
+    for transform in stats.get("transforms", ()):
+        changed, cut = transform["documents"], transform["cut"]
+        yield f"  {transform['name']}: {changed:,} documents changed, {cut:,} of them cut by a row's end"
     if manifest.get("bos_id") is not None:
         yield f"  each document begins with BOS (id {manifest['bos_id']}), which is never a target"
     if stats.get("unknown"):

@@ -25,6 +25,7 @@ from ..data.bos import Bos, bos_of, set_template
 from ..data.build import assemble
 from ..data.build.assemble import Part, allot
 from ..data.build.chat import Template
+from ..data.build.transforms import Transforms
 from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, WorkUnit
 from ..data.build.weigh import check_rules, silent
 from ..data.build.workers import results, sampled
@@ -43,6 +44,7 @@ from ..runs.work import Work
 from .config.help import check_seed
 from .configs.prepare import KIND, LATER, LATER_OF_SOURCE, NOT_WORK, PrepareConfig
 from .recipe.cost import Cost, Known
+from .transforms import control_tokens_of, transforms_of
 
 PARTS = "parts.tmp"
 CHAT_TEMPLATE = (
@@ -189,6 +191,7 @@ def validate(config: PrepareConfig) -> None:
     if not 0 <= config.max_unknown <= 1:
         raise UserError(f"max_unknown is a share of the tokens, from 0 to 1, not {config.max_unknown}")
     check_rules(config.weights)
+    transforms_of(config.transforms)
     weights = [s.weight for s in config.sources]
     if any(w is not None for w in weights):
         if None in weights:
@@ -253,7 +256,9 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
         content_hash=content_hash,
         tokenizer_hash=tokenizer_hash(tokenizer),
         shards=writer.shards,
-        stats=assemble.corpus_stats(state, sum(rows), config.length, parts),
+        stats=assemble.corpus_stats(
+            state, sum(rows), config.length, parts, [str(t["name"]) for t in config.transforms]
+        ),
     )
 
 
@@ -283,6 +288,7 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source], tables: Tabl
         bos_id=None if bos is None else bos.id,
         parse_special_tokens=config.parse_special_tokens,
     )
+    given = transforms_of(config.transforms)
     return tokenizer, Setup(
         out / PARTS,
         encoder,
@@ -292,6 +298,7 @@ def _setup(config: PrepareConfig, out: Path, sources: list[Source], tables: Tabl
         tuple(config.weights),
         _template(tokenizer),
         tables,
+        Transforms(given, encoder, config.seed) if given else None,
     )
 
 
@@ -312,7 +319,7 @@ def _train(config: PrepareConfig, sources: list[Source], tables: Tables | None) 
     texts = (
         text for s in sources for text in training_texts(s, share, config.unit_bytes, tables.takes if tables else None)
     )
-    return train_tokenizer(texts, config.vocab_size)
+    return train_tokenizer(texts, config.vocab_size, control_tokens_of(transforms_of(config.transforms)))
 
 
 # ---- units ----
@@ -392,10 +399,15 @@ def _check_unknown(config: PrepareConfig, parts: list[Part]) -> None:
 
 
 def _tell_silent(config: PrepareConfig, parts: list[Part]) -> None:
-    """A word on each rule for weights that matched nothing: most often it is misspelt."""
+    """A word on each rule for weights that matched nothing, and each transform that changed nothing: often one is misspelt."""
     spoke = [sum(p.counts.rule_documents[i] for p in parts) for i in range(len(config.weights))]
     for sentence in silent(config.weights, spoke):
         print(f"tokensieve: {config.out}: {sentence}", file=sys.stderr, flush=True)
+    for i, transform in enumerate(config.transforms):
+        if parts and not sum(p.counts.transforms[i][0] for p in parts):
+            print(
+                f"tokensieve: {config.out}: transforms.{i} ({transform['name']}) changed no document", file=sys.stderr
+            )
 
 
 def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> list[int]:

@@ -181,7 +181,9 @@ def _count(docs: pa.Table, tokens: npt.NDArray[np.int64], state: Assembly) -> No
         tally.bytes += int(size[mine].sum())
 
 
-def corpus_stats(state: Assembly, rows: int, length: int, parts: Sequence[Part]) -> dict[str, Any]:
+def corpus_stats(
+    state: Assembly, rows: int, length: int, parts: Sequence[Part], transforms: Sequence[str] = ()
+) -> dict[str, Any]:
     """``stats`` of a corpus's manifest."""
     tokens = sum(t.tokens for t in state.by_source)
     size = sum(t.bytes for t in state.by_source)
@@ -198,6 +200,7 @@ def corpus_stats(state: Assembly, rows: int, length: int, parts: Sequence[Part])
         **({"no_targets": state.no_targets} if state.no_targets else {}),
         **({"chats": chats, "cut_chats": sum(p.counts.cut_chats for p in parts)} if chats else {}),
         **({"weights": state.weights} if state.weights else {}),
+        **({"transforms": list(_transformed(transforms, parts))} if transforms else {}),
         "documents": state.num_documents,
         "bytes": size,
         "bytes_per_token": size / tokens,
@@ -208,3 +211,10 @@ def corpus_stats(state: Assembly, rows: int, length: int, parts: Sequence[Part])
         "unknown_share": unknown / max(1, sum(p.counts.tokens for p in parts)),
         "token_bytes_exact": all(p.counts.token_bytes_exact for p in parts),
     }
+
+
+def _transformed(names: Sequence[str], parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
+    """Of each transform the documents that it changed, and those of them that a row's end cuts; of all that was read."""
+    for i, name in enumerate(names):
+        changed, cut = (sum(p.counts.transforms[i][j] for p in parts) for j in range(2))
+        yield {"name": name, "documents": changed, "cut": cut}

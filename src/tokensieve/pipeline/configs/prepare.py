@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ...data.read.source import SourceConfig
 from ...data.weight_rules import WeightRule
@@ -15,7 +15,7 @@ KIND = "corpus"
 NOT_WORK = ("out", "workers", "tokenizer", "bos", "chat_template", "max_unknown", "sources.path", "documents")
 
 # Fields that came after fingerprints ceased to cover all of them.
-LATER = ("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights", "documents")
+LATER = ("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights", "documents", "transforms")
 LATER_OF_SOURCE = ("ignore_columns", "source_column", "label")
 
 
@@ -59,3 +59,5 @@ class PrepareConfig:
     """Take only the documents that these tables keep: folders that `filter` wrote for the same sources."""
     chat_template: str | None = None
     """How conversations are written out, in Jinja, or a file that says it; the tokenizer's own if not given."""
+    transforms: list[dict[str, Any]] = field(default_factory=list)
+    """What is done to documents before scoring, in order: {name: fim, rate: .5, sources: [code]}; docs/mixing.md."""

@@ -262,7 +262,7 @@ class Encoder:
         places: list[npt.NDArray[np.int64]] = []
         for part in parts:
             if part.token:
-                ids.append(self.backend.token_to_id(part.token))
+                ids.append(int(self.backend.token_to_id(part.token)))
                 places.append(np.array([CONTROL], np.int64))
             else:
                 mine = next(found).ids

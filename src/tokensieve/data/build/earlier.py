@@ -93,7 +93,10 @@ class Earlier:
         local = pa.ListArray.from_arrays(offsets, pa.array(np.searchsorted(kept, values), pa.int64()))
         index = table.schema.get_field_index("doc_ids")
         table = table.set_column(index, table.schema.field(index), local)
-        return Supply(table, _documents_at(self.corpus.folder, kept), self.corpus.sources)
+        docs = _documents_at(self.corpus.folder, kept)
+        used, sources = np.unique(docs["source"].to_numpy(), return_inverse=True)
+        docs = docs.set_column(docs.schema.get_field_index("source"), "source", pa.array(sources, pa.int16()))
+        return Supply(table, docs, [self.corpus.sources[i] for i in used])
 
 
 def _only_of(corpus: Corpus, sources: Sequence[str]) -> npt.NDArray[np.bool_]:

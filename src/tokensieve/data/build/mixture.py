@@ -59,7 +59,7 @@ def allot(pools: Sequence[Pool], shares: Sequence[float] | None, max_rows: int |
     short = [_short(p, s, n, max_rows) for p, s, n in zip(pools, shares, wanted, strict=True) if n > p.readable]
     if short:
         most = min(int(p.readable / s) for p, s in zip(pools, shares, strict=True) if s > 0)
-        raise UserError(f"{'; '.join(short)}: these shares can be had for max_rows {most} at most, or with more epochs")
+        raise UserError(f"{'; '.join(short)}: these shares can be had for {most} rows at most, or with more epochs")
     return wanted
 
 
@@ -67,7 +67,7 @@ def _short(pool: Pool, share: float, wanted: int, max_rows: int) -> str:
     often = "" if pool.epochs == 1 else f", {pool.readable} in {pool.epochs:g} epochs"
     needs = wanted / pool.rows if pool.rows else float("inf")
     return (
-        f"source {pool.label} has {pool.rows} rows{often}, its share of {share:.2%} needs {wanted} of max_rows {max_rows}"
+        f"source {pool.label} has {pool.rows} rows{often}, its share of {share:.2%} needs {wanted} of {max_rows} rows"
         f" (epochs: {needs:.4g})"
     )
 

@@ -150,7 +150,7 @@ def test_hours_and_mfu_are_each_other_s_inverse() -> None:
 
 
 def test_a_stage_beside_a_cut_one_begins_with_the_whole_model(tmp_path: Path) -> None:
-    """The estimate of `init` cut the shapes that all stages share: what began with the whole model was charged the cut one's FLOPs."""
+    """The estimate of `init` cut the shapes that all stages share: what began with the whole was charged as the cut one."""
     train = {"verb": "train", "corpus": "@web", "training": {**STEP, "max_steps": 1000}}
     web = {"verb": "prepare", "tokenizer": "${base}", "length": 64, "sources": [{"path": "${web}"}]}
     stages = {

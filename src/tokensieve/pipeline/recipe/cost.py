@@ -59,7 +59,7 @@ class Known:
         return (math.nan, False) if cost.tokens is None else (cost.tokens, cost.exact)
 
     def room(self, corpus: str) -> tuple[float, bool]:
-        """(what its rows would hold if all were full, as steps count them, whether they were counted); NaN where nobody knows."""
+        """(tokens that its rows have room for, as steps count them, whether they were counted); NaN where nobody knows."""
         if (manifest := self.manifest(corpus, "corpus")) is not None:
             return float(manifest["stats"]["rows"] * manifest["length"]), True
         return self.tokens(corpus)

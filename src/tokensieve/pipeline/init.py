@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from pathlib import Path
@@ -65,7 +66,9 @@ def estimate(config: InitConfig, known: Known) -> Cost:
     if (source := known.model(config.model)) is None:
         return Cost(None, None, math.nan, False)
     memory = 4 * _num_parameters(source)
-    kept = first_blocks(source, config.layers)
+    kept = first_blocks(
+        copy.deepcopy(source), config.layers
+    )  # `known` keeps its shapes for the stages that begin with the whole model
     return Cost(None, None, 4 * _num_parameters(kept), False, memory=memory, model=kept)
 
 

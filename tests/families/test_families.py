@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from families import FAMILIES, NOT_CAUSAL, build, class_of
-from family_facts import FACTS, IDS, LABELS, PLAIN, refusal, row
+from family_facts import DATA, FACTS, IDS, LABELS, PLAIN, refusal, row
 
 from tokensieve.core import objective
 from tokensieve.modeling.probe import broken_property
@@ -71,6 +72,22 @@ def test_it_is_as_the_page_says(name: str, tmp_path: Path) -> None:
 def test_what_is_not_causal_is_refused(name: str) -> None:
     text = PAGE.read_text("utf-8").partition("<!-- refused:")[2]
     assert f"| {name} | {refusal(name)} |" in text
+
+
+def test_the_best_checkpoint_of_a_mixture_is_read_whole(tmp_path: Path) -> None:
+    """Checkpoints hold experts one by one; the Trainer's reading leaves those of the last step where they are."""
+    model = build(FAMILIES["Mixtral"])
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    args = tiny.arguments(tmp_path, 4, learning_rate=0.05, **best, **every)
+    trainer = tiny.train(model, args, DATA, objective("rho1"), eval_dataset=DATA)
+    first = tmp_path / "checkpoint-1"
+    assert trainer.state.best_model_checkpoint == str(first)  # the highest loss: the first one's
+    wanted = type(model).from_pretrained(first, dtype=torch.float64).state_dict()
+    last = type(model).from_pretrained(tmp_path / "checkpoint-2", dtype=torch.float64).state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, wanted[name]), name
+        assert not torch.equal(weight, last[name]), name
 
 
 def test_a_router_loss_set_in_a_text_config_is_seen() -> None:

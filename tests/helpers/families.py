@@ -30,6 +30,8 @@ COMMON = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
 }
 ROUTER = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
@@ -120,7 +122,10 @@ FAMILIES: dict[str, Family] = {
             "output_router_logits": True,
             "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
             "ffn_config": {
-                **{"hidden_size": 32, "ffn_hidden_size": 16, "moe_top_k": 2, "moe_loss_weight": 0.5},
+                "hidden_size": 32,
+                "ffn_hidden_size": 16,
+                "moe_top_k": 2,
+                "moe_loss_weight": 0.5,
                 "ffn_act_fn": {"name": "silu"},
             },
         },
@@ -131,7 +136,12 @@ FAMILIES: dict[str, Family] = {
     "dots.llm1": Family("dots1", MOE, {"n_shared_experts": 1, "first_k_dense_replace": 1}),
     "Hunyuan-A13B": Family("hunyuan_v1_moe", MOE, {"moe_topk": 2}),
     "DeepSeek-V2": Family("deepseek_v2", MLA, {**LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1}),
-    "DeepSeek-V3": Family("deepseek_v3", MLA, {**LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}, suite=True),
+    "DeepSeek-V3": Family(
+        "deepseek_v3",
+        MLA,
+        {**LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+        suite=True,
+    ),
     "GLM-4.7-Flash": Family("glm4_moe_lite", MLA, {**LATENT, "num_key_value_heads": 4}),
     "MiniCPM3": Family("minicpm3", MLA, {**LATENT, "num_key_value_heads": 4}),
     "Youtu-LLM": Family("youtu", MLA, {**LATENT, "num_key_value_heads": 4}),
@@ -148,8 +158,12 @@ FAMILIES: dict[str, Family] = {
         "zamba2",
         HYBRID,
         {
-            **{"layers_block_type": ["linear_attention", "hybrid"], "n_mamba_heads": 8, "mamba_d_state": 8},
-            **{"chunk_size": 8, "num_key_value_heads": 4, "adapter_rank": 8},
+            "layers_block_type": ["linear_attention", "hybrid"],
+            "n_mamba_heads": 8,
+            "mamba_d_state": 8,
+            "chunk_size": 8,
+            "num_key_value_heads": 4,
+            "adapter_rank": 8,
         },
     ),
     "Falcon-H1": Family(
@@ -160,9 +174,14 @@ FAMILIES: dict[str, Family] = {
         "nemotron_h",
         HYBRID,
         {
-            **{"layers_block_type": ["linear_attention", "moe", "full_attention"], "num_hidden_layers": 3},
-            **{"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
-            **{"moe_shared_expert_intermediate_size": 16},
+            "layers_block_type": ["linear_attention", "moe", "full_attention"],
+            "num_hidden_layers": 3,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "chunk_size": 8,
+            "moe_shared_expert_intermediate_size": 16,
         },
     ),
     "LFM2": Family("lfm2", HYBRID, {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}),
@@ -175,7 +194,11 @@ FAMILIES: dict[str, Family] = {
         "kimi_linear",
         HYBRID,
         {
-            **{**LATENT, "q_lora_rank": None, "num_key_value_heads": 4, "linear_head_dim": 8, "linear_num_heads": 4},
+            **LATENT,
+            "q_lora_rank": None,
+            "num_key_value_heads": 4,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
             **BOTH,
             "mlp_layer_types": ["dense", "sparse"],
         },
@@ -184,7 +207,12 @@ FAMILIES: dict[str, Family] = {
     "RecurrentGemma, Griffin": Family(
         "recurrent_gemma",
         RECURRENT,
-        {"block_types": ["recurrent", "attention"], "lru_width": 32, "attention_window_size": 7, "logits_soft_cap": 3.0},
+        {
+            "block_types": ["recurrent", "attention"],
+            "lru_width": 32,
+            "attention_window_size": 7,
+            "logits_soft_cap": 3.0,
+        },
         suite=True,
     ),
     "RWKV": Family("rwkv", RECURRENT, {"attention_hidden_size": 32}),
@@ -197,8 +225,11 @@ FAMILIES: dict[str, Family] = {
         HALF,
         {
             **SLIDING,
-            **{"num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8},
-            **{"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0]},
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": VOCAB,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.0, 0.0],
         },
     ),
     "Gemma 4": Family(
@@ -264,7 +295,13 @@ def class_of(family: Family) -> str:
     return str(CAUSAL[family.model_type])
 
 
-SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 SMALL_T5 = {"vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
 # name -> (class, class of its config, fields): what is no causal language model, one of them only by its config.
 NOT_CAUSAL: dict[str, tuple[str, str, dict[str, Any]]] = {

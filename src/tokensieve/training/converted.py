@@ -1,4 +1,4 @@
-"""Weights of checkpoints that stand there in another form than in the model: experts one by one, where the model has them joined.
+"""Weights of checkpoints that have another form there than in the model: experts one by one, where the model has them joined.
 
 ``save_pretrained`` writes what was published for a class, ``from_pretrained`` converts it. The Trainer reads a checkpoint by
 ``load_state_dict(strict=False)``, which does not: what has another name is left as it is, with a warning in its log. A mixture
@@ -40,5 +40,7 @@ def load_converted(model: Any, checkpoint: Path) -> bool:
 
 def is_converted(base: Any) -> bool:
     """Whether a transformers model is saved in another form than it has in memory."""
-    used = getattr(base, "_weight_conversions", None)  # of a model that came out of a folder; else what its class would use
+    used = getattr(
+        base, "_weight_conversions", None
+    )  # of a model that came out of a folder; else what its class would use
     return bool(get_model_conversion_mapping(base, add_legacy=False) if used is None else used)

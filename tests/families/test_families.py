@@ -103,7 +103,7 @@ def test_a_router_loss_set_in_a_text_config_is_seen() -> None:
 
     inner, model.config = model.config, Outer()
     with pytest.raises(UserError, match="which a router loss does not survive"):
-        refuse_deferred_router_loss(objective("dft"), model)
+        refuse_deferred_router_loss(objective("dft", denominator="weight"), model)
     refuse_deferred_router_loss(objective("rho1"), model)
 
 

@@ -55,6 +55,7 @@ class Family:
     suite: bool = False
     """In `make test`; the others in `make families` only."""
     dtype: torch.dtype = torch.float64
+    """float32 where the class keeps its router in it when it is read from a folder."""
 
 
 DENSE, WINDOW, CAP, MOE, MLA, SSM, HYBRID, RECURRENT, DIFFERENTIAL, TERNARY, HALF = (
@@ -114,7 +115,9 @@ FAMILIES: dict[str, Family] = {
     "Phi-3.5-MoE": Family("phimoe", MOE, ROUTER),
     "Granite MoE": Family("granitemoe", MOE, {**ROUTER, "logits_scaling": 3.0}),
     "JetMoE": Family("jetmoe", MOE, {"output_router_logits": True, "aux_loss_coef": 0.5, "kv_channels": 8}),
-    "ERNIE 4.5 MoE": Family("ernie4_5_moe", MOE, {**ROUTER, "moe_layer_start_index": 0, "moe_k": 2}),
+    "ERNIE 4.5 MoE": Family(
+        "ernie4_5_moe", MOE, {**ROUTER, "moe_layer_start_index": 0, "moe_k": 2}, dtype=torch.float32
+    ),
     "DBRX": Family(
         "dbrx",
         MOE,
@@ -285,7 +288,9 @@ def _quantised(model: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def takes(model: Any, name: str) -> bool:
-    return name in inspect.signature(type(model).forward).parameters
+    """Whether the model's forward has this argument, or any."""
+    given = inspect.signature(type(model).forward).parameters
+    return name in given or any(p.kind is p.VAR_KEYWORD for p in given.values())
 
 
 def class_of(family: Family) -> str:

@@ -85,14 +85,16 @@ def _look(
     fed_BT = batch["targets"]
     # More is compared than is trained on: a row may have a single target.
     targets_BT = torch.where(fed_BT == IGNORE_INDEX, shift_targets(batch["input_ids"]), fed_BT)
-    head = _Head(seam, fed_BT)
+    head, losses = _Head(seam, fed_BT), list[Tensor]()
 
     def nll_of(fed: Mapping[str, Tensor], targets: Tensor, with_labels: bool = labels) -> Tensor:
         inputs, made = seam.inputs(fed), list[Tensor]()
         if with_labels:
             inputs["labels"] = fed["labels"]
         with seam.run(lambda hidden, by: made.append(token_nll(hidden, by, targets)), head.show(targets.shape)):
-            call(**inputs)
+            outputs = call(**inputs)
+        if with_labels:
+            losses.append(outputs.loss)
         return head.only(made, seam.calls)
 
     nll_BT = nll_of(batch, targets_BT, with_labels=True)
@@ -120,6 +122,7 @@ def _look(
     return Findings(
         *(seam.model, head.dtype, finite, float(own), float(ours.mean()), ours.numel()),
         *(changes, moved_BT, apart_BT, (min(sizes), max(sizes))),
+        float(losses[1]) if len(losses) > 1 else 0.0,  # the first one's loss is of the logits that it was shown
     )
 
 

@@ -33,7 +33,7 @@ from . import launch
 from .config.fields import from_fields
 from .configs.init import KIND as START
 from .configs.score import KIND, NOT_WORK, ScoreConfig
-from .lineage import lineage
+from .lineage import lineage, trained_by
 from .recipe.cost import Cost, Known
 from .score_columns import COLUMNS, asked, bytes_of, check_asked, check_origin, column_types, columns_of
 
@@ -261,9 +261,15 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
         reference_flops=training_flops(config.model) if config.model else 0.0,
         **({"types": column_types(config)} if column_types(config) else {}),
         **({"context": config.context} if config.context != "none" else {}),
-        begun_from=lineage(config.model)[1:] if config.model else [],
+        begun_from=_begun_from(config.model) if config.model else [],
         **({"bos_note": note} if note else {}),
     )
+
+
+def _begun_from(model: str) -> list[dict[str, Any]]:
+    """What a reference was begun from, without what ``reference_flops`` has in it already."""
+    counted = trained_by(model)
+    return [link for link in lineage(model)[1:] if link["model"] not in counted]
 
 
 def training_flops(model: str) -> float | None:

@@ -6,8 +6,8 @@
     experts    each of a mixture's E experts n times, with its row of the router, and n times as many visited: n copies of the
                same weight / n. ``noise`` times the standard deviation of a weight is added to the copies
 
-Orthogonal growth of mixtures (arXiv 2510.08008: depth by interposed copies, width by copies of experts with noise; by memory). A
-silent copy is the zero-initialised block of LLaMA Pro (arXiv 2401.02415).
+Orthogonal growth of mixtures (arXiv 2510.08008: depth by interposed copies, width by copies of experts with noise; by memory).
+A silent copy is the zero-initialised block of LLaMA Pro (arXiv 2401.02415).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
         elect    gamma = sign(sum_i w_i tau_i)
         merge    tau = sum of w_i tau_i over models of that sign / sum of their w_i; 0 where there is none
 
-TIES was read in the authors' code (utils/merge_utils.py: topk_values_mask, resolve_sign "mass", disjoint_merge "mean"), with two
+TIES was read in the authors' code (utils/merge_utils.py: topk_values_mask, resolve_sign "mass", disjoint_merge "mean"). Two
 differences: a threshold there keeps one weight more than the share, and where a sum is exactly 0 theirs takes the sign of most
 weights of the model and ours gives 0, as the paper has it. w_i are ours: 1 is theirs.
 """

@@ -48,7 +48,7 @@ def objective(**fields: Any) -> tuple[str, str]:
 
 
 def test_pruned_and_recovered_from_a_teacher(tiny: Any, made: Any, tokensieve: Any, tmp_path: Path) -> None:
-    """Minitron: what is kept stands in the manifest, the teacher's training is charged, and so is the model it was begun from."""
+    """Minitron: what is kept stands in the manifest; the teacher's training and what it was begun from are charged."""
     words = ("--prune.corpus", tiny.corpus, "--prune.layers", 1, "--prune.intermediate_size", 24, "--prune.heads", 1)
     out = made("pruned", *words, "--prune.hidden_size", 24)
     manifest = read_manifest(out, "start")

@@ -145,7 +145,7 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("scope", "reference"), [("batch", "ref_divergence"), ("step", None)])
 def test_the_furthest_from_the_teacher(scope: str, reference: str | None, tmp_path: Path) -> None:
-    """AdaSPEC's filter: the tokens of the highest KL less the reference's, ranked as the scope says; the gradient is of these."""
+    """AdaSPEC's filter: the tokens of the highest KL less the reference's, within the scope; the gradient is of these."""
     g = torch.Generator().manual_seed(3)
     column = torch.rand(8, tiny.LENGTH, generator=g)
     data = tiny.rows(8, ref_divergence=column.tolist())

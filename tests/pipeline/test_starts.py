@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny as models
 import torch
 from experiment import ONE_STEP, write_text
 
@@ -19,7 +20,14 @@ from tokensieve.modeling.load import load_causal_lm
 from tokensieve.modeling.rebuilt import largest_difference
 from tokensieve.modeling.vocabulary import new_rows
 from tokensieve.pipeline import init
-from tokensieve.pipeline.configs.init import GrowConfig, InitConfig, MergeConfig, MixtureConfig
+from tokensieve.pipeline.configs.init import (
+    GrowConfig,
+    InitConfig,
+    MergeConfig,
+    MixtureConfig,
+    PruneConfig,
+    VocabConfig,
+)
 from tokensieve.pipeline.recipe.cost import Known
 from tokensieve.pipeline.score import training_flops
 from tokensieve.runs.manifest import read_manifest
@@ -43,14 +51,18 @@ def made(tiny: Any, tokensieve: Any, tmp_path_factory: pytest.TempPathFactory) -
     return make
 
 
+def pruned(tiny: Any) -> tuple[object, ...]:
+    words = ("--prune.corpus", tiny.corpus, "--prune.layers", 1, "--prune.intermediate_size", 24, "--prune.heads", 1)
+    return (*words, "--prune.hidden_size", 24)
+
+
 def objective(**fields: Any) -> tuple[str, str]:
     return "--objective", json.dumps(fields)
 
 
 def test_pruned_and_recovered_from_a_teacher(tiny: Any, made: Any, tokensieve: Any, tmp_path: Path) -> None:
     """Minitron: what is kept stands in the manifest; the teacher's training and what it was begun from are charged."""
-    words = ("--prune.corpus", tiny.corpus, "--prune.layers", 1, "--prune.intermediate_size", 24, "--prune.heads", 1)
-    out = made("pruned", *words, "--prune.hidden_size", 24)
+    out = made("pruned", *pruned(tiny))
     manifest = read_manifest(out, "start")
     assert manifest["made_by"] == "prune"
     assert manifest["kept"] == {"layers": 1, "intermediate_size": 24, "heads": 1, "hidden_size": 24}
@@ -140,20 +152,22 @@ def test_a_start_is_charged_once_as_a_reference(tiny: Any, made: Any, tokensieve
 def test_tokens_chosen_by_divergence(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
     """AdaSPEC: the reference's KL from the teacher is a column, and the student's KL less that chooses the tokens."""
     asked = ("--columns", "{ref_divergence: divergence}", "--dtype", "float32")
+    models.llama(vocab_size=290, seed=9).save_pretrained(teacher := tmp_path / "teacher")
     command = ("score", "--corpus", tiny.corpus, "--model", tiny.clm, *asked)
-    whole = ("--teacher", tiny.base, "--teacher_top_k", 290)
+    whole = ("--teacher", teacher, "--teacher_top_k", 290)
     assert tokensieve(*command, "--out", tmp_path / "all", *whole).code == 0
     corpus = open_corpus(tiny.corpus)
     rows = join_scores(corpus, tmp_path / "all")[:3]
     ids = torch.tensor(np.array(rows["input_ids"]))
     with torch.no_grad():
-        p, q = (load_causal_lm(m)(input_ids=ids).logits.double().log_softmax(-1) for m in (tiny.base, tiny.clm))
+        p, q = (load_causal_lm(m)(input_ids=ids).logits.double().log_softmax(-1) for m in (teacher, tiny.clm))
     wanted = (p.exp() * (p - q)).sum(-1)[:, :-1]
     found = torch.tensor(np.array(rows["ref_divergence"]))[:, 1:].double()
-    assert float((found - wanted).abs().max()) < 1e-5
+    assert float(wanted.min()) > 0.01
+    assert float((found - wanted).abs().max()) < 1e-4  # of logits up to 30, float32
     itself = ("score", "--corpus", tiny.corpus, "--model", tiny.base, *asked, "--teacher", tiny.base)
     assert tokensieve(*itself, "--out", tmp_path / "none").code == 0
-    assert float(np.nanmax(np.abs(np.array(join_scores(corpus, tmp_path / "none")[:3]["ref_divergence"])))) < 1e-5
+    assert float(np.nanmax(np.abs(np.array(join_scores(corpus, tmp_path / "none")[:3]["ref_divergence"])))) < 1e-4
     told = objective(name="distill", teacher=str(tiny.base), ratio=0.4)
     run = ("train", "--corpus", tiny.corpus, "--model", tiny.model, "--scores", f"[{tmp_path / 'all'}]", *STEP, *told)
     assert tokensieve(*run, "--out", tmp_path / "run").code == 0
@@ -214,10 +228,24 @@ def test_layers_are_the_work_they_were(tiny: Any) -> None:
     assert init.work(moved[0]).fingerprint == init.work(moved[1]).fingerprint
 
 
-def test_a_plan_knows_what_it_can(tiny: Any) -> None:
-    """Of a merge the shapes, of what depends on weights nothing: unknown, and no error."""
-    merged = init.estimate(InitConfig("a", str(tiny.base), merge=MergeConfig([str(tiny.clm)])), Known())
-    assert merged.model is not None
-    unknown = init.estimate(InitConfig("a", str(tiny.base), moe_from_dense=MixtureConfig(4, 2)), Known())
+def test_a_plan_knows_the_shapes_that_are_left(tiny: Any, made: Any) -> None:
+    """Without weights as many parameters as with them; of another tokenizer, which is not read for it, nothing."""
+    fields: dict[str, dict[str, Any]] = {
+        "grown": {"grow": GrowConfig(layers=4, intermediate_size=64)},
+        "some": {"moe_from_dense": MixtureConfig(4, 2)},
+        "linear": {"merge": MergeConfig([str(tiny.clm), str(tiny.rho1)])},
+        "pruned": {"prune": PruneConfig(str(tiny.corpus), 256, 1, 24, 1, 24)},
+    }
+    words = {
+        "grown": ("--grow.layers", 4, "--grow.intermediate_size", 64),
+        "some": ("--moe-from-dense.experts", 4, "--moe-from-dense.active", 2),
+        "linear": ("--merge.models", json.dumps([str(tiny.clm), str(tiny.rho1)]), "--merge.method", "linear"),
+        "pruned": pruned(tiny),
+    }
+    for name, given in fields.items():
+        shapes = init.estimate(InitConfig("a", str(tiny.base), **given), Known()).model
+        count = read_manifest(made(name, *words[name]))["num_parameters"]
+        assert sum(p.numel() for p in shapes.parameters()) == count, name
+    unknown = init.estimate(InitConfig("a", str(tiny.base), vocab=VocabConfig("x")), Known())
     assert unknown.model is None
     assert np.isnan(unknown.disk)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..runs.errors import UserError
-from .cut import blocks_of, pick_config
+from .cut import blocks_of, num_blocks, pick_config
 from .rebuilt import check_same_function, check_width_family, rebuilt
 
 Copies = Literal["silent", "exact"]
@@ -36,15 +36,29 @@ def interposed(blocks: int, wanted: int) -> list[int]:
     return [i * blocks // wanted for i in range(wanted)]
 
 
+def grown_config(config: Any, layers: int | None, intermediate_size: int | None, experts: int | None) -> Any:
+    """The config of what grows to these sizes; None: as it is."""
+    config = copy.deepcopy(config)
+    if layers is not None:
+        number = num_blocks(config.get_text_config(), config.model_type)
+        pick_config(config.get_text_config(), interposed(number, layers), config.model_type, "grown")
+    if intermediate_size is not None:
+        config.intermediate_size = intermediate_size
+    if experts is not None:
+        times = experts // int(getattr(config, _MIXTURES[config.model_type]))
+        setattr(config, _MIXTURES[config.model_type], experts)
+        config.num_experts_per_tok *= times
+    return config
+
+
 @torch.no_grad()
 def grow_layers(model: Any, layers: int, copies: Copies = "silent") -> Any:
     """``model`` with ``layers`` blocks. Proved with silent copies, to the rounding of sums; then exact ones are filled in."""
     path, blocks = blocks_of(model, "grown")
-    number, kind = len(blocks), model.config.model_type
+    number = len(blocks)
     if layers < number:
         raise UserError(f"grow.layers: the model has {number} blocks, so it does not grow to {layers}")
-    config, origin = copy.deepcopy(model.config), interposed(number, layers)
-    pick_config(config.get_text_config(), origin, kind, "grown")
+    config, origin = grown_config(model.config, layers, None, None), interposed(number, layers)
     of_block = re.compile(rf"^(.*{re.escape(path)}\.)(\d+)(\..*)$")
     weights: dict[str, Tensor] = {}
     silent: dict[str, Tensor] = {}
@@ -73,11 +87,10 @@ def _writes(name: str) -> bool:
 def grow_intermediate(model: Any, size: int) -> Any:
     """``model`` with MLPs ``size`` wide, of a family in WIDTH_FAMILIES."""
     check_width_family(model.config.model_type, "grown")
-    config = copy.deepcopy(model.config)
-    before = config.intermediate_size
+    before = model.config.intermediate_size
     if size < before:
         raise UserError(f"grow.intermediate_size: the model's is {before}, so it does not grow to {size}")
-    config.intermediate_size, turn = size, torch.arange(size) % before
+    config, turn = grown_config(model.config, None, size, None), torch.arange(size) % before
     weights = dict(model.state_dict())
     for name, weight in weights.items():
         if ".mlp.gate_proj." in name or ".mlp.up_proj." in name:
@@ -92,15 +105,14 @@ def grow_intermediate(model: Any, size: int) -> Any:
 @torch.no_grad()
 def grow_experts(model: Any, experts: int, noise: float, seed: int) -> Any:
     """``model``, a mixture, with ``experts`` experts, a multiple of what it has; proved before the noise."""
-    config, kind = copy.deepcopy(model.config), model.config.model_type
+    kind = model.config.model_type
     if kind not in _MIXTURES:
         raise UserError(f"a {kind} cannot be grown in experts: that is known for {', '.join(_MIXTURES)}")
-    before = int(getattr(config, _MIXTURES[kind]))
+    before = int(getattr(model.config, _MIXTURES[kind]))
     times, left = divmod(experts, before)
     if left or times < 1:
         raise UserError(f"grow.experts: the model has {before}, so a multiple of that is needed, not {experts}")
-    setattr(config, _MIXTURES[kind], experts)
-    config.num_experts_per_tok *= times
+    config = grown_config(model.config, None, None, experts)
     weights = {n: torch.cat([w] * times) if _of_expert(n) else w for n, w in model.state_dict().items()}
     made = rebuilt(config, weights, model, "grown")
     check_same_function(model, made, "grown")

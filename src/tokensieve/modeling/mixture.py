@@ -36,7 +36,7 @@ def moe_from_dense(model: Any, experts: int, active: int, seed: int) -> Any:
 
     Proved: with all of them visited and an even router it gives the dense logits, up to the rounding of sums.
     """
-    kind, config = model.config.model_type, model.config
+    config = model.config
     check_mixture(config, experts, active)
     width = config.intermediate_size // experts
     generator = torch.Generator().manual_seed(seed)
@@ -52,14 +52,13 @@ def moe_from_dense(model: Any, experts: int, active: int, seed: int) -> Any:
         weights[f"{at}experts.gate_up_proj"] = read.flatten(1, 2)  # [E, 2 W, D]
         weights[f"{at}experts.down_proj"] = (experts * down[:, order]).unflatten(1, (experts, width)).transpose(0, 1)
         weights[f"{at}gate.weight"] = torch.zeros(experts, config.hidden_size)
-    everyone = rebuilt(_config(config, experts, experts, width), weights, model, "made a mixture")
+    everyone = rebuilt(mixture_config(config, experts, experts), weights, model, "made a mixture")
     check_same_function(model, everyone, "made a mixture")
     for name in weights:
         if name.endswith(".mlp.gate.weight"):
             drawn = torch.randn(experts, config.hidden_size, generator=generator)
             weights[name] = drawn * (_SPREAD / math.sqrt(config.hidden_size))
-    assert kind in MIXTURE_OF
-    return rebuilt(_config(config, experts, active, width), weights, model, "made a mixture")
+    return rebuilt(mixture_config(config, experts, active), weights, model, "made a mixture")
 
 
 def check_mixture(config: Any, experts: int, active: int) -> None:
@@ -77,11 +76,13 @@ def check_mixture(config: Any, experts: int, active: int) -> None:
         raise UserError(f"moe_from_dense.active must be in [1, {experts}], not {active}")
 
 
-def _config(dense: Any, experts: int, active: int, width: int) -> Any:
-    """The mixture's config: the dense one's fields, as far as it has them."""
+def mixture_config(dense: Any, experts: int, active: int) -> Any:
+    """The mixture's config: the dense one's fields, as far as it has them. UserError as in :func:`check_mixture`."""
     from transformers import AutoConfig
 
+    check_mixture(dense, experts, active)
     kind, number, size = MIXTURE_OF[dense.model_type]
+    width = dense.intermediate_size // experts
     known = AutoConfig.for_model(kind).to_dict()
     kept = {k: v for k, v in copy.deepcopy(dense.to_dict()).items() if k in known and k not in _NOT_OURS}
     head = getattr(dense, "head_dim", None) or dense.hidden_size // dense.num_attention_heads

@@ -173,6 +173,26 @@ def prune(model: Any, found: Importance, sizes: Sizes) -> tuple[Any, dict[str, A
     return model, told
 
 
+def pruned_config(config: Any, sizes: Sizes) -> Any:
+    """The config of what :func:`prune` leaves, for shapes: which blocks stay is not known without weights, how many is."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    if sizes.layers is not None:
+        pick_config(text, range(sizes.layers), config.model_type, "pruned")
+    if sizes.width:
+        text.head_dim = _head_width(text)
+        text.intermediate_size = sizes.intermediate_size or text.intermediate_size
+        text.hidden_size = sizes.hidden_size or text.hidden_size
+        kv_heads, heads = _kv_heads(text), text.num_attention_heads
+        text.num_attention_heads = sizes.heads or heads
+        text.num_key_value_heads = kv_heads if kv_heads == 1 else text.num_attention_heads * kv_heads // heads
+    return config
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def _without_blocks(model: Any, kept: Sequence[int]) -> Any:
     """In place: so classes that compute with their depth are told apart from the one that is read again."""
     _, blocks = blocks_of(model, "pruned")
@@ -186,9 +206,9 @@ def _without_blocks(model: Any, kept: Sequence[int]) -> Any:
 def _narrowed(model: Any, found: Importance, kept: Sequence[int], sizes: Sizes) -> Any:
     """Neurons and heads. ``kept``: which blocks of the calibrated model the model's are."""
     config = copy.deepcopy(model.config)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = _head_width(config)
     weights, silent = dict(model.state_dict()), copy.deepcopy(model)
-    _, silenced = blocks_of(silent, "pruned")
+    silenced: Any = blocks_of(silent, "pruned")[1]
     for new, old in enumerate(kept):
         at = next(n for n in weights if n.endswith(f"layers.{new}.mlp.down_proj.weight")).removesuffix(
             "mlp.down_proj.weight"
@@ -248,7 +268,7 @@ def _silence(layer: nn.Linear, stay: Sequence[int]) -> None:
 def _with_channels(model: Any, stay: Sequence[int]) -> Any:
     """The hidden width is one dimension of a weight: rows of what writes to the stream, columns of what reads it."""
     config, index = copy.deepcopy(model.config), torch.tensor(stay)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = _head_width(config)
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
         if name.endswith(("q_norm.weight", "k_norm.weight")) or (name.endswith(".bias") and "o_proj" not in name):

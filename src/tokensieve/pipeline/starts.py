@@ -14,11 +14,11 @@ from ..data.scored import join_scores
 from ..data.tokenizer import load_tokenizer, tokenizer_identity
 from ..modeling.cut import cut_folder, first_blocks, num_blocks, open_source
 from ..modeling.folder import model_folder, model_hash, read_config
-from ..modeling.grow import grow_experts, grow_intermediate, grow_layers, parts_that_grow
-from ..modeling.load import check_length, check_tokenizer
+from ..modeling.grow import grow_experts, grow_intermediate, grow_layers, grown_config, parts_that_grow
+from ..modeling.load import check_length, check_tokenizer, model_shapes
 from ..modeling.merge import check_mergeable, merge
-from ..modeling.mixture import moe_from_dense
-from ..modeling.prune import Sizes, check_sizes, importance, prune
+from ..modeling.mixture import mixture_config, moe_from_dense
+from ..modeling.prune import Sizes, check_sizes, importance, prune, pruned_config
 from ..modeling.vocabulary import with_vocabulary
 from ..runs.errors import UserError
 from .configs.init import InitConfig
@@ -66,17 +66,21 @@ def _pruned(config: InitConfig) -> Made:
     check_sizes(model, sizes)
     rows = Rows(join_scores(corpus, verify=None))
     found = importance(model, _batches(rows, config.prune.rows), width=sizes.width)
+    if not found.tokens:
+        raise UserError(
+            f"prune.corpus: none of the first {config.prune.rows} rows of {config.prune.corpus} is without padding"
+        )
     made, told = prune(model, found, sizes)
     left = {name: n for name, n in dataclasses.asdict(sizes).items() if n is not None}
     return made, {**_blocks(config), **told, "kept": left, "calibration_tokens": found.tokens}
 
 
 def _batches(rows: Rows, most: int) -> Iterator[dict[str, Tensor]]:
-    """The first rows, of one length each: what stands behind the end of a short one is cut off by batches of one row."""
+    """The first rows, some at a time; a batch with a row that ends in padding is left out."""
     for start in range(0, min(most, len(rows)), ROWS_AT_ONCE):
         batch = collate(rows.__getitems__(range(start, min(start + ROWS_AT_ONCE, most, len(rows)))))
         if "attention_mask" in batch:
-            continue  # rows with padding: the last of a corpus
+            continue
         yield {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
 
 
@@ -198,4 +202,11 @@ def shapes_of(config: InitConfig, source: Any) -> Any:
     """What a plan counts with: the shapes of the model that is left, on the meta device; None where it cannot say."""
     if config.layers is not None:
         return first_blocks(source, config.layers)
+    if config.prune is not None:
+        check_sizes(source, sizes_of(config))
+        return model_shapes(pruned_config(source.config, sizes_of(config)))
+    if (g := config.grow) is not None:
+        return model_shapes(grown_config(source.config, g.layers, g.intermediate_size, g.experts))
+    if (x := config.moe_from_dense) is not None:
+        return model_shapes(mixture_config(source.config, x.experts, x.active))
     return source if config.merge is not None else None

@@ -93,7 +93,7 @@ def test_merged(method: str, tiny: Any, made: Any) -> None:
 
 
 def test_another_vocabulary(tiny: Any, made: Any, tokensieve: Any, tmp_path: Path) -> None:
-    """EEVE: the new tokenizer's model trains on its corpus; a new token's rows are means, and the first piece's in the head."""
+    """EEVE and PersianMind: a new token's rows are means, in the head the first piece's; an adapter trains on its corpus."""
     text = write_text(tmp_path / "new.jsonl", "n", 30, 7)
     corpus = tmp_path / "corpus"
     words = ("--sources", f"[{{path: {text}}}]", "--length", 32, "--vocab_size", 296)
@@ -115,7 +115,7 @@ def test_another_vocabulary(tiny: Any, made: Any, tokensieve: Any, tmp_path: Pat
     assert told["of_all"] == 0
     assert (out / "model" / "tokenizer.json").read_bytes() == (corpus / "tokenizer" / "tokenizer.json").read_bytes()
     run = ("train", "--out", tmp_path / "run", "--corpus", corpus, "--model", out, *STEP)
-    assert tokensieve(*run).code == 0
+    assert tokensieve(*run, "--lora", "{r: 2, target_modules: [q_proj, v_proj]}").code == 0
 
 
 def test_grown(tiny: Any, made: Any) -> None:

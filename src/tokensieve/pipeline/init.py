@@ -21,7 +21,7 @@ from .configs.init import KIND, NOT_WORK, InitConfig
 from .lineage import lineage, trained_by
 from .recipe.cost import Cost, Known
 from .score import training_flops
-from .starts import DONE, STARTS, asked_for, check_start, shapes_of
+from .starts import MADE, WAYS_TO_BEGIN, asked_for, check_start, shapes_of
 
 # What tokenises, of every layout that a folder may have: copied byte for byte.
 TOKENIZER_FILES = (
@@ -40,11 +40,11 @@ def run(config: InitConfig) -> Path:
         if s.done:
             return out
         quiet_loading()
-        model, told = STARTS[asked](config)
+        model, told = WAYS_TO_BEGIN[asked](config)
         shutil.rmtree(made := out / UNCHECKED, ignore_errors=True)
         try:
             _write(config, model, made)
-            check_saved(made, model, DONE[asked])
+            check_saved(made, model, MADE[asked])
             s.bind()
             shutil.rmtree(out / "model", ignore_errors=True)  # of this very work, killed before its manifest
             made.rename(out / "model")

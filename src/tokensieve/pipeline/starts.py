@@ -24,10 +24,10 @@ from ..runs.errors import UserError
 from .configs.init import InitConfig
 
 Made = tuple[Any, dict[str, Any]]
-ROWS_AT_ONCE = 8
+CALIBRATION_ROWS = 8
 
 # What is said of a model that cannot be made: "cannot be cut", "only decoders can be merged".
-DONE = {
+MADE = {
     "layers": "cut",
     "prune": "pruned",
     "merge": "merged",
@@ -38,11 +38,11 @@ DONE = {
 
 
 def asked_for(config: InitConfig) -> str:
-    """The one field of DONE that is given. UserError for none, and for several."""
-    given = [name for name in DONE if getattr(config, name) is not None]
+    """The one field of MADE that is given. UserError for none, and for several."""
+    given = [name for name in MADE if getattr(config, name) is not None]
     if len(given) != 1:
         what = f"not {' and '.join(given)}" if given else "none is given"
-        raise UserError(f"init makes one thing at a time: name one of {', '.join(DONE)}, {what}")
+        raise UserError(f"init makes one thing at a time: name one of {', '.join(MADE)}, {what}")
     return given[0]
 
 
@@ -77,8 +77,8 @@ def _pruned(config: InitConfig) -> Made:
 
 def _batches(rows: Rows, most: int) -> Iterator[dict[str, Tensor]]:
     """The first rows, some at a time; a batch with a row that ends in padding is left out."""
-    for start in range(0, min(most, len(rows)), ROWS_AT_ONCE):
-        batch = collate(rows.__getitems__(range(start, min(start + ROWS_AT_ONCE, most, len(rows)))))
+    for start in range(0, min(most, len(rows)), CALIBRATION_ROWS):
+        batch = collate(rows.__getitems__(range(start, min(start + CALIBRATION_ROWS, most, len(rows)))))
         if "attention_mask" in batch:
             continue
         yield {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
@@ -131,7 +131,7 @@ def _mixture(config: InitConfig) -> Made:
     return moe_from_dense(model, x.experts, x.active, config.seed), _blocks(config)
 
 
-STARTS: dict[str, Callable[[InitConfig], Made]] = {
+WAYS_TO_BEGIN: dict[str, Callable[[InitConfig], Made]] = {
     "layers": _first,
     "prune": _pruned,
     "merge": _merged,

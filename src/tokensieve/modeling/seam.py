@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import LinearHead
+from ..core import LinearHead, LinearNLL
 from ..runs.errors import UserError
 
 Compute = Callable[[Tensor, LinearHead], Tensor | None]
@@ -172,6 +172,20 @@ class _Release(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ctx.box.append(grads[0])
         return torch.zeros_like(ctx.like), None, None
+
+
+def likeliest_entries(model: Any, seam: HeadSeam, inputs: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, Tensor]:
+    """(ids, log p) of the ``top_k`` likeliest entries of each prediction for a collated batch; [B, T, K], or all entries there
+    are. ``model`` is the seam's, wrapped or not."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def compute(hidden: Tensor, head: LinearHead) -> None:
+        most = min(top_k, len(head.weight))
+        found.append(LinearNLL(hidden, head, inputs["targets"], keep_logits=False, top_k=most).topk)
+
+    with seam.run(compute):
+        model(**seam.inputs(inputs))
+    return found[0]
 
 
 def base_model(model: nn.Module) -> Any:

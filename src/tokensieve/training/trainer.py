@@ -278,8 +278,10 @@ class SelectiveTrainer(Logged):
             for batch, known in zip(batches, self.step.known, strict=True):
                 head: dict[str, Tensor] = {}
                 if self._needs_first_pass:
+                    inputs = self._prepare_inputs(dict(batch))
+                    second = self._second_targets(inputs) if "divergence" in self.objective.needs else None
                     with self.compute_loss_context_manager():
-                        _, made = self._forward(self.model_wrapped, self._prepare_inputs(dict(batch)), loss_of=None)
+                        _, made = self._forward(self.model_wrapped, inputs, loss_of=None, second=second)
                     head = self._head_statistics(made)
                 parts.append((known, head, batch["targets"].shape[1]))
         self.step.weights, self.step.lowest = self.scope.weigh_step(parts)
@@ -298,7 +300,7 @@ class SelectiveTrainer(Logged):
     ) -> tuple[Any, LinearNLL]:
         """One forward with ``loss_of`` as its loss, or none: (outputs, the head's nll and what else the objective needs)."""
         made: list[LinearNLL] = []
-        statistics = head_statistics(self.objective.needs - {"nll"}) if model.training else ()
+        statistics = head_statistics(self.objective.needs - {"nll", "divergence"}) if model.training else ()
 
         def compute(hidden: Tensor, head: LinearHead) -> Tensor | None:
             options: dict[str, Any] = vars(self.head)

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from ..runs.errors import UserError
 from ..runs.files import file_hash, hash_json, read_json
 from .places import by_bytes, by_characters
+from .read.documents import Part
 from .tokenizer_state import file_state, other_added_token, other_rule, state_of
 
 EOS = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # 256 bytes and EOS
+CONTROL = -2  # the place of a control token that stands between two parts of a text
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -99,20 +101,24 @@ def auto_override(folder: Path) -> str | None:
     return other_rule(file_state(folder), state_of(found.backend_tokenizer))
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE of at most ``vocab_size`` tokens, EOS (id 0) included. The same texts give the same vocabulary."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, control: Sequence[str] = ()) -> Any:
+    """A byte-level BPE of at most ``vocab_size`` tokens, EOS (id 0) and ``control`` tokens (ids from 1) included.
+
+    The same texts give the same vocabulary.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(f"vocab_size must be at least {MIN_VOCAB_SIZE} (256 bytes and EOS), not {vocab_size}")
+    if vocab_size < (least := MIN_VOCAB_SIZE + len(control)):
+        more = f", {len(control)} control tokens" if control else ""
+        raise UserError(f"vocab_size must be at least {least} (256 bytes{more} and EOS), not {vocab_size}")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=[EOS, *control], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, clean_up_tokenization_spaces=False)
@@ -245,16 +251,41 @@ class Encoder:
     def _placed(
         self, text: str, ids: Sequence[int], parses: bool
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        framed = self.framed(ids, parses)
-        before = len(self._before(ids))
-        sizes = self._spelled[framed[before : before + len(ids)]]
-        if self.spells and int(sizes.sum()) == len(text.encode()):
-            places = by_bytes(text, sizes)
-        else:
-            offsets = self.backend.encode(text, add_special_tokens=False).offsets
-            starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
-            places = by_characters(text, starts, ends)
+        return self._framed_places(ids, self._places(text, ids), parses)
+
+    def encode_parts(self, text: str, parts: Sequence[Part]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """(ids, places) as :meth:`encode_placed` gives them, of a text whose parts are encoded each by itself, in the order
+        given; the place of a control token between them is ``CONTROL``. The vocabulary has all of these."""
+        texts = [text[p.start : p.end] for p in parts if not p.token]
+        found = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        ids: list[int] = []
+        places: list[npt.NDArray[np.int64]] = []
+        for part in parts:
+            if part.token:
+                control = self.backend.token_to_id(part.token)
+                assert control is not None  # looked up when the transform was made
+                ids.append(control)
+                places.append(np.array([CONTROL], np.int64))
+            else:
+                mine = next(found).ids
+                ids += mine
+                places.append(self._places(text[part.start : part.end], mine) + part.start)
+        return self._framed_places(ids, np.concatenate(places), self.parses)
+
+    def _framed_places(
+        self, ids: Sequence[int], places: npt.NDArray[np.int64], parses: bool
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        framed, before = self.framed(ids, parses), len(self._before(ids))
         return framed, np.pad(places, (before, len(framed) - before - len(ids)), constant_values=-1)
+
+    def _places(self, text: str, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The character of the text at which each of its tokens stands."""
+        sizes = self._spelled[np.asarray(ids, np.int64)]
+        if self.spells and int(sizes.sum()) == len(text.encode()):
+            return by_bytes(text, sizes)
+        offsets = self.backend.encode(text, add_special_tokens=False).offsets
+        starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+        return by_characters(text, starts, ends)
 
     @cached_property
     def _spelled(self) -> npt.NDArray[np.int64]:

@@ -15,6 +15,8 @@ from ..data.tokenizer import tokenizer_folder, tokenizer_identity
 from ..modeling.cut import check_saved
 from ..modeling.folder import model_folder, model_hash
 from ..modeling.load import quiet_loading
+from ..modeling.rope import with_rope
+from ..runs.errors import UserError
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from .config.help import check_seed
@@ -42,6 +44,8 @@ def run(config: InitConfig) -> Path:
             return out
         quiet_loading()
         model, told = WAYS_TO_BEGIN[asked](config)
+        if config.rope or config.max_positions is not None:
+            model = with_rope(model, config.rope, config.max_positions)
         shutil.rmtree(made := out / UNCHECKED, ignore_errors=True)
         try:
             _write(config, model, made)
@@ -71,6 +75,8 @@ def validate(config: InitConfig) -> None:
     """Raise UserError unless exactly one thing is to be made, with what it needs."""
     check_seed(config.seed)
     check_start(config)
+    if config.max_positions is not None and config.max_positions < 1:
+        raise UserError(f"max_positions must be at least 1, not {config.max_positions}")
 
 
 def sources_of(config: InitConfig) -> list[str]:

@@ -34,12 +34,15 @@ MADE = {
     "vocab": "given another vocabulary",
     "grow": "grown",
     "moe_from_dense": "made a mixture",
+    "rope": "given other positions",
 }
 
 
 def asked_for(config: InitConfig) -> str:
-    """The one field of MADE that is given. UserError for none, and for several."""
-    given = [name for name in MADE if getattr(config, name) is not None]
+    """The one field of MADE that is given, of which other positions may go with any. UserError for none, and for several."""
+    given = [name for name in MADE if name != "rope" and getattr(config, name) is not None]
+    if not given and (config.rope or config.max_positions is not None):
+        return "rope"
     if len(given) != 1:
         what = f"not {' and '.join(given)}" if given else "none is given"
         raise UserError(f"init makes one thing at a time: name one of {', '.join(MADE)}, {what}")
@@ -131,6 +134,10 @@ def _mixture(config: InitConfig) -> Made:
     return moe_from_dense(model, x.experts, x.active, config.seed), _blocks(config)
 
 
+def _as_it_is(config: InitConfig) -> Made:
+    return open_source(config.model, "rope", MADE["rope"]), _blocks(config)
+
+
 WAYS_TO_BEGIN: dict[str, Callable[[InitConfig], Made]] = {
     "layers": _first,
     "prune": _pruned,
@@ -138,6 +145,7 @@ WAYS_TO_BEGIN: dict[str, Callable[[InitConfig], Made]] = {
     "vocab": _with_vocabulary,
     "grow": _grown,
     "moe_from_dense": _mixture,
+    "rope": _as_it_is,
 }
 
 
@@ -209,4 +217,4 @@ def shapes_of(config: InitConfig, source: Any) -> Any:
         return model_shapes(grown_config(source.config, g.layers, g.intermediate_size, g.experts))
     if (x := config.moe_from_dense) is not None:
         return model_shapes(mixture_config(source.config, x.experts, x.active))
-    return source if config.merge is not None else None
+    return source if config.merge is not None or asked_for(config) == "rope" else None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from ..read.documents import NO_TARGET, Document
-from ..tokenizer import Encoder
+from ..tokenizer import CONTROL, Encoder
 from ..weight_rules import WeightRule, only_source
 from .weigh import weigh_characters
 
@@ -35,6 +35,7 @@ class Encoded:
     unknown: int = 0  # tokens that stand for text which the vocabulary cannot say, and characters that became none
     chat: bool = False
     exact: bool = True  # whether the table of bytes adds up to its text
+    touched: tuple[int, ...] = ()  # the transforms that changed it
 
 
 @dataclass
@@ -58,11 +59,12 @@ def weighed(document: Document, rules: Sequence[WeightRule]) -> Weighed:
 def of_tokens(ids: Int32, places_T: Int64, weights_C: Float32) -> tuple[Int32 | None, Float32 | None]:
     """(labels, weights) of a document's tokens from its characters'; None where they say nothing.
 
-    A BOS put before it is no target and weighs 1.
+    A BOS put before it is no target and weighs 1; so do control tokens put between its parts, which are targets.
     """
     put_before = len(places_T) > 1 and places_T[0] < 0
     weights_T = weights_C[places_T]  # the EOS put behind has place -1: the last entry
     weights_T[: int(put_before)] = 1
+    weights_T[places_T == CONTROL] = 1
     return _told(ids, weights_T, put_before=put_before)
 
 

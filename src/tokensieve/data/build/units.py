@@ -28,6 +28,7 @@ from ..weight_rules import WeightRule
 from .chat import Template, as_text
 from .encoded import Encoded, Int32, Int64, already_encoded, of_tokens, weighed
 from .pack import pack
+from .transforms import Transforms
 
 PART_FORMAT = 3  # parts of another one (1 had no doc_offsets, 2 ended with each file) are made again
 MAX_BAD_ROWS_LISTED = 100
@@ -64,6 +65,7 @@ class Setup:
     rules: tuple[WeightRule, ...] = ()
     template: Template | None = None
     tables: Tables | None = None
+    transforms: Transforms | None = None
 
 
 @dataclass
@@ -75,6 +77,9 @@ class Counts:
     sources: list[str] = field(default_factory=list)  # names, in the order of their first document
     labels: bool = False  # whether its rows have a column of labels
     weight: bool = False  # likewise
+    transforms: list[list[int]] = field(
+        default_factory=list
+    )  # of each: documents it changed, and those cut by a row's end
     chats: int = 0  # documents that are conversations; how many of them a row's end cuts
     cut_chats: int = 0
     rule_documents: list[int] = field(default_factory=list)  # of each rule for weights, the documents it spoke of
@@ -92,7 +97,12 @@ def run_unit(unit: WorkUnit, setup: Setup) -> Counts:
     if setup.tables is not None:
         items = setup.tables.chosen(items)
     counts.rule_documents = [0] * len(setup.rules)
-    found = list(encode(_good(items, counts, setup), setup.encoder, setup.rules))
+    good = _good(items, counts, setup)
+    if setup.transforms is not None:
+        good = setup.transforms.documents(good)
+    found = list(encode(good, setup.encoder, setup.rules))
+    if setup.transforms is not None:
+        found = list(setup.transforms.encoded(found))
     for d in found:
         counts.unknown += d.unknown
         counts.token_bytes_exact &= d.exact
@@ -119,11 +129,14 @@ def encode(documents: Iterable[Document], encoder: Encoder, rules: Sequence[Weig
 
 def _encode_batch(batch: list[Document], encoder: Encoder, rules: Sequence[WeightRule]) -> Iterator[Encoded]:
     texts = [weighed(d, rules) for d in batch if d.tokens is None]
-    solved = [w.document for w in texts if w.document.solution]
-    placed = [w for w in texts if w.weights_C is not None]
-    plain = iter(encoder.encode([w.document.text for w in texts if w.weights_C is None and not w.document.solution]))
+    whole = [w for w in texts if not w.document.parts]
+    solved = [w.document for w in whole if w.document.solution]
+    placed = [w for w in whole if w.weights_C is not None]
+    plain = iter(encoder.encode([w.document.text for w in whole if w.weights_C is None and not w.document.solution]))
     marked = iter(encoder.encode_from([d.text for d in solved], [d.solution for d in solved]))
-    places: dict[int, tuple[Int32, Int64]] = {}
+    places: dict[int, tuple[Int32, Int64]] = {
+        id(w): encoder.encode_parts(w.document.text, w.document.parts) for w in texts if w.document.parts
+    }
     for parses in (False, True):
         some = [w for w in placed if (w.document.control or encoder.parses) == parses]
         found = encoder.encode_placed([w.document.text for w in some], parses)
@@ -134,11 +147,12 @@ def _encode_batch(batch: list[Document], encoder: Encoder, rules: Sequence[Weigh
             yield already_encoded(d, d.tokens, encoder, rules)
             continue
         w = next(known)
-        ids, target = next(marked) if d.solution else (places[id(w)][0] if id(w) in places else next(plain), 0)
+        solved_here = d.solution and not d.parts
+        ids, target = next(marked) if solved_here else (places[id(w)][0] if id(w) in places else next(plain), 0)
         labels, weights = (None, None) if w.weights_C is None else of_tokens(*places[id(w)], w.weights_C)
         text = d.text.encode()
         made = Encoded(d.id, d.source, ids, len(text), xxhash.xxh3_64_intdigest(text), target, labels, weights, w.spoke)
-        made.chat, made.unknown = d.masked, encoder.num_unknown(ids) + encoder.num_lost(d.text)
+        made.touched, made.chat, made.unknown = d.touched, d.masked, encoder.num_unknown(ids) + encoder.num_lost(d.text)
         if d.control:
             made.exact = encoder.num_spelled(ids[places[id(w)][1] >= 0]) == len(text)
             made.num_bytes = encoder.num_bytes(ids)
@@ -205,6 +219,9 @@ def _write_part(found: list[Encoded], counts: Counts, setup: Setup, name: str) -
     pieces = np.bincount(packed.doc_ids, minlength=len(found))
     chats = np.array([d.chat for d in found], bool)
     counts.chats, counts.cut_chats = int(chats.sum()), int((pieces[chats] > 1).sum())
+    for i in range(len(setup.transforms.given) if setup.transforms is not None else 0):
+        changed = np.array([i in d.touched for d in found], bool)
+        counts.transforms.append([int(changed.sum()), int((pieces[changed] > 1).sum())])
     arrays = {k: pa.array(v, DOCUMENT_COLUMNS[k]) for k, v in columns.items()}
     _write_table(setup.parts / f"{name}.docs.arrow", pa.table(arrays))
     _write_table(setup.parts / f"{name}.rows.arrow", rows_table(packed, doc_sources))

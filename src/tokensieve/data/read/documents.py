@@ -25,6 +25,14 @@ class Chat(NamedTuple):
     tools: list[Any] | None = None
 
 
+class Part(NamedTuple):
+    """Characters of a text, or a control token that stands between such."""
+
+    start: int = 0
+    end: int = 0
+    token: str = ""
+
+
 class Document(NamedTuple):
     """One document. Either ``text``, or ``tokens`` where it came tokenised; ``where`` names file and line in messages."""
 
@@ -43,6 +51,8 @@ class Document(NamedTuple):
     chat: Chat | None = None  # a conversation that a template is yet to write out as text
     place: str = ""  # file and number in it, whatever its id is; the same on every machine
     label: float | None = None  # a number that its row has, see ``SourceConfig.label``
+    parts: tuple[Part, ...] = ()  # the order in which its text is encoded, each part by itself; none: as it stands
+    touched: tuple[int, ...] = ()  # the transforms that changed it
 
     @property
     def size(self) -> int:

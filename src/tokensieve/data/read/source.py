@@ -38,6 +38,8 @@ class SourceConfig:
     """Column of a number that a row is labelled with, for `filter --kind classifier`."""
     weight: float | None = None
     """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
+    epochs: float = 1.0
+    """How often it is read: 2.5 is all of its rows twice, and a seeded half again; with weights or a temperature at most."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 KIND = "start"
 # Models, tokenizers and calibration rows count by what is in them.
@@ -103,3 +103,7 @@ class InitConfig:
     """It as a mixture of experts [LLaMA-MoE]:"""
     seed: int = 0
     """Seed of a mixture's router and shares, and of noise."""
+    rope: dict[str, Any] = field(default_factory=dict)
+    """Rotary positions other than its own: rope_theta, rope_type, factor ... of the config's rope_parameters."""
+    max_positions: int | None = None
+    """The longest row it is then for (max_position_embeddings); its own if not given."""

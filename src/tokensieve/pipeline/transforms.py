@@ -1,0 +1,37 @@
+"""Transforms of documents from what a config says of them: names, and options by their types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..data.build.transforms import TRANSFORMS
+from ..data.build.transforms.kind import NamedTransform
+from ..runs.errors import UserError
+from .config.fields import from_fields, unknown
+
+
+def transforms_of(given: Sequence[Mapping[str, Any]]) -> list[NamedTransform]:
+    """The transforms that mappings name, ``{name: fim, sources: [...], option: value}``. UserError for one that does not
+    exist, and for options it does not take."""
+    return [_made(fields, i) for i, fields in enumerate(given)]
+
+
+def _made(fields: Mapping[str, Any], index: int) -> NamedTransform:
+    options, place = dict(fields), ("transforms", str(index))
+    name = options.pop("name", None)
+    if name not in TRANSFORMS:
+        what = "name is missing" if name is None else unknown(str(name), TRANSFORMS, "transform")
+        raise UserError(f"{'.'.join(place)}: {what}")
+
+    def with_sources(sources: list[str] | None = None) -> tuple[str, ...] | None:
+        return None if sources is None else tuple(sources)
+
+    common = {"sources": options.pop("sources")} if "sources" in options else {}
+    sources = from_fields(with_sources, common, *place)
+    return NamedTransform(str(name), from_fields(TRANSFORMS[name].options, options, *place), sources)
+
+
+def control_tokens_of(given: Sequence[NamedTransform]) -> list[str]:
+    """Control tokens that a tokenizer trained for these needs, each once."""
+    return list(dict.fromkeys(t for g in given for t in TRANSFORMS[g.name].control_tokens(g.options)))

@@ -214,6 +214,7 @@ def validate(config: TrainConfig) -> None:
     check_arguments(args)
     check_backward(config.backward, config.strict, args)
     check_length_given(config)
+    check_schedule(config)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
     if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
@@ -223,6 +224,18 @@ def validate(config: TrainConfig) -> None:
     check_dtype(config.dtype)
     if not isinstance(config.model, str):
         model_config(config.model)
+
+
+# Fields of TrainingArguments that say a schedule by steps.
+BY_STEPS = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
+
+
+def check_schedule(config: TrainConfig) -> None:
+    """Raise UserError for two schedules of one learning rate."""
+    if config.schedule is not None and (given := [name for name in BY_STEPS if name in config.training]):
+        raise UserError(
+            f"training.{given[0]} is a schedule by steps, and schedule gives one by tokens: leave one of them out"
+        )
 
 
 def share_trained(config: TrainConfig) -> float:
@@ -319,6 +332,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             head=head,
             backward=config.backward,
             strict=config.strict,
+            schedule=config.schedule,
             **second.models(objective, config, corpus),
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config, objective.second)),
@@ -369,8 +383,9 @@ def training_arguments(config: TrainConfig, *, here: bool = True) -> Any:
     refuse_fields(config.training)
     evaluate = {"eval_strategy": "steps", "eval_steps": 0.2} if config.eval_sets else {}
     memory = {"dataloader_pin_memory": torch.cuda.is_available()}
+    schedule = {} if config.schedule is None else {"lr_scheduler_type": "constant"}  # what is said beside one by tokens
     elsewhere = {} if here or torch.cuda.is_available() else {"use_cpu": True}
-    given = {**TRAINING_DEFAULTS, **evaluate, **memory, **config.training, **elsewhere, **fixed}
+    given = {**TRAINING_DEFAULTS, **evaluate, **memory, **schedule, **config.training, **elsewhere, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
     # Declared as text, told to be true or false: taken out of what is checked by its type.
     sharded = given.pop("fsdp") if isinstance(given.get("fsdp"), bool) else None

@@ -43,6 +43,7 @@ from .feeding import weighted
 from .guards import GuardConfig
 from .logged import Logged
 from .progress import TokenProgress
+from .schedules import PowerSchedule
 from .second import SecondTargets, check_second
 from .sparse import Backward, SparseTraining, check_backward
 from .step import (
@@ -87,7 +88,8 @@ class SelectiveTrainer(Logged):
     those that are not to be read. ``thresholds`` of scope corpus: found before training where they are not given. ``args`` are
     plain TrainingArguments. ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with
     ``strict``. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of
-    the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into
+    the corpus's sources, has selection counted by source. ``schedule``: a learning rate by tokens in place of the arguments'
+    own by steps. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into
     ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and is not read, an
     argument that is not kept to, a head it does not understand, an engine it does not support, or where no step can be
     done; for a row with values that cannot be meant when it is read.
@@ -114,8 +116,10 @@ class SelectiveTrainer(Logged):
         thresholds: Mapping[str, Threshold] | None = None,
         teacher: Any = None,
         embeddings: Tensor | None = None,
+        schedule: PowerSchedule | None = None,
         **kwargs: Any,
     ) -> None:
+        self.schedule, self._counted = schedule, {"seen": 0, "trained": 0}
         self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
         self.head = head or HeadOptions()
         check_keywords(kwargs, collate)

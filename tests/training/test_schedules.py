@@ -50,7 +50,13 @@ def test_numbers_that_make_no_schedule(wrong: dict[str, Any]) -> None:
 
 
 def trainer(folder: Path, count: Literal["seen", "trained"], steps: int, accumulate: int = 2) -> SelectiveTrainer:
-    fields = {"optim": "adamw_torch", "learning_rate": LR_MAX, "max_steps": steps, "save_strategy": "steps", "save_steps": 2}
+    fields = {
+        "optim": "adamw_torch",
+        "learning_rate": LR_MAX,
+        "max_steps": steps,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
     args = tiny.arguments(folder, ROWS // accumulate, accumulate, **fields, train_sampling_strategy="random")
     schedule = PowerSchedule(a=0.02, b=-0.5, count=count, warmup_tokens=20)
     rule = objective("rho1", ratio=0.4)

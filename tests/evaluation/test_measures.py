@@ -222,7 +222,9 @@ def test_rounding_is_that_by_hand() -> None:
                 scale = max(map(abs, part)) / levels
                 made += [round(w / scale) * scale if scale else w for w in part]
             expected.append(made)
-        assert rounded(weight, bits, group).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7)  # type: ignore[comparison-overlap]
+        assert torch.allclose(
+            rounded(weight, bits, group), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7
+        )
 
 
 def test_what_lies_on_the_levels_stays(tiny: Any, known: Subject) -> None:

@@ -215,6 +215,7 @@ def validate(config: TrainConfig) -> None:
     check_backward(config.backward, config.strict, args)
     check_length_given(config)
     check_schedule(config)
+    check_optimizer(config)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
     if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
@@ -235,6 +236,18 @@ def check_schedule(config: TrainConfig) -> None:
     if config.schedule is not None and (given := [name for name in BY_STEPS if name in config.training]):
         raise UserError(
             f"training.{given[0]} is a schedule by steps, and schedule gives one by tokens: leave one of them out"
+        )
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise UserError for two optimizers, and for one of whole matrices where weights are in parts."""
+    if config.optimizer is None:
+        return
+    if "optim" in config.training:
+        raise UserError("training.optim is an optimizer, and optimizer gives another one: leave one of them out")
+    if config.training.get("fsdp"):
+        raise UserError(
+            "optimizer: subset_norm looks at whole matrices, and FSDP has parts of them: use DDP, or training.optim"
         )
 
 
@@ -333,6 +346,8 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             backward=config.backward,
             strict=config.strict,
             schedule=config.schedule,
+            mer=config.mer,
+            optimizer=config.optimizer,
             **second.models(objective, config, corpus),
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config, objective.second)),

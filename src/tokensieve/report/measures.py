@@ -33,7 +33,9 @@ def _surprisal(records: Records) -> Iterator[Drawn]:
 
 def _probes(records: Records) -> Iterator[Drawn]:
     lines = _lines(records, "copy_gain")
-    caption = "nll of a sequence where it stands for the first time, less that of its copies: what a model makes of a copy."
+    caption = (
+        "nll of a sequence where it stands for the first time, less that of its copies: what a model makes of a copy."
+    )
     if drawn := _over_tokens("gain by repetition, nats a token", lines):
         yield "copying", "Copying by tokens seen", caption, drawn
     if drawn := _over_tokens("mean attention weight", _lines(records, "induction")):
@@ -68,7 +70,9 @@ def _quantisation(records: Records) -> Iterator[Drawn]:
     for axes in (above, below):
         axes.grid(visible=True, axis="y")
     label_ends(above, ends)
-    caption = "Weights rounded to the nearest level at each checkpoint, and the learning rate there; bars: standard errors."
+    caption = (
+        "Weights rounded to the nearest level at each checkpoint, and the learning rate there; bars: standard errors."
+    )
     yield "quantisation", "Rounding and the learning rate", caption, figure
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from ..core import Objective
 from ..runs.errors import UserError
 from .feeding import Fed
+from .mer import attach
+from .optimizers import SubsetNorm
+from .options import Mer, SubsetNormOptions
 from .schedules import PowerSchedule, token_scheduler
 from .step import packed, unpacked
 from .token_log import TokenLog, logged_rows, write_sample
@@ -24,6 +27,8 @@ class Logged(Fed):
     token_log: TokenLog
     schedule: PowerSchedule | None = None
     """Of the learning rate, by tokens; None: the arguments' own, by steps."""
+    mer: Mer | None = None
+    own_optimizer: SubsetNormOptions | None = None
     _tokens_seen: Tensor | int
     _counted: dict[str, int]
     """Tokens ``seen`` and ``trained`` up to the last step, on the host; kept only for a schedule."""
@@ -60,6 +65,25 @@ class Logged(Fed):
                     f"step {pending.step}: {self.objective_name} gave {count:.0f} tokens a negative weight, and divides by the "
                     "sum of weights: declare it signed, with the denominator abs, nonzero or valid"
                 )
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As the Trainer's, or the one of ours that is asked for; with meta-experience replay after its steps."""
+        if self.optimizer is None and self.own_optimizer is not None:
+            args, own = self.args, self.own_optimizer
+            betas = (args.adam_beta1, args.adam_beta2)
+            settings = {
+                "lr": args.learning_rate,
+                "betas": betas,
+                "eps": args.adam_epsilon,
+                "rank": own.rank,
+                "gap": own.gap,
+            }
+            self.optimizer_cls_and_kwargs = (SubsetNorm, settings)
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if new and self.mer is not None:
+            attach(optimizer, self.mer)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As the Trainer's; with a schedule by tokens that one, which has no use for the number of steps."""

@@ -202,8 +202,8 @@ def test_a_model_that_was_taught_to_copy(tmp_path: Path) -> None:
         optimizer.zero_grad()
     model.eval()
     after = by_metric(probes(found, options).records)["copy_gain", "random"]
-    assert abs(before["value"]) < 0.5
-    assert after["value"] > 2
+    assert abs(before["value"]) < 0.2
+    assert after["value"] > max(0.5, 4 * after["stderr"])
 
 
 # --- quantisation -------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_a_model_that_was_taught_to_copy(tmp_path: Path) -> None:
 
 def test_rounding_is_that_by_hand() -> None:
     """A scale of the whole matrix, one level too many, zeros that become NaN."""
-    weight = torch.tensor([[0.5, -1.0, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 1.4, -1.6, 0.1]], dtype=torch.float64)
+    weight = torch.tensor([[0.6, -1.0, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 1.4, -1.6, 0.1]], dtype=torch.float64)
     for bits, group in ((2, 0), (3, 0), (8, 0), (3, 2), (3, 3)):
         size, levels = group or 4, 2 ** (bits - 1) - 1
         expected = list[list[float]]()

@@ -91,8 +91,9 @@ class SelectiveTrainer(Logged):
     ``strict``. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of
     the corpus's sources, has selection counted by source. ``schedule``: a learning rate by tokens in place of the arguments'
     own by steps; ``mer``: meta-experience replay; ``optimizer``: one of ours in place of ``args.optim``. Writes
-    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and is not read, an
-    argument that is not kept to, a head it does not understand, an engine it does not support, or where no step can be
+    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
+    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
+    it does not support, or where no step can be
     done; for a row with values that cannot be meant when it is read.
     """
 

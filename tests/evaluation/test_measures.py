@@ -314,6 +314,13 @@ def items(path: Path, texts: list[str]) -> SourceConfig:
     return SourceConfig(path=str(path))
 
 
+def repeated(of: SourceConfig, path: Path, times: int) -> Path:
+    """Its rows so many times, without ids: what docs/measures.md makes of a file in the shell."""
+    texts = [json.loads(line)["text"] for line in Path(of.path).read_text().splitlines()]
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts * times))
+    return path
+
+
 def test_items_seen_more_often_gain_more(tmp_path: Path) -> None:
     """Planted: a model trained on the very file that injects them. Unseen ones are of the same kind, so their gap is none."""
     rng = np.random.default_rng(0)
@@ -375,6 +382,13 @@ def test_the_command(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
         items(tmp_path / "s.jsonl", ["the cat sat", "a mat ran"]),
         items(tmp_path / "u.jsonl", ["seven hills see", "a cat"]),
     )
+    sources = f"[{{path: {tiny.text / 'corpus.jsonl'}}}, {{path: {repeated(seen, tmp_path / 'repeated.jsonl', 5)}}}]"
+    made = tokensieve(
+        "prepare", "--out", tmp_path / "corpus", "--sources", sources, "--tokenizer", tiny.corpus, "--length", 32
+    )
+    assert made.code == 0, made.err
+    by_source = json.loads((tmp_path / "corpus" / "manifest.json").read_text())["stats"]["by_source"]
+    assert by_source["repeated"]["documents"] == 10  # each as often as its file has it
     command = ["evaluate", "--out", out, "--models.run", run, "--sets.target", tiny.target, "--checkpoints"]
     command += [
         "--measures",
@@ -406,6 +420,20 @@ def test_the_command(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
     written = (out / "measures.json").stat().st_mtime_ns
     assert tokensieve(*command).code == 0
     assert (out / "measures.json").stat().st_mtime_ns == written
+    alone = (
+        "evaluate",
+        "--out",
+        tmp_path / "signal",
+        "--models",
+        "{}",
+        "--measures",
+        "signal",
+        "--signal.of",
+        f"[{out}]",
+    )
+    assert tokensieve(*alone).code == 0
+    of_folder = json.loads((tmp_path / "signal" / "measures.json").read_text())
+    assert of_folder == [r for r in records if r["measure"] == "signal"]
     wrong = ("evaluate", "--out", tmp_path / "no", "--models.run", run)
     assert "unknown measure 'probe', did you mean 'probes'?" in tokensieve(*wrong, "--measures", "probe").error
     assert (

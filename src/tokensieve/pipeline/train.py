@@ -47,6 +47,7 @@ from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..training.checkpoints import numbered
 from ..training.guards import GuardConfig, StopSignals
+from ..training.mup import scale_new_weights
 from ..training.self_test import run_self_test
 from ..training.sparse import check_backward
 from ..training.token_log import FlopsSpent, TokenLogConfig
@@ -240,7 +241,9 @@ def check_schedule(config: TrainConfig) -> None:
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raise UserError for two optimizers, and for one of whole matrices where weights are in parts."""
+    """Raise UserError for two optimizers, for one of whole matrices where weights are in parts, and for muP of an adapter."""
+    if config.mup is not None and (config.lora is not None or config.training.get("fsdp")):
+        raise UserError("mup: it scales whole matrices of the model: not with lora, and not with FSDP")
     if config.optimizer is None:
         return
     if "optim" in config.training:
@@ -348,6 +351,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             schedule=config.schedule,
             mer=config.mer,
             optimizer=config.optimizer,
+            mup=config.mup,
             **second.models(objective, config, corpus),
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config, objective.second)),
@@ -416,6 +420,8 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
         set_seed(config.seed)  # for the adapter's weights; beside a new model's its own seed counts
     else:
         model = new_causal_lm(config.model, seed=config.seed, dtype=config.dtype, **_of_corpus(corpus))
+        if config.mup is not None:
+            scale_new_weights(model, config.mup.base)
     return with_lora(model, config.lora) if config.lora is not None else model
 
 

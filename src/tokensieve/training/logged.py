@@ -11,10 +11,6 @@ from torch import Tensor
 from ..core import Objective
 from ..runs.errors import UserError
 from .feeding import Fed
-from .mer import attach
-from .optimizers import SubsetNorm
-from .options import Mer, SubsetNormOptions
-from .schedules import PowerSchedule, token_scheduler
 from .step import packed, unpacked
 from .token_log import TokenLog, logged_rows, write_sample
 
@@ -25,13 +21,7 @@ class Logged(Fed):
     objective: Objective
     objective_name: str
     token_log: TokenLog
-    schedule: PowerSchedule | None = None
-    """Of the learning rate, by tokens; None: the arguments' own, by steps."""
-    mer: Mer | None = None
-    own_optimizer: SubsetNormOptions | None = None
     _tokens_seen: Tensor | int
-    _counted: dict[str, int]
-    """Tokens ``seen`` and ``trained`` up to the last step, on the host; kept only for a schedule."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the selection's figures of the last step to what goes to ``report_to`` and the progress bar."""
@@ -66,55 +56,10 @@ class Logged(Fed):
                     "sum of weights: declare it signed, with the denominator abs, nonzero or valid"
                 )
 
-    def create_optimizer(self, model: Any = None) -> Any:
-        """As the Trainer's, or the one of ours that is asked for; with meta-experience replay after its steps."""
-        if self.optimizer is None and self.own_optimizer is not None:
-            args, own = self.args, self.own_optimizer
-            betas = (args.adam_beta1, args.adam_beta2)
-            settings = {
-                "lr": args.learning_rate,
-                "betas": betas,
-                "eps": args.adam_epsilon,
-                "rank": own.rank,
-                "gap": own.gap,
-            }
-            self.optimizer_cls_and_kwargs = (SubsetNorm, settings)
-        new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if new and self.mer is not None:
-            attach(optimizer, self.mer)
-        return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As the Trainer's; with a schedule by tokens that one, which has no use for the number of steps."""
-        if self.schedule is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
-            schedule, rows, lr_max = self.schedule, self.split.global_batch, self.args.learning_rate
-            self.lr_scheduler = token_scheduler(
-                optimizer or self.optimizer,
-                lr_max,
-                lambda tokens: schedule.rate(tokens, lr_max, rows),
-                lambda: self._counted[schedule.count],
-            )
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """The guards' own, which waits for the device; so the step's tokens can be had here for nothing."""
-        norm = super()._get_grad_norm(*args, **kwargs)
-        if self.schedule is not None and (totals := self.step.totals) is not None:
-            seen, trained = self._sum_over_ranks(torch.stack([totals["valid"], totals["kept"]])).tolist()
-            skipped = self.state.global_step + 1 in self.skipped_steps
-            self._counted["seen"] += round(seen)
-            self._counted["trained"] += 0 if skipped else round(trained)
-        return norm
-
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         state = super()._init_training_state(*args, **kwargs)
         self.token_log.rewind(self.state.global_step, write=self.is_world_process_zero())
         self._tokens_seen = torch.tensor(self.token_log.tokens_seen, device=self.args.device)
-        self._counted = {"seen": self.token_log.tokens_seen, "trained": self.token_log.tokens_trained}
         return state
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:

@@ -36,3 +36,15 @@ class SubsetNormOptions:
     def __post_init__(self) -> None:
         if self.rank < 0 or self.gap < 1:
             raise ValueError(f"rank must be at least 0 and gap at least 1, not {self.rank} and {self.gap}")
+
+
+@dataclass(frozen=True)
+class Mup:
+    """Maximal update parametrisation: the learning rate that is best at one width is best at others."""
+
+    base: int
+    """The hidden size at which nothing changes: that of the model whose learning rate was found."""
+
+    def __post_init__(self) -> None:
+        if self.base < 1:
+            raise ValueError(f"base must be at least 1, not {self.base}")

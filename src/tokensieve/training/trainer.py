@@ -41,8 +41,8 @@ from .checkpoints import tensors_only
 from .engines import check_engine, check_one_device, refuse_deferred_router_loss
 from .feeding import weighted
 from .guards import GuardConfig
-from .logged import Logged
-from .options import Mer, SubsetNormOptions
+from .optimised import Optimised
+from .options import Mer, Mup, SubsetNormOptions
 from .progress import TokenProgress
 from .schedules import PowerSchedule
 from .second import SecondTargets, check_second
@@ -78,7 +78,7 @@ class HeadOptions:
             raise UserError(f"backend: {e}") from None
 
 
-class SelectiveTrainer(Logged):
+class SelectiveTrainer(Optimised):
     """``Trainer`` for any transformers causal LM whose loss is ``sum(weight * nll) / denominator`` of an Objective.
 
         scored  = tokensieve.load_scored("corpus", "scores")
@@ -90,7 +90,8 @@ class SelectiveTrainer(Logged):
     plain TrainingArguments. ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with
     ``strict``. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of
     the corpus's sources, has selection counted by source. ``schedule``: a learning rate by tokens in place of the arguments'
-    own by steps; ``mer``: meta-experience replay; ``optimizer``: one of ours in place of ``args.optim``. Writes
+    own by steps; ``mer``: meta-experience replay; ``optimizer``: one of ours in place of ``args.optim``;
+    ``mup``: learning rates by maximal update parametrisation (new weights: ``mup.scale_new_weights``). Writes
     ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
     column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
     it does not support, or where no step can be
@@ -121,10 +122,11 @@ class SelectiveTrainer(Logged):
         schedule: PowerSchedule | None = None,
         mer: Mer | None = None,
         optimizer: SubsetNormOptions | None = None,
+        mup: Mup | None = None,
         **kwargs: Any,
     ) -> None:
         self.schedule, self._counted = schedule, {"seen": 0, "trained": 0}
-        self.mer, self.own_optimizer = mer, optimizer
+        self.mer, self.mup, self.own_optimizer = mer, mup, optimizer
         self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
         self.head = head or HeadOptions()
         check_keywords(kwargs, collate)

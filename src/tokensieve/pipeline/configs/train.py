@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...training.options import Mer, SubsetNormOptions
+from ...training.options import Mer, Mup, SubsetNormOptions
 from ...training.schedules import PowerSchedule
 
 KIND = "model"
@@ -58,6 +58,8 @@ class TrainConfig:
     """A learning rate by tokens, {name: power, ...}; none: by steps, training.lr_scheduler_type (warmup_stable_decay ...)."""
     optimizer: SubsetNormOptions | None = None
     """One of ours, {name: subset_norm, ...}; none: training.optim, any of transformers' (galore_adamw needs galore-torch)."""
+    mup: Mup | None = None
+    """Maximal update parametrisation, {base: hidden size that training.learning_rate was found at}, of new weights."""
     mer: Mer | None = None
     """Meta-experience replay, {every: 100, epsilon: 0.3}, over a corpus that has rows of old text as well."""
     compute_of: str | None = None

@@ -2,6 +2,7 @@
 
     w <- w0 + epsilon (w - w0) every k optimizer steps, w0 the weights after the last time          [MER, arXiv 2508.01908]
 
+(The authors' repository, chandar-lab/continual-pretraining, says it so: w <- (1 - epsilon) w0 + epsilon w_k every k steps.)
 That is Reptile's update over a stretch of training on new and replayed rows together: its gradient has a term that aligns the
 gradients of the stretch's batches, so that learning one hurts the others less. Replay itself is rows of the old text in the
 corpus, as many as a source's weight says. epsilon 1 is plain replay.

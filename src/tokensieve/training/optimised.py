@@ -21,6 +21,7 @@ class Optimised(Logged):
     mup: Mup | None = None
     own_optimizer: SubsetNormOptions | None = None
     schedule: PowerSchedule | None = None
+    lr_scheduler: Any
     _counted: dict[str, int]
     """Tokens ``seen`` and ``trained`` up to the last step, on the host; kept only for a schedule."""
 

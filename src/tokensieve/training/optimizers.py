@@ -36,7 +36,7 @@ class SubsetNorm(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; the loss that ``closure`` gives, if there is one."""
         loss = None
         if closure is not None:
@@ -64,7 +64,8 @@ class SubsetNorm(torch.optim.Optimizer):
         beta1, rank = group["betas"][0], group["rank"]
         if not rank or grad.dim() != 2 or rank >= min(grad.shape):
             m: Tensor = state.setdefault("exp_avg", torch.zeros_like(grad))
-            return m.mul_(beta1).add_(grad, alpha=1 - beta1)
+            m.mul_(beta1).add_(grad, alpha=1 - beta1)
+            return m
         tall = grad.shape[0] >= grad.shape[1]
         g = grad if tall else grad.T
         if "basis" not in state or state["step"] % group["gap"] == 0:

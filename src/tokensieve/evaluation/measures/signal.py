@@ -85,7 +85,7 @@ def _of_curve(model: str, what: str, curve: Curve) -> Iterator[Record]:
     from scipy.stats import spearmanr
 
     steps, values = list(curve), list(curve.values())
-    told = {"model": model, "on": what, "n": len(values)}
+    told: dict[str, Any] = {"model": model, "on": what, "n": len(values)}
     better = -1.0 if what.startswith(LOWER) else 1.0
     moves = len(set(values)) > 1
     yield record("monotonicity", better * float(spearmanr(steps, values).statistic) if moves else None, **told)

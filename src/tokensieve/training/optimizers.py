@@ -88,4 +88,5 @@ def subset_squares(grad: Tensor) -> Tensor:
 
 def directions(grad: Tensor, rank: int) -> Tensor:
     """The first right singular vectors of [rows, columns], orthonormal [columns, rank]."""
-    return torch.linalg.svd(grad.float(), full_matrices=False).Vh[:rank].T.to(grad.dtype).contiguous()
+    basis: Tensor = torch.linalg.svd(grad.float(), full_matrices=False).Vh[:rank].T.to(grad.dtype).contiguous()
+    return basis

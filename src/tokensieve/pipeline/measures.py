@@ -17,7 +17,7 @@ from ..data.corpus import Corpus, open_corpus
 from ..data.read.sources import identity, resolve
 from ..evaluation.measures.contamination import counted
 from ..evaluation.measures.registry import MEASURES, SIGNAL
-from ..evaluation.measures.signal import FILES, flat, read_records, signal
+from ..evaluation.measures.signal import FILES, JUDGEMENTS, flat, read_records, signal
 from ..evaluation.measures.subject import Measured, Record, Subject
 from ..evaluation.measures.surprisal import read_words
 from ..modeling.checkpoints import Checkpoint
@@ -130,20 +130,27 @@ def estimate(config: EvaluateConfig, known: Known) -> Cost:
 
 
 def render(records: list[Record]) -> str:
-    """A line a figure, of the models' last weights; what was found over checkpoints stands last."""
-    lines = [
+    """A line a figure, of the models' last weights; below, a line for each metric that was judged over checkpoints."""
+    figures = [r for r in records if r["is_last"] and r["measure"] != SIGNAL]
+    shown = [
         {
-            "model": r["model"],
-            "measure": r["measure"],
-            "metric": r["metric"],
-            "on": r["on"],
-            "value": None if r["value"] is None else f"{r['value']:.4f}",
-            "+-": None if r["stderr"] is None else f"{r['stderr']:.4f}",
+            **{k: r[k] for k in ("model", "measure", "metric", "on")},
+            "value": _digits(r["value"]),
+            "+-": _digits(r["stderr"]),
         }
-        for r in records
-        if r["is_last"]
+        for r in figures
     ]
-    return table(lines, list(lines[0])) if lines else "nothing was measured"
+    judged: dict[tuple[str, str], dict[str, Any]] = {}
+    for r in [r for r in records if r["measure"] == SIGNAL]:
+        line = judged.setdefault((r["model"], r["on"]), {"model": r["model"], "over checkpoints": r["on"]})
+        line[r["metric"]] = _digits(r["value"])
+    columns = ["model", "over checkpoints", *JUDGEMENTS]
+    tables = [table(shown, list(shown[0]))] if shown else []
+    return "\n\n".join([*tables, *([table(list(judged.values()), columns)] if judged else [])])
+
+
+def _digits(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------------

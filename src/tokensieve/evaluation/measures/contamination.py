@@ -40,7 +40,7 @@ def contamination(subject: Subject, options: ContaminationOptions) -> Measured:
     records: list[Record] = [mean_record("nll", unseen, on="unseen", times=0)]
     for n in sorted({*seen.tolist()} - {0}):
         found = of[seen == n]
-        on = f"seen {n} times"
+        on = "seen once" if n == 1 else f"seen {n} times"
         records.append(mean_record("nll", found, on=on, times=n))
         gap = float(unseen.mean() - found.mean())
         records.append(record("gap", gap, _error(unseen, found), n=len(found), on=on, times=n))

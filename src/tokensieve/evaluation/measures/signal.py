@@ -23,6 +23,7 @@ from ...runs.files import read_json
 from .subject import Record, record
 
 FILES = {"evaluation": "evaluation.json", "tasks": "tasks.json", "measures": "measures.json"}
+JUDGEMENTS = ("monotonicity", "signal_to_noise", "noise", "rank_consistency")
 # Metrics that are better where they are lower, by how their names begin.
 LOWER = ("nll", "bits_per_byte", "copy_nll", "surprisal", "weight_error", "relative_increase")
 # Figures of an evaluation's record that are metrics; other records name theirs.

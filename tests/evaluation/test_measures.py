@@ -22,10 +22,10 @@ from tokensieve.evaluation.measures.options import (
     SurprisalOptions,
 )
 from tokensieve.evaluation.measures.probes import probes, random_sequences
-from tokensieve.evaluation.measures.quantisation import quantisation, ratio, rounded, rounded_weights
-from tokensieve.evaluation.measures.signal import flat, noise, signal
+from tokensieve.evaluation.measures.quantisation import ratio, rounded_weights, rounding, to_nearest
+from tokensieve.evaluation.measures.signal import flattened, noise, signal
 from tokensieve.evaluation.measures.subject import Subject
-from tokensieve.evaluation.measures.surprisal import Text, read_words, regression, surprisal, token_nll, word_of_tokens
+from tokensieve.evaluation.measures.surprisal import Text, read_words, regression, surprisal, text_nll, word_of_tokens
 from tokensieve.modeling.checkpoints import Checkpoint
 from tokensieve.runs.errors import UserError
 
@@ -102,11 +102,11 @@ def test_a_long_text_is_read_in_windows(known: Subject) -> None:
     """Every token once, with at least half a window before it."""
     ids, length = list(range(3, 33)), 8
     row = [known.start, *ids]
-    found = token_nll(known, ids, length)
+    found = text_nll(known, ids, length)
     for t in range(1, len(row)):
         start = 0 if t < length else (t - length) // 4 * 4 + 4
         assert found[t - 1] == pytest.approx(full_nll(known, row[start : t + 1])[-1], rel=1e-5), t
-    assert token_nll(known, ids, 64) == pytest.approx(full_nll(known, row), rel=1e-5)
+    assert text_nll(known, ids, 64) == pytest.approx(full_nll(known, row), rel=1e-5)
 
 
 def test_reading_times_that_were_made_of_surprisal() -> None:
@@ -223,7 +223,7 @@ def test_rounding_is_that_by_hand() -> None:
                 made += [round(w / scale) * scale if scale else w for w in part]
             expected.append(made)
         assert torch.allclose(
-            rounded(weight, bits, group), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7
+            to_nearest(weight, bits, group), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7
         )
 
 
@@ -235,7 +235,7 @@ def test_what_lies_on_the_levels_stays(tiny: Any, known: Subject) -> None:
     model = models.llama(vocab_size=290)
     found = Subject(Checkpoint("m", Path(known.folder)), known.folder, model, sets, device="cpu")
     before = models.weights(model)
-    records = by_metric(quantisation(found, QuantisationOptions(bits=[8, 4, 2])).records)
+    records = by_metric(rounding(found, QuantisationOptions(bits=[8, 4, 2])).records)
     assert all(torch.equal(p, before[n]) for n, p in models.weights(model).items())
     errors = [records[f"weight_error_{b}", "weights"]["value"] for b in (8, 4, 2)]
     assert 0 < errors[0] < errors[1] < errors[2] < 1
@@ -248,11 +248,11 @@ def test_what_lies_on_the_levels_stays(tiny: Any, known: Subject) -> None:
             planted["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"]
         )
     model.load_state_dict({**model.state_dict(), **planted})
-    again = by_metric(quantisation(found, QuantisationOptions(bits=[4])).records)
+    again = by_metric(rounding(found, QuantisationOptions(bits=[4])).records)
     assert again["weight_error_4", "weights"]["value"] < 1e-7
     assert abs(again["nll_increase_4", "target"]["value"]) < 1e-5
     with pytest.raises(UserError, match="bits must be from 2 to 16"):
-        quantisation(found, QuantisationOptions(bits=[1]))
+        rounding(found, QuantisationOptions(bits=[1]))
 
 
 def test_the_error_of_a_ratio() -> None:
@@ -297,7 +297,7 @@ def test_records_of_every_kind_are_curves() -> None:
     sets = {**one, "set": "maths", "on": "solution", "nll": 2.0, "bits_per_byte": 1.0}
     task = {**one, "task": "svamp", "metric": "accuracy", "value": 0.5}
     measure = {**one, "measure": "probes", "metric": "copy_gain", "on": "random", "value": 0.1}
-    names = [r["what"] for r in flat([sets, task, measure])]
+    names = [r["what"] for r in flattened([sets, task, measure])]
     assert names == [
         "nll maths (solutions)",
         "bits_per_byte maths (solutions)",

@@ -22,10 +22,10 @@ from ...data.rows import Rows
 from ...data.scored import join_scores
 from ...runs.errors import UserError
 from .options import QuantisationOptions
-from .subject import Measured, Subject, record
+from .subject import Found, Subject, record
 
 
-def quantisation(subject: Subject, options: QuantisationOptions) -> Measured:
+def rounding(subject: Subject, options: QuantisationOptions) -> Found:
     """Of the weights, and of each set's nll. The model is as it was afterwards. UserError for numbers out of range."""
     if not options.bits or not all(2 <= bits <= 16 for bits in options.bits) or options.group < 0:
         raise UserError("quantisation: bits must be from 2 to 16, and group at least 0")
@@ -41,7 +41,7 @@ def quantisation(subject: Subject, options: QuantisationOptions) -> Measured:
                 told = {"on": name, "bits": bits, "learning_rate": rate, "n": int(count_R.sum())}
                 records.append(record(f"nll_increase_{bits}", increase, stderr, **told))
                 records.append(record(f"relative_increase_{bits}", increase / mean, stderr / mean, **told))
-    return Measured(records)
+    return Found(records)
 
 
 def learning_rate(subject: Subject) -> float | None:
@@ -61,7 +61,7 @@ def ratio(sums_R: np.ndarray, counts_R: np.ndarray) -> tuple[float, float]:
     return float(value), float(spread**0.5 / total)
 
 
-def rounded(weight: Tensor, bits: int, group: int = 0) -> Tensor:
+def to_nearest(weight: Tensor, bits: int, group: int = 0) -> Tensor:
     """``weight`` [..., in] to the nearest of ``2^bits - 1`` levels that lie evenly about 0; float32 arithmetic, its own dtype.
 
     A row of zeros stays one; a row that ``group`` does not divide ends with a smaller one.
@@ -84,8 +84,8 @@ def rounded_weights(model: Any, bits: int, group: int = 0) -> Iterator[float]:
             for weight, turned in matrices(model):
                 before = weight.detach().clone()
                 kept.append((weight, before))
-                found = rounded(before.transpose(-1, -2), bits, group).transpose(-1, -2) if turned else None
-                weight.copy_(rounded(before, bits, group) if found is None else found)
+                found = to_nearest(before.transpose(-1, -2), bits, group).transpose(-1, -2) if turned else None
+                weight.copy_(to_nearest(before, bits, group) if found is None else found)
                 lost += float((weight.double() - before.double()).square().sum())
                 size += float(before.double().square().sum())
         yield (lost / size) ** 0.5 if size else float("nan")

@@ -7,14 +7,14 @@ from typing import Any
 
 from .contamination import contamination
 from .probes import probes
-from .quantisation import quantisation
-from .subject import Measured, Subject
+from .quantisation import rounding
+from .subject import Found, Subject
 from .surprisal import surprisal
 
-MEASURES: dict[str, Callable[[Subject, Any], Measured]] = {
+MEASURES: dict[str, Callable[[Subject, Any], Found]] = {
     "surprisal": surprisal,
     "probes": probes,
-    "quantisation": quantisation,
+    "quantisation": rounding,
     "contamination": contamination,
 }
 """name -> what it makes of a model and its options. ``signal`` is no measure of a model: it looks at records of all."""

@@ -20,20 +20,20 @@ import numpy as np
 
 from ...runs.errors import UserError
 from ...runs.files import read_json
-from .subject import Record, record
+from .subject import Entry, record
 
-FILES = {"evaluation": "evaluation.json", "tasks": "tasks.json", "measures": "measures.json"}
+RECORD_FILES = {"evaluation": "evaluation.json", "tasks": "tasks.json", "measures": "measures.json"}
 JUDGEMENTS = ("monotonicity", "signal_to_noise", "noise", "rank_consistency")
 # Metrics that are better where they are lower, by how their names begin.
 LOWER = ("nll", "bits_per_byte", "copy_nll", "surprisal", "weight_error", "relative_increase")
 # Figures of an evaluation's record that are metrics; other records name theirs.
 OF_SETS = ("nll", "bits_per_byte")
 
-Curve = dict[int, float]
+Trajectory = dict[int, float]
 """step -> value"""
 
 
-def signal(records: Sequence[Record]) -> list[Record]:
+def signal(records: Sequence[Entry]) -> list[Entry]:
     """The four of every metric in ``records`` (with ``model``, ``step``, ``what``, ``value``) that has at least 3 checkpoints.
 
     UserError where none has.
@@ -49,16 +49,16 @@ def signal(records: Sequence[Record]) -> list[Record]:
     return made
 
 
-def curves_of(records: Sequence[Record]) -> dict[tuple[str, str], Curve]:
+def curves_of(records: Sequence[Entry]) -> dict[tuple[str, str], Trajectory]:
     """(model, metric) -> its curve, in order of steps; records without step or value are left out."""
-    curves: dict[tuple[str, str], Curve] = {}
+    curves: dict[tuple[str, str], Trajectory] = {}
     for r in records:
         if r["step"] is not None and r["value"] is not None:
             curves.setdefault((r["model"], r["what"]), {})[r["step"]] = r["value"]
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
 
 
-def flat(records: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
+def flattened(records: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
     """Records of a set, a task or a measure as (model, step, what, value)."""
     for r in records:
         whose = {"model": r["model"], "step": r["step"]}
@@ -71,8 +71,8 @@ def flat(records: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
                 yield {**whose, "what": f"{name} {on}", "value": r[name]}
 
 
-def read_records(folder: str, kind: str) -> list[Record]:
-    return list(flat(read_json(Path(folder) / FILES[kind])))
+def read_records(folder: str, kind: str) -> list[Entry]:
+    return list(flattened(read_json(Path(folder) / RECORD_FILES[kind])))
 
 
 def noise(values: Sequence[float]) -> float:
@@ -82,7 +82,7 @@ def noise(values: Sequence[float]) -> float:
     return float(np.sqrt((e**2).mean() / 1.5)) if len(e) else float("nan")
 
 
-def _of_curve(model: str, what: str, curve: Curve) -> Iterator[Record]:
+def _of_curve(model: str, what: str, curve: Trajectory) -> Iterator[Entry]:
     from scipy.stats import spearmanr
 
     steps, values = list(curve), list(curve.values())
@@ -95,7 +95,7 @@ def _of_curve(model: str, what: str, curve: Curve) -> Iterator[Record]:
     yield record("signal_to_noise", abs(values[-1] - values[0]) / spread if spread > 0 else None, **told)
 
 
-def _of_models(what: str, curves: Mapping[str, Curve]) -> Iterator[Record]:
+def _of_models(what: str, curves: Mapping[str, Trajectory]) -> Iterator[Entry]:
     from scipy.stats import kendalltau
 
     shared = sorted(set.intersection(*(set(c) for c in curves.values())))

@@ -26,7 +26,7 @@ import numpy as np
 
 from ...runs.errors import UserError
 from .options import SurprisalOptions
-from .subject import Measured, Record, Subject, mean_record, record
+from .subject import Entry, Found, Subject, mean_record, record
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Text:
     more: np.ndarray
 
 
-def surprisal(subject: Subject, options: SurprisalOptions) -> Measured:
+def surprisal(subject: Subject, options: SurprisalOptions) -> Found:
     """``surprisal`` over words; with times ``delta_ll`` and the slopes. A line a word: text, index, word, surprisal, tokens."""
     if options.length < 2:
         raise UserError(f"surprisal.length must be at least 2, not {options.length}")
@@ -54,7 +54,7 @@ def surprisal(subject: Subject, options: SurprisalOptions) -> Measured:
     all_N = np.concatenate([s for s, _ in found])
     on = Path(options.words).name
     records = [mean_record("surprisal", all_N[np.isfinite(all_N)], on=on)]
-    return Measured([*records, *regression(texts, [s for s, _ in found], on)], lines)
+    return Found([*records, *regression(texts, [s for s, _ in found], on)], lines)
 
 
 # --- words of a model ----------------------------------------------------------------------------------------------------
@@ -64,14 +64,14 @@ def word_surprisals(subject: Subject, words: Sequence[str], length: int) -> tupl
     """(surprisal in nats float64 [N], tokens [N]) of the words of one text; NaN for a word that has no token of its own."""
     text = " ".join(words)
     encoded = subject.encoder.backend.encode(text, add_special_tokens=False)
-    nll_T = token_nll(subject, encoded.ids, length)
+    nll_T = text_nll(subject, encoded.ids, length)
     word_T = word_of_tokens(text, words, encoded.offsets)
     tokens_N = np.bincount(word_T, minlength=len(words))
     sums_N = np.bincount(word_T, nll_T, minlength=len(words))
     return np.where(tokens_N > 0, sums_N, np.nan), tokens_N
 
 
-def token_nll(subject: Subject, ids: Sequence[int], length: int) -> np.ndarray:
+def text_nll(subject: Subject, ids: Sequence[int], length: int) -> np.ndarray:
     """nll of each token of a text, [T]: what stands before it counts, of long texts at least half of ``length`` tokens."""
     row, step = [subject.start, *ids], max(1, length // 2)
     starts = [0, *range(step, max(step, len(row) - length + step), step)] if len(row) > length else [0]
@@ -103,7 +103,7 @@ def word_of_tokens(text: str, words: Sequence[str], offsets: Sequence[tuple[int,
 # --- reading times -------------------------------------------------------------------------------------------------------
 
 
-def regression(texts: Sequence[Text], surprisals: Sequence[np.ndarray], on: str) -> Iterator[Record]:
+def regression(texts: Sequence[Text], surprisals: Sequence[np.ndarray], on: str) -> Iterator[Entry]:
     """``delta_ll``, ``slope``, ``slope_previous`` (time a nat); nothing without times. UserError for too few words."""
     base, full, times = (np.concatenate(x) for x in zip(*map(_columns, texts, surprisals), strict=True))
     usable = np.isfinite(times) & np.isfinite(full).all(1)

@@ -18,7 +18,7 @@ from ..data.read.sources import identity, resolve
 from ..evaluation.measures.contamination import counted
 from ..evaluation.measures.registry import MEASURES, SIGNAL
 from ..evaluation.measures.signal import JUDGEMENTS, RECORD_FILES, flattened, read_records, signal
-from ..evaluation.measures.subject import Entry, Found, Subject
+from ..evaluation.measures.subject import MeasureRecord, ModelFigures, Subject
 from ..evaluation.measures.surprisal import read_words
 from ..modeling.checkpoints import Checkpoint
 from ..modeling.folder import model_hash, read_config
@@ -58,7 +58,7 @@ def run(config: EvaluateConfig) -> Path:
                 if note := disagreement(folder, corpus.bos_id, config.sets[name]):
                     print(f"tokensieve: {note}", file=sys.stderr, flush=True)
         s.bind()
-        records, files = list[Entry](), list[str]()
+        records, files = list[MeasureRecord](), list[str]()
         for target in tqdm(targets, desc=f"measures {out.name}", unit="model", leave=False, disable=len(targets) < 2):
             records += _of_target(config, target, sets, s, files)
         if SIGNAL in _names(config):
@@ -129,7 +129,7 @@ def estimate(config: EvaluateConfig, known: Known) -> Cost:
     return Cost(tokens, total, None, False, memory=memory)
 
 
-def render(records: list[Entry]) -> str:
+def render(records: list[MeasureRecord]) -> str:
     """A line a figure, of the models' last weights; below, a line for each metric that was judged over checkpoints."""
     figures = [r for r in records if r["is_last"] and r["measure"] != SIGNAL]
     shown = [
@@ -173,7 +173,7 @@ def _check_inputs(config: EvaluateConfig) -> None:
 
 def _of_target(
     config: EvaluateConfig, target: Checkpoint, sets: Mapping[str, Corpus], s: Stage, files: list[str]
-) -> Iterator[Entry]:
+) -> Iterator[MeasureRecord]:
     """The records of a model. It is loaded when something of it is left to measure."""
     subject: Subject | None = None
     for name in [n for n in _names(config) if n != SIGNAL]:
@@ -192,7 +192,7 @@ def _of_target(
 
 
 def _measure(name: str, subject: Subject, options: Any, part: Path, path: Path) -> None:
-    found: Found = MEASURES[name](subject, options)
+    found: ModelFigures = MEASURES[name](subject, options)
     if found.lines:
         with atomic_file(path, "w") as f:
             f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in found.lines)
@@ -201,7 +201,7 @@ def _measure(name: str, subject: Subject, options: Any, part: Path, path: Path) 
     note_part(part)
 
 
-def _signal(config: EvaluateConfig, records: list[Entry]) -> Iterator[Entry]:
+def _signal(config: EvaluateConfig, records: list[MeasureRecord]) -> Iterator[MeasureRecord]:
     every = list(flattened(records))
     for folder in config.signal.of:
         every += read_records(folder, read_manifest(folder)["kind"])

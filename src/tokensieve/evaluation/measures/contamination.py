@@ -22,12 +22,12 @@ from ...data.read.sources import resolve
 from ...runs.errors import UserError
 from ...runs.files import read_json
 from .options import ContaminationOptions
-from .subject import Entry, Found, Subject, mean_record, record
+from .subject import MeasureRecord, ModelFigures, Subject, mean_record, record
 
 _UNIT_BYTES = 16 << 20
 
 
-def contamination(subject: Subject, options: ContaminationOptions) -> Found:
+def contamination(subject: Subject, options: ContaminationOptions) -> ModelFigures:
     """``nll`` and ``gap`` by times seen, ``bound`` of the run. UserError for an item on both sides, or a side without one."""
     times = counted(options)
     texts = list(times)
@@ -37,7 +37,7 @@ def contamination(subject: Subject, options: ContaminationOptions) -> Found:
     of = np.array([x[1:].mean() for x in nll])
     seen = np.array([times[t] for t in texts])
     unseen = of[seen == 0]
-    records: list[Entry] = [mean_record("nll", unseen, on="unseen", times=0)]
+    records: list[MeasureRecord] = [mean_record("nll", unseen, on="unseen", times=0)]
     for n in sorted({*seen.tolist()} - {0}):
         found = of[seen == n]
         on = "seen once" if n == 1 else f"seen {n} times"
@@ -46,7 +46,7 @@ def contamination(subject: Subject, options: ContaminationOptions) -> Found:
         records.append(record("gap", gap, _error(unseen, found), n=len(found), on=on, times=n))
     if (left := bound(subject, options.until)) is not None:
         records.append(record("bound", left, on=f"since step {options.until}"))
-    return Found(records)
+    return ModelFigures(records)
 
 
 def counted(options: ContaminationOptions) -> dict[str, int]:

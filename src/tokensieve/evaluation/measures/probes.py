@@ -19,10 +19,10 @@ from ...data.list_columns import list_values
 from ...runs.errors import UserError
 from ...scoring.retrieval import RetrievalHeads
 from .options import ProbeOptions
-from .subject import Entry, Found, Subject, mean_record, record
+from .subject import MeasureRecord, ModelFigures, Subject, mean_record, record
 
 
-def probes(subject: Subject, options: ProbeOptions) -> Found:
+def probes(subject: Subject, options: ProbeOptions) -> ModelFigures:
     """Of random tokens, and of the first rows of each set. UserError where a sequence does not fit into the context."""
     if options.rows < 1 or options.tokens < 2 or options.copies < 2:
         raise UserError("probes: rows must be at least 1, tokens and copies at least 2")
@@ -37,7 +37,7 @@ def probes(subject: Subject, options: ProbeOptions) -> Found:
         ids = (list_values(corpus.rows, "input_ids", i, i + 1)[0] for i in range(min(options.rows, corpus.num_rows)))
         sequences[name] = [row[: options.tokens].tolist() for row in ids if len(row) >= options.tokens]
     records = [r for on, found in sequences.items() for r in _copying(subject, options, found, on)]
-    return Found([*records, *_induction(subject, options)])
+    return ModelFigures([*records, *_induction(subject, options)])
 
 
 def random_sequences(options: ProbeOptions, vocab_size: int, without: int) -> list[list[int]]:
@@ -47,7 +47,7 @@ def random_sequences(options: ProbeOptions, vocab_size: int, without: int) -> li
     return [[i + (i >= without) for i in row] for row in drawn.tolist()]
 
 
-def _copying(subject: Subject, options: ProbeOptions, sequences: list[list[int]], on: str) -> Iterator[Entry]:
+def _copying(subject: Subject, options: ProbeOptions, sequences: list[list[int]], on: str) -> Iterator[MeasureRecord]:
     nll = subject.nll([[subject.start, *s * options.copies] for s in sequences])
     by_copy = np.array([x[1:].reshape(options.copies, -1).mean(1) for x in nll]).reshape(-1, options.copies)
     later = by_copy[:, 1:].mean(1)
@@ -55,7 +55,7 @@ def _copying(subject: Subject, options: ProbeOptions, sequences: list[list[int]]
     yield mean_record("copy_gain", by_copy[:, 0] - later, on=on)
 
 
-def _induction(subject: Subject, options: ProbeOptions) -> Iterator[Entry]:
+def _induction(subject: Subject, options: ProbeOptions) -> Iterator[MeasureRecord]:
     heads = RetrievalHeads(subject.scorer.model, options.heads, options.seed)
     try:
         chosen = np.array([float(heads.score[at]) for at in heads.heads])

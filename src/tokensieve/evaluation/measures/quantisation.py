@@ -22,10 +22,10 @@ from ...data.rows import Rows
 from ...data.scored import join_scores
 from ...runs.errors import UserError
 from .options import QuantisationOptions
-from .subject import Found, Subject, record
+from .subject import ModelFigures, Subject, record
 
 
-def rounding(subject: Subject, options: QuantisationOptions) -> Found:
+def rounding(subject: Subject, options: QuantisationOptions) -> ModelFigures:
     """Of the weights, and of each set's nll. The model is as it was afterwards. UserError for numbers out of range."""
     if not options.bits or not all(2 <= bits <= 16 for bits in options.bits) or options.group < 0:
         raise UserError("quantisation: bits must be from 2 to 16, and group at least 0")
@@ -41,7 +41,7 @@ def rounding(subject: Subject, options: QuantisationOptions) -> Found:
                 told = {"on": name, "bits": bits, "learning_rate": rate, "n": int(count_R.sum())}
                 records.append(record(f"nll_increase_{bits}", increase, stderr, **told))
                 records.append(record(f"relative_increase_{bits}", increase / mean, stderr / mean, **told))
-    return Found(records)
+    return ModelFigures(records)
 
 
 def learning_rate(subject: Subject) -> float | None:

@@ -8,10 +8,10 @@ from typing import Any
 from .contamination import contamination
 from .probes import probes
 from .quantisation import rounding
-from .subject import Found, Subject
+from .subject import ModelFigures, Subject
 from .surprisal import surprisal
 
-MEASURES: dict[str, Callable[[Subject, Any], Found]] = {
+MEASURES: dict[str, Callable[[Subject, Any], ModelFigures]] = {
     "surprisal": surprisal,
     "probes": probes,
     "quantisation": rounding,

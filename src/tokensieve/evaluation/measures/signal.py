@@ -20,7 +20,7 @@ import numpy as np
 
 from ...runs.errors import UserError
 from ...runs.files import read_json
-from .subject import Entry, record
+from .subject import MeasureRecord, record
 
 RECORD_FILES = {"evaluation": "evaluation.json", "tasks": "tasks.json", "measures": "measures.json"}
 JUDGEMENTS = ("monotonicity", "signal_to_noise", "noise", "rank_consistency")
@@ -33,7 +33,7 @@ Trajectory = dict[int, float]
 """step -> value"""
 
 
-def signal(records: Sequence[Entry]) -> list[Entry]:
+def signal(records: Sequence[MeasureRecord]) -> list[MeasureRecord]:
     """The four of every metric in ``records`` (with ``model``, ``step``, ``what``, ``value``) that has at least 3 checkpoints.
 
     UserError where none has.
@@ -49,7 +49,7 @@ def signal(records: Sequence[Entry]) -> list[Entry]:
     return made
 
 
-def curves_of(records: Sequence[Entry]) -> dict[tuple[str, str], Trajectory]:
+def curves_of(records: Sequence[MeasureRecord]) -> dict[tuple[str, str], Trajectory]:
     """(model, metric) -> its curve, in order of steps; records without step or value are left out."""
     curves: dict[tuple[str, str], Trajectory] = {}
     for r in records:
@@ -58,7 +58,7 @@ def curves_of(records: Sequence[Entry]) -> dict[tuple[str, str], Trajectory]:
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
 
 
-def flattened(records: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
+def flattened(records: Sequence[Mapping[str, Any]]) -> Iterator[MeasureRecord]:
     """Records of a set, a task or a measure as (model, step, what, value)."""
     for r in records:
         whose = {"model": r["model"], "step": r["step"]}
@@ -71,7 +71,7 @@ def flattened(records: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
                 yield {**whose, "what": f"{name} {on}", "value": r[name]}
 
 
-def read_records(folder: str, kind: str) -> list[Entry]:
+def read_records(folder: str, kind: str) -> list[MeasureRecord]:
     return list(flattened(read_json(Path(folder) / RECORD_FILES[kind])))
 
 
@@ -82,7 +82,7 @@ def noise(values: Sequence[float]) -> float:
     return float(np.sqrt((e**2).mean() / 1.5)) if len(e) else float("nan")
 
 
-def _of_curve(model: str, what: str, curve: Trajectory) -> Iterator[Entry]:
+def _of_curve(model: str, what: str, curve: Trajectory) -> Iterator[MeasureRecord]:
     from scipy.stats import spearmanr
 
     steps, values = list(curve), list(curve.values())
@@ -95,7 +95,7 @@ def _of_curve(model: str, what: str, curve: Trajectory) -> Iterator[Entry]:
     yield record("signal_to_noise", abs(values[-1] - values[0]) / spread if spread > 0 else None, **told)
 
 
-def _of_models(what: str, curves: Mapping[str, Trajectory]) -> Iterator[Entry]:
+def _of_models(what: str, curves: Mapping[str, Trajectory]) -> Iterator[MeasureRecord]:
     from scipy.stats import kendalltau
 
     shared = sorted(set.intersection(*(set(c) for c in curves.values())))

@@ -20,14 +20,14 @@ from ...runs.layout import METRICS, log_lines
 from ...scoring.engine import Scorer
 from ...scoring.texts import nll_of_pieces
 
-Entry = dict[str, Any]
+MeasureRecord = dict[str, Any]
 
 
 @dataclass
-class Found:
+class ModelFigures:
     """Records of a model, and lines of a file of its own where there is more to tell than figures."""
 
-    records: list[Entry]
+    records: list[MeasureRecord]
     lines: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -77,12 +77,12 @@ class Subject:
         return {line["step"]: line["learning_rate"] for line in log_lines(run / METRICS) if "learning_rate" in line}
 
 
-def record(metric: str, value: float | None, stderr: float | None = None, **more: Any) -> Entry:
+def record(metric: str, value: float | None, stderr: float | None = None, **more: Any) -> MeasureRecord:
     """One figure; null for what is not finite. ``on``: what it is of."""
     return {"metric": metric, "value": _finite(value), "stderr": _finite(stderr), **more}
 
 
-def mean_record(metric: str, values: Any, **more: Any) -> Entry:
+def mean_record(metric: str, values: Any, **more: Any) -> MeasureRecord:
     """The mean of independent values and its standard error; null where there are too few."""
     found = np.asarray(values, float)
     n = len(found)

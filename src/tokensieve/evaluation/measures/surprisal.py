@@ -26,7 +26,7 @@ import numpy as np
 
 from ...runs.errors import UserError
 from .options import SurprisalOptions
-from .subject import Entry, Found, Subject, mean_record, record
+from .subject import MeasureRecord, ModelFigures, Subject, mean_record, record
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Text:
     more: np.ndarray
 
 
-def surprisal(subject: Subject, options: SurprisalOptions) -> Found:
+def surprisal(subject: Subject, options: SurprisalOptions) -> ModelFigures:
     """``surprisal`` over words; with times ``delta_ll`` and the slopes. A line a word: text, index, word, surprisal, tokens."""
     if options.length < 2:
         raise UserError(f"surprisal.length must be at least 2, not {options.length}")
@@ -54,7 +54,7 @@ def surprisal(subject: Subject, options: SurprisalOptions) -> Found:
     all_N = np.concatenate([s for s, _ in found])
     on = Path(options.words).name
     records = [mean_record("surprisal", all_N[np.isfinite(all_N)], on=on)]
-    return Found([*records, *regression(texts, [s for s, _ in found], on)], lines)
+    return ModelFigures([*records, *regression(texts, [s for s, _ in found], on)], lines)
 
 
 # --- words of a model ----------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def word_of_tokens(text: str, words: Sequence[str], offsets: Sequence[tuple[int,
 # --- reading times -------------------------------------------------------------------------------------------------------
 
 
-def regression(texts: Sequence[Text], surprisals: Sequence[np.ndarray], on: str) -> Iterator[Entry]:
+def regression(texts: Sequence[Text], surprisals: Sequence[np.ndarray], on: str) -> Iterator[MeasureRecord]:
     """``delta_ll``, ``slope``, ``slope_previous`` (time a nat); nothing without times. UserError for too few words."""
     base, full, times = (np.concatenate(x) for x in zip(*map(_columns, texts, surprisals), strict=True))
     usable = np.isfinite(times) & np.isfinite(full).all(1)

@@ -12,6 +12,7 @@ from transformers import Trainer
 from tokensieve.training.feeding import Fed
 from tokensieve.training.guarded import Guarded
 from tokensieve.training.logged import Logged
+from tokensieve.training.optimised import Optimised
 from tokensieve.training.trainer import SelectiveTrainer
 
 # method -> its parameters after self (transformers 5.23)
@@ -30,6 +31,8 @@ PARAMETERS = {
     "_save_checkpoint": "model, trial",
     "_set_signature_columns_if_needed": "",
     "compute_loss": "model, inputs, return_outputs, num_items_in_batch",
+    "create_optimizer": "model",
+    "create_scheduler": "num_training_steps, optimizer",
     "evaluation_loop": "dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix",
     "get_batch_samples": "epoch_iterator, num_batches, device",
     "get_eval_dataloader": "eval_dataset",
@@ -42,7 +45,7 @@ PARAMETERS = {
 
 def overridden() -> set[str]:
     """Methods of ours that the Trainer has, too."""
-    ours = {**vars(Guarded), **vars(Fed), **vars(Logged), **vars(SelectiveTrainer)}
+    ours = {**vars(Guarded), **vars(Fed), **vars(Logged), **vars(Optimised), **vars(SelectiveTrainer)}
     return {n for n, f in ours.items() if inspect.isfunction(f) and hasattr(Trainer, n) and n != "__init__"}
 
 

@@ -41,8 +41,10 @@ from .checkpoints import tensors_only
 from .engines import check_engine, check_one_device, refuse_deferred_router_loss
 from .feeding import weighted
 from .guards import GuardConfig
-from .logged import Logged
+from .optimised import Optimised
+from .options import Mer, Mup, SubsetNormOptions
 from .progress import TokenProgress
+from .schedules import PowerSchedule
 from .second import SecondTargets, check_second
 from .sparse import Backward, SparseTraining, check_backward
 from .step import (
@@ -76,7 +78,7 @@ class HeadOptions:
             raise UserError(f"backend: {e}") from None
 
 
-class SelectiveTrainer(Logged):
+class SelectiveTrainer(Optimised):
     """``Trainer`` for any transformers causal LM whose loss is ``sum(weight * nll) / denominator`` of an Objective.
 
         scored  = tokensieve.load_scored("corpus", "scores")
@@ -87,9 +89,12 @@ class SelectiveTrainer(Logged):
     those that are not to be read. ``thresholds`` of scope corpus: found before training where they are not given. ``args`` are
     plain TrainingArguments. ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with
     ``strict``. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of
-    the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into
-    ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and is not read, an
-    argument that is not kept to, a head it does not understand, an engine it does not support, or where no step can be
+    the corpus's sources, has selection counted by source. ``schedule``: a learning rate by tokens in place of the arguments'
+    own by steps; ``mer``: meta-experience replay; ``optimizer``: one of ours in place of ``args.optim``;
+    ``mup``: learning rates by maximal update parametrisation (new weights: ``mup.scale_new_weights``). Writes
+    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
+    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
+    it does not support, or where no step can be
     done; for a row with values that cannot be meant when it is read.
     """
 
@@ -114,8 +119,14 @@ class SelectiveTrainer(Logged):
         thresholds: Mapping[str, Threshold] | None = None,
         teacher: Any = None,
         embeddings: Tensor | None = None,
+        schedule: PowerSchedule | None = None,
+        mer: Mer | None = None,
+        optimizer: SubsetNormOptions | None = None,
+        mup: Mup | None = None,
         **kwargs: Any,
     ) -> None:
+        self.schedule, self._counted = schedule, {"seen": 0, "trained": 0}
+        self.mer, self.mup, self.own_optimizer = mer, mup, optimizer
         self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
         self.head = head or HeadOptions()
         check_keywords(kwargs, collate)

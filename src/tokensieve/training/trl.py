@@ -1,6 +1,6 @@
 """SelectiveSFTTrainer: TRL's SFTTrainer whose loss and denominator are :class:`SelectiveTrainer`'s (TRL 1.16).
 
-    SelectiveSFTTrainer -> SelectiveTrainer -> Logged -> Fed -> Guarded -> SFTTrainer -> Trainer
+    SelectiveSFTTrainer -> SelectiveTrainer -> Optimised -> Logged -> Fed -> Guarded -> SFTTrainer -> Trainer
 
 TRL has the text: chat templates, masks of completion and assistant, truncation, packing; and the model: LoRA, router losses.
 What it prepared is read by ``Rows`` and collated as everywhere here, and the step is ours. Each ``super()`` of ours meets TRL's

@@ -2,9 +2,9 @@
 
     python examples/vlm_sft.py --model llava-hf/llava-1.5-7b-hf --data rows.jsonl --out runs/vlm --rule cal
 
-Each line of rows.jsonl is {"image": "cat.png", "prompt": "USER: <image>\\nWhat is it? ASSISTANT: ", "answer": "A cat."}. The nll
-of every answer is computed once with a blanked image; a token that the image makes likelier then counts more. Pixels are made
-when a row is read: stored, those of a picture take a megabyte and more.
+Each line of rows.jsonl is {"image": "cat.png", "prompt": "USER: <image>\\nWhat is it? ASSISTANT: ", "answer": "A cat."}. The
+nll of every answer is computed once with a blanked image; a token that the image makes likelier then counts more. Pixels are
+made when a row is read: stored, those of a picture take a megabyte and more.
 """
 
 import argparse

@@ -87,7 +87,9 @@ def test_vlm_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     run_main("vlm_sft", monkeypatch, *given, "--rule", "cal", "--max_steps", 2, "--batch", 4)
     lines = tiny.log_lines(tmp_path / "out")
-    assert sum(line["valid"] for line in lines) == sum(len(t.split()) + 1 for t in texts)  # the answers, and their <eos>
+    assert sum(line["valid"] for line in lines) == sum(
+        len(t.split()) + 1 for t in texts
+    )  # the answers, and their <eos>
     before, after = (tiny.weights(type(model).from_pretrained(f)) for f in (tmp_path / "model", tmp_path / "out"))
     assert [n for n in before if torch.equal(before[n], after[n]) and "post_layernorm" not in n] == []
 

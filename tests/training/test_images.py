@@ -49,7 +49,9 @@ def places(rows: list[dict[str, Any]]) -> list[tuple[int, int]]:
     return [(b, t) for b, r in enumerate(rows) for t, i in enumerate(r["input_ids"]) if t and i != vision.IMAGE]
 
 
-def moved(folder: Path, model: Any, rows: Dataset, rule: Any, batch: int, accumulate: int = 1) -> dict[str, torch.Tensor]:
+def moved(
+    folder: Path, model: Any, rows: Dataset, rule: Any, batch: int, accumulate: int = 1
+) -> dict[str, torch.Tensor]:
     return tiny.step_gradients(folder, rows, rule, batch, accumulate, model=model)
 
 
@@ -97,7 +99,9 @@ def test_ablated_nll(image: str) -> None:
         wanted = [float(nll[t]) if t and t in text else math.nan for t in range(len(row["input_ids"]))]
         assert values.tolist() == pytest.approx(wanted, rel=1e-6, nan_ok=True)
     assert not any(module.training for module in model.modules())
-    assert ts.ablated_nll(tiny.llama(), ROWS, "none", image_token_id=vision.IMAGE)[0].shape == (18,)  # of a model of text
+    assert ts.ablated_nll(tiny.llama(), ROWS, "none", image_token_id=vision.IMAGE)[0].shape == (
+        18,
+    )  # of a model of text
 
 
 @pytest.mark.parametrize("name", ["cal", "prior"])
@@ -137,7 +141,9 @@ def test_images_made_on_the_fly(tmp_path: Path) -> None:
 def test_the_self_test_and_evaluation_hold(tmp_path: Path) -> None:
     model = vision.llava(dtype=torch.float64)
     args = tiny.arguments(tmp_path, 2, 2)
-    trainer = ts.SelectiveTrainer(model, args, train_dataset=ROWS, eval_dataset=ROWS, objective=ts.objective("high_loss"))
+    trainer = ts.SelectiveTrainer(
+        model, args, train_dataset=ROWS, eval_dataset=ROWS, objective=ts.objective("high_loss")
+    )
     assert "two micro-batches are one" in run_self_test(trainer)
     told = trainer.evaluate()["eval_nll"]
     nll = own_nll(model.eval(), list(ROWS)).detach()
@@ -172,8 +178,16 @@ def changed(index: int = 1, **columns: Any) -> Dataset:
 
 IDS = ROWS["input_ids"]
 BAD: dict[str, tuple[str, Any, str]] = {
-    "cut": ("llava", lambda: changed(input_ids=IDS[1][:9]), "row 1 has 7 placeholders for 2 image.* cut inside an image"),
-    "no pixels": ("llava", lambda: ROWS.remove_columns("pixel_values"), "row 0 has 4 placeholders of images and no pixel_values"),
+    "cut": (
+        "llava",
+        lambda: changed(input_ids=IDS[1][:9]),
+        "row 1 has 7 placeholders for 2 image.* cut inside an image",
+    ),
+    "no pixels": (
+        "llava",
+        lambda: ROWS.remove_columns("pixel_values"),
+        "row 0 has 4 placeholders of images and no pixel_values",
+    ),
     "no placeholder": ("llava", lambda: changed(input_ids=[1, 2, 3]), "row 1 has pixel_values and no placeholder"),
     "another model's": (
         "llava",
@@ -220,7 +234,9 @@ def test_what_is_not_served(tmp_path: Path) -> None:
     with pytest.raises(ts.UserError, match="the teacher, LlamaForCausalLM, takes no images"):
         ts.SelectiveTrainer(model, args, **distil, teacher=tiny.llama())
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(ts.UserError, match=r"is a vision-language model \(llava\): corpora and verbs are of text alone"):
+    with pytest.raises(
+        ts.UserError, match=r"is a vision-language model \(llava\): corpora and verbs are of text alone"
+    ):
         load_causal_lm(tmp_path / "model")
     with pytest.raises(ts.UserError, match="LlamaForCausalLM takes no images"):
         ts.ablated_nll(tiny.llama(), ROWS)
@@ -229,5 +245,5 @@ def test_what_is_not_served(tmp_path: Path) -> None:
     with pytest.raises(ts.UserError, match="'grey' is none of blank, none"):
         ts.ablated_nll(model, ROWS, "grey")  # type: ignore[arg-type]
     first = Dataset.from_dict({"input_ids": [[*[vision.IMAGE] * 4, 5, 6]], "pixel_values": [ROWS[0]["pixel_values"]]})
-    with pytest.raises(ts.UserError, match="row 0 begins with an image: without it nothing stands before the token at position 4"):
+    with pytest.raises(ts.UserError, match=r"row 0 begins with an image: .* before the token at position 4"):
         ts.ablated_nll(model, first, "none")

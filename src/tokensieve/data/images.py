@@ -61,7 +61,9 @@ class RowImages:
                 f"{takes.model} takes: its processor gives it"
             )
         if packs:
-            raise UserError("rows with images hold one sample each: columns that divide a row into pieces are not supported")
+            raise UserError(
+                "rows with images hold one sample each: columns that divide a row into pieces are not supported"
+            )
 
     def placeholders(self, ids_T: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which tokens stand for an image. bool [T]"""
@@ -87,7 +89,11 @@ class RowImages:
 
     def _check_count(self, placeholders: int, images: int, index: int) -> None:
         if bool(placeholders) != bool(images):
-            what = f"{placeholders} placeholders of images and no {PIXELS}" if placeholders else f"{PIXELS} and no placeholder"
+            what = (
+                f"{placeholders} placeholders of images and no {PIXELS}"
+                if placeholders
+                else f"{PIXELS} and no placeholder"
+            )
             raise UserError(f"row {index} has {what}: its text and its images are not of each other")
         if not images or {*self.read} - {PIXELS, *PER_TOKEN}:
             return  # images of several sizes have placeholders of several numbers: only the model knows how many
@@ -96,8 +102,8 @@ class RowImages:
         if odd or each != self.per_image[0]:
             first, row = self.per_image
             raise UserError(
-                f"row {index} has {placeholders} placeholders for {images} image(s), and row {row} has {first} for each: was it "
-                "cut inside an image?"
+                f"row {index} has {placeholders} placeholders for {images} image(s), and row {row} has {first} for each: was "
+                "it cut inside an image?"
             )
 
 
@@ -107,7 +113,9 @@ def _of_images(values: Any, name: str, index: int) -> Tensor:
     if not found.size:
         return torch.empty(0)
     if found.dtype.kind not in "iufb" or found.ndim < 2:
-        raise UserError(f"row {index}: column {name!r} is no array of numbers with a first dimension over the row's images")
+        raise UserError(
+            f"row {index}: column {name!r} is no array of numbers with a first dimension over the row's images"
+        )
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise UserError(f"row {index}: column {name!r} has values that are not finite")
     whole = found.dtype.kind != "f" and name != PIXELS

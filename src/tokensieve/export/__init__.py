@@ -89,6 +89,7 @@ loss = np.memmap("$folder/00000.ds.loss", bool).reshape(-1, $length)
 tokens, keep = data[0]["input_ids"], loss[0]
 """,
         "datatrove 0.10.1 (utils/dataset.py, pipeline/tokens/tokenizer.py)",
+        divides="",
     ),
     "megatron": Format(
         "Megatron-LM, and GPT-NeoX by labels",
@@ -109,6 +110,7 @@ class Weighted(GPTDataset):
 """,
         "megatron-core 0.16.1 (datasets/indexed_dataset.py, gpt_dataset.py); GPT-NeoX (data/gpt2_dataset.py, training.py)",
         signed=False,
+        divides="the sum of the weights",
     ),
     "mds": Format(
         "MosaicML streaming, and LLM Foundry by labels",
@@ -121,6 +123,7 @@ data = StreamingDataset(local="$folder", shuffle=True, batch_size=8)
 sample = data[0]
 """,
         "mosaicml-streaming 0.13.0 (base/format/mds/writer.py, reader.py, encodings.py)",
+        divides="",
         all_targets=True,
     ),
 }

@@ -12,7 +12,7 @@ _PLACEHOLDERS = ("image_token_id", "video_token_id")
 
 
 def image_inputs(model: Any) -> ImageInputs | None:
-    """The image columns that the forward of ``model``, PEFT-wrapped or not, has; None for a model of text, or a model's name."""
+    """The image columns that the forward of ``model``, PEFT-wrapped or not, has; None for a model of text, or its name."""
     if isinstance(model, str):
         return None
     base = base_model(model)

@@ -67,8 +67,8 @@ def _check_text_model(folder: Path) -> None:
     config = read_json(folder / "config.json")
     if "vision_config" in config and config["model_type"] not in CAUSAL:
         raise UserError(
-            f"{folder} is a vision-language model ({config['model_type']}): corpora and verbs are of text alone; train it on rows "
-            "with images by tokensieve.SelectiveTrainer in Python (docs/trainers.md)"
+            f"{folder} is a vision-language model ({config['model_type']}): corpora and verbs are of text alone; train it on "
+            "rows with images by tokensieve.SelectiveTrainer in Python (docs/trainers.md)"
         )
 
 

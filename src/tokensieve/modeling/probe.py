@@ -24,8 +24,8 @@ from ..core import IGNORE_INDEX, LinearHead, token_nll
 from ..data.images import map_tensors
 from ..data.rows import Rows, collate, shift_targets
 from ..runs.errors import UserError
-from .probe_rows import Changes, RowItem, alone, choose_rows, pieces, real_tokens
 from .images import image_inputs
+from .probe_rows import Changes, RowItem, alone, choose_rows, pieces, real_tokens
 from .properties import PROPERTIES, Findings, is_mask
 from .seam import HeadSeam, Show
 

@@ -122,8 +122,8 @@ def other_denominator(to: Format, objective: Objective, counted: Counted, name: 
     what = {"weight": "the sum of the weights", "nonzero": "their number", "abs": "the sum of their absolute values"}
     return (
         f"{objective.name!r} divides a step by {what[objective.denominator]} ({mine:.6g} over the corpus), and a trainer of "
-        f"{name} by {to.divides} ({theirs:.6g}): its loss and gradients are {mine / theirs:.4g} times those of tokensieve train "
-        "on average, so that it needs another learning rate for the same updates"
+        f"{name} by {to.divides} ({theirs:.6g}): its loss and gradients are {mine / theirs:.4g} times those of tokensieve "
+        "train on average, so that it needs another learning rate for the same updates"
     )
 
 

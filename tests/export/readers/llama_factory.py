@@ -4,14 +4,19 @@ import json
 import os
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from types import SimpleNamespace
 
-sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))  # imported for sound, which no row here has
+sound = types.ModuleType(
+    "torchaudio"
+)  # imported at the top, for sound, which no row here has; its builds follow torch's
+sound.__spec__ = ModuleSpec("torchaudio", None)
+sys.modules["torchaudio"] = sound
 os.environ["DISABLE_VERSION_CHECK"] = "1"  # it names the versions of transformers that it was tried with
 
-from llamafactory.data import TEMPLATES, SFTDataCollatorWith4DAttentionMask, get_dataset
-from transformers import PreTrainedTokenizerFast
+from llamafactory.data import TEMPLATES, SFTDataCollatorWith4DAttentionMask, get_dataset  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[3], pad_token="<|endoftext|>")
 told = SimpleNamespace(tokenized_path=sys.argv[1], streaming=False)

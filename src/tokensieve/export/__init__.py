@@ -21,7 +21,7 @@ trainer = SFTTrainer(model, SFTConfig(out, max_length=None), train_dataset=train
 # axolotl: the path, ds_type, and no type
 datasets: [{path: $folder, data_files: train-*.jsonl, ds_type: json, type: }]
 """,
-        "TRL 1.16 (trl/trainer/sft_trainer.py); axolotl by its page on pre-tokenized data",
+        "TRL 1.16 (trl/trainer/sft_trainer.py); axolotl 0.19.0 (utils/data/wrappers.py)",
     ),
     "parquet": Format(
         "TRL and axolotl",
@@ -35,7 +35,7 @@ trainer = SFTTrainer(model, SFTConfig(out, max_length=None), train_dataset=train
 # axolotl: the path, ds_type, and no type
 datasets: [{path: $folder, data_files: train-*.parquet, ds_type: parquet, type: }]
 """,
-        "TRL 1.16 (trl/trainer/sft_trainer.py); axolotl by its page on pre-tokenized data",
+        "TRL 1.16 (trl/trainer/sft_trainer.py); axolotl 0.19.0 (utils/data/wrappers.py)",
     ),
     "llama_factory": Format(
         "LLaMA-Factory",
@@ -56,12 +56,12 @@ cutoff_len: $length
         swift.write_swift,
         16.0,
         """\
-# ms-swift
+# ms-swift; it trains an EOS behind a trained token too, whatever its loss_scale says
 swift sft --model MODEL --dataset $folder/train-*.jsonl --use_chat_template false \\
   --is_binary_loss_scale false --remove_unused_columns false \\
   --max_length $longer
 """,
-        "ms-swift 4.6.0 (swift/loss_scale/base.py, swift/template/base.py, swift/trainers/seq2seq_trainer.py); read, not run",
+        "ms-swift 4.6.0 (swift/loss_scale/base.py, swift/template/base.py, swift/trainers/seq2seq_trainer.py)",
         signed=False,
     ),
     "olmo": Format(

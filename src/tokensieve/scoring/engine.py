@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL
 from ..core.targets import SparseTargets
+from ..data.images import map_tensors
 from ..data.rows import Rows, collate, is_target
 from ..modeling.probe import broken_property
 from ..modeling.properties import nonfinite
@@ -106,12 +107,13 @@ class Scorer:
 
     def _read(self, rows: Rows, span: range) -> dict[str, Tensor]:
         batch = collate(rows.__getitems__(span))
-        return {k: v.pin_memory() for k, v in batch.items()} if self.device.type == "cuda" else batch
+        return map_tensors(batch, Tensor.pin_memory) if self.device.type == "cuda" else batch
 
     @torch.inference_mode()
     def _forward(self, first: int, batch: dict[str, Tensor]) -> _Queued:
         made: list[LinearNLL] = []
-        there = {k: batch[k].to(self.device, non_blocking=True) for k in (*MODEL_INPUTS, "targets") if k in batch}
+        fed = {k: batch[k] for k in (*MODEL_INPUTS, "targets") if k in batch}
+        there = map_tensors(fed, lambda values: values.to(self.device, non_blocking=True))
         targets, second = there["targets"], self._second(there)
 
         def compute(hidden: Tensor, head: LinearHead) -> None:

@@ -30,8 +30,10 @@ from ..core.kth import Threshold
 from ..core.objective import sum_dtype
 from ..core.stats import TokenStats, head_statistics
 from ..core.targets import SparseTargets
+from ..data.images import PER_IMAGE, PER_TOKEN
 from ..data.rows import collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
+from ..modeling.images import image_inputs
 from ..modeling.probe import broken_property
 from ..modeling.probe_rows import has_target
 from ..modeling.seam import HeadSeam
@@ -59,7 +61,7 @@ from .step import (
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig
 from .trial_save import trial_save
 
-MODEL_ONLY = ("attention_mask", "position_ids", "labels")
+MODEL_ONLY = ("attention_mask", "position_ids", "labels", *PER_TOKEN, *PER_IMAGE)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class SelectiveTrainer(Optimised):
         self.init_rows(model, self.objective.needs, ignore_columns, thresholds or {}, columns)
         super().__init__(model, args, **{**kwargs, **self.given_rows(train_dataset, eval_dataset)})
         check_engine(self)
+        self._check_images(backward, teacher)
         if self.pop_callback(ProgressCallback) is not None:  # not there with disable_tqdm
             self.add_callback(TokenProgress(self))
         self.seam = HeadSeam(self.model)
@@ -158,6 +161,16 @@ class SelectiveTrainer(Optimised):
         self.token_log.skipped = self.skipped_steps
         if train_dataset is not None and self.is_world_process_zero():
             trial_save(self.accelerator.unwrap_model(self.model), self.processing_class, args)
+
+    def _check_images(self, backward: str, teacher: Any) -> None:
+        """Refuse what has never been tried beside rows with images."""
+        images = getattr(self.train_dataset, "images", None)
+        if images is None or not images.read:
+            return
+        if backward == "sparse":
+            raise UserError("backward: sparse is not supported with images, whose tokens are never kept: take exact")
+        if teacher is not None and image_inputs(teacher) is None:
+            raise UserError(f"the teacher, {type(teacher).__name__}, takes no images, and the rows have some")
 
     def _new_log(self, config: TokenLogConfig | None, flops: FlopsSpent | None, sources: Sequence[str]) -> TokenLog:
         """Its FLOPs a token are known as soon as the rows are."""

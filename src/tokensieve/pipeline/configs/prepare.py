@@ -16,7 +16,7 @@ NOT_WORK = ("out", "workers", "tokenizer", "bos", "chat_template", "max_unknown"
 
 # Fields that came after fingerprints ceased to cover all of them.
 LATER = ("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights", "documents", "transforms")
-LATER_OF_SOURCE = ("ignore_columns", "source_column", "label")
+LATER_OF_SOURCE = ("ignore_columns", "source_column", "label", "program")
 
 
 @dataclass(frozen=True)

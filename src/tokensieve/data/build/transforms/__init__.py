@@ -16,11 +16,14 @@ import xxhash
 from ...read.documents import Document
 from ...tokenizer import Encoder
 from ..encoded import Encoded
-from . import fim
+from . import deletions, fim, stochastok, tipa
 from .kind import NamedTransform, Transform, TransformKind
 
 TRANSFORMS: Mapping[str, TransformKind] = {
     "fim": TransformKind(fim.FillInTheMiddle, fim.fill_in_the_middle, fim.control_tokens),
+    "stochastok": TransformKind(stochastok.StochasTok, stochastok.stochastok),
+    "deletions": TransformKind(deletions.Deletions, deletions.deletions),
+    "tipa": TransformKind(tipa.Tipa, tipa.tipa),
 }
 
 

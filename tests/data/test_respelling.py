@@ -1,4 +1,4 @@
-"""StochasTok, RefineX's deletions and TIPA at prepare: the text stays, rate 0 is the identity, equal seeds are equal corpora."""
+"""StochasTok, RefineX's deletions and TIPA at prepare: text stays, rate 0 is the identity, equal seeds are equal corpora."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tokensieve.runs.errors import UserError
 
 N = -100
 ROWS = [
-    {"id": "a", "text": "Home | About\nThe strawberry self returns, the self returns\nClick here", "program": "remove_lines(1, 1)\nremove_lines(3, 3)"},
+    {"id": "a", "text": "Home | About\nThe strawberry self returns, the self returns\nClick here",
+     "program": "remove_lines(1, 1)\nremove_lines(3, 3)"},
     {"id": "b", "text": "def return the x self 你好 return the self", "program": "remove_str(1, '你好 ')"},
     {"id": "c", "text": "the the the return", "program": None},
 ]  # fmt: skip
@@ -186,9 +187,7 @@ def test_deleted_text_is_read_and_not_trained(tmp_path: Path, tokenizer: str, ro
     backend = Tokenizer.from_file(str(masked.folder / "tokenizer" / "tokenizer.json"))
     targets = [t for t, u in zip(flat(masked), flat(masked, "labels"), strict=True) if u != N]
     assert "labels" not in plain.rows.column_names
-    assert (
-        backend.decode(targets, False).split("<|endoftext|>")[0] == "The strawberry self returns, the self returns\n"
-    )
+    assert backend.decode(targets, False).split("<|endoftext|>")[0] == "The strawberry self returns, the self returns\n"
     assert "你好" not in backend.decode(targets, False)
     assert masked.manifest["stats"]["transforms"][0]["documents"] == 2
     never = prepare(tmp_path / "never", tokenizer, rows, {"name": "deletions", "rate": 0.0})

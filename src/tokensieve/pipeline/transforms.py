@@ -53,4 +53,6 @@ def check_programs(sources: Sequence[SourceConfig], given: Sequence[NamedTransfo
         if not heeded:
             raise UserError(f"sources.{i}.program: nothing heeds it without transforms: [{{name: deletions}}]")
     if heeded and all(source.program is None for source in sources):
-        raise UserError(f"transforms.{heeded[0]}: deletions are by programs: name their column in a source (program: COLUMN)")
+        raise UserError(
+            f"transforms.{heeded[0]}: deletions are by programs: name their column in a source (program: COLUMN)"
+        )

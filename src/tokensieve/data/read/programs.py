@@ -1,7 +1,7 @@
 """RefineX's programs: which characters of a text a program would delete.
 
-    remove_lines(1, 1)              Home | Products | About us            ~~~~~~~~~~~~~~~~~~~~~~~~~~
-    remove_str(2, "H#f*% ")         ... H#f*% turns out, the universe     ... ~~~~~~ turns out, the universe
+remove_lines(1, 1)              Home | Products | About us            ~~~~~~~~~~~~~~~~~~~~~~~~~~
+remove_str(2, "H#f*% ")         ... H#f*% turns out, the universe     ... ~~~~~~ turns out, the universe
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class BadProgram(Exception):
 
 
 def deleted_spans(text: str, program: str) -> CharSpans:
-    """The characters that ``program`` deletes from ``text``, as spans from, up to; in the program's order, and they may overlap.
+    """The characters that ``program`` deletes from ``text``, as spans from, up to, in its order; they may overlap.
 
     A call a line: ``remove_lines(first, last)`` deletes these lines with their line breaks; ``remove_str(line, part)`` deletes
     a part of a line if it stands there exactly once, else nothing; ``keep_all()`` and an empty program delete nothing. Lines

@@ -1,7 +1,7 @@
 """StochasTok: some tokens of a text as two others that say the same, so that a model sees what tokens are made of.
 
-    tokens   "the" " straw" "berry"
-    split    "the" " st" "raw" "b" "erry"
+tokens   "the" " straw" "berry"
+split    "the" " st" "raw" "b" "erry"
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def stochastok(options: StochasTok, encoder: Encoder) -> Transform:
 
 
 class TokenSplits:
-    """The pairs of tokens that a token can be split into: ``first + second`` spells what it spells, all three in the vocabulary.
+    """The pairs of tokens that a token can be split into: ``first + second`` spells what it spells, all of the vocabulary.
 
     Added tokens, the unknown token and lone bytes (``<0xAB>``) are neither split nor parts. UserError for a vocabulary that
     writes the inside of a word otherwise than its beginning (WordPiece's ``##``): read one after the other, two tokens are not
@@ -76,7 +76,9 @@ class TokenSplits:
         vocabulary = backend.get_vocab(with_added_tokens=False)
         self._ids = {t: i for t, i in vocabulary.items() if i not in left_out and not _BYTE.fullmatch(t)}
         self._tokens = {i: t for t, i in self._ids.items()}
-        self._known: dict[int, TokenPairs] = {}  # filled as tokens are met: all of 150,000 would take a second at the start
+        self._known: dict[
+            int, TokenPairs
+        ] = {}  # filled as tokens are met: all of 150,000 would take a second at the start
 
     def __call__(self, token: int) -> TokenPairs:
         """All pairs, the shortest first part first; none where there are none."""
@@ -103,9 +105,9 @@ def split_tokens(
 ) -> tuple[list[int], list[int]]:
     """(ids in which ``floor(rate len(ids))`` times a token was drawn and, if it can be, split; of each the index it is from).
 
-    Each time a place of the sequence as it is by then is drawn, all being as likely, then one of its token's pairs, all being as
-    likely: halves can be split again, and a token that cannot be split uses up its turn. Rate 0 gives ``ids``; the text is the
-    same at any rate, and the ids by an equal ``rng``.
+    Each time a place of the sequence as it is by then is drawn evenly, then one of its token's pairs, evenly too: halves can be
+    split again, and a token that cannot be split uses up its turn. Rate 0 gives ``ids``; the text is the same at any rate, and
+    the ids by an equal ``rng``.
 
     StochasTok, Sims et al., arXiv 2506.01687, p = ``rate``; checked against the authors' code (anyasims/stochastok,
     stochastok_processor.py), which copies the list at each split: quadratic where this is linear.

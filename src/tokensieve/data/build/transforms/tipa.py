@@ -1,6 +1,6 @@
 """TIPA: documents that spell tokens backwards, beside those they are of, so that a model learns which characters a token has.
 
-    straw = {"5": "w", "4": "a", "3": "r", "2": "t", "1": "s"}
+straw = {"5": "w", "4": "a", "3": "r", "2": "t", "1": "s"}
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def spellable(ids: Iterable[int], encoder: Encoder) -> Sequence[str]:
 
 
 def reversed_characters(text: str) -> str:
-    """The characters of ``text`` by their places, counted from 1, the last first, as JSON: "ab" gives ``{"2": "b", "1": "a"}``."""
+    """The characters of ``text`` by their places, counted from 1, the last first, as JSON: of "ab" ``{"2": "b", "1": "a"}``."""
     return json.dumps({str(i): text[i - 1] for i in range(len(text), 0, -1)}, ensure_ascii=False)
 
 

@@ -8,9 +8,9 @@
 
 One process and one thread, whose processor time is taken: others may work on the machine. Everything counts, reading and the
 table included. Text of so many GB is the corpus (without one, 20 MB of made-up words) again and again with one word in twelve
-replaced, cut to documents of 2 kB; its memory is what the process itself holds (RssAnon, looked at 20 times a second) above
-what it held after a small run; parts that are mapped into memory can be dropped by the system at any time and are told apart (VmHWM
-has both).
+replaced, cut to documents of 2 kB. Its memory is what the process itself holds (RssAnon, looked at 20 times a second) above
+what it held after a small run; parts that are mapped into memory can be dropped by the system at any time and are told apart
+(VmHWM has both).
 """
 
 from __future__ import annotations

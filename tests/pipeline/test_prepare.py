@@ -230,7 +230,9 @@ def test_weights_share_out_the_rows_exactly(tmp_path: Path, tokenizer: str) -> N
     thirds = mix("2", (1, 1, 1), 50)
     assert sorted(rows_of(thirds).values()) == [16, 17, 17]
     assert mix("3", (1, 1, 1), 50, seed=1).content_hash != thirds.content_hash
-    with pytest.raises(UserError, match=r"source .*b\.jsonl has \d+ rows, its weight needs 9998 of max_rows 10000"):
+    with pytest.raises(
+        UserError, match=r"source .*b\.jsonl has \d+ rows, its share of 99.98% needs 9998 of 10000 rows"
+    ):
         mix("4", (1, 9998, 1), 10000)
 
 

@@ -70,10 +70,15 @@ def rows_table(rows: PackedRows, doc_sources: np.ndarray[Any, Any]) -> pa.Table:
         "doc_targets": lists(rows.doc_targets),
         "doc_offsets": lists(rows.doc_offsets),
     }
-    table = pa.table(columns, schema=pa.schema([*ROW_COLUMNS.items(), *LATER_COLUMNS.items()]))
+    table = pa.table(columns, schema=rows_schema())
     for name, values in (("labels", rows.labels), ("weight", rows.weight)):
         table = table if values is None else _append(table, name, values.reshape(-1))
     return table
+
+
+def rows_schema() -> pa.Schema:
+    """Columns that every corpus written now has."""
+    return pa.schema([*ROW_COLUMNS.items(), *LATER_COLUMNS.items()])
 
 
 def with_labels(table: pa.Table) -> pa.Table:
@@ -399,6 +404,12 @@ def _lines(manifest: dict[str, Any]) -> Iterator[str]:
     if weights := stats.get("weights"):
         shares = [f"{weights[what] / stats['tokens']:.1%} {what}" for what in ("zero", "negative") if weights[what]]
         yield f"  tokens have weights{': ' if shares else ''}{', '.join(shares)}"
+    for part in manifest.get("mixture", ()):
+        asked = "" if part["share"] is None else f", {part['share']:.2%} asked for"
+        yield (
+            f"  mixture: {part['source']}: {part['rows']:,} rows ({part['realised']:.2%}{asked}), "
+            f"{part['times_read']:.4g} times its {part['available']:,}"
+        )
     for transform in stats.get("transforms", ()):
         changed, cut = transform["documents"], transform["cut"]
         yield f"  {transform['name']}: {changed:,} documents changed, {cut:,} of them cut by a row's end"

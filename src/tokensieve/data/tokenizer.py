@@ -262,7 +262,9 @@ class Encoder:
         places: list[npt.NDArray[np.int64]] = []
         for part in parts:
             if part.token:
-                ids.append(self.backend.token_to_id(part.token))
+                control = self.backend.token_to_id(part.token)
+                assert control is not None  # looked up when the transform was made
+                ids.append(control)
                 places.append(np.array([CONTROL], np.int64))
             else:
                 mine = next(found).ids

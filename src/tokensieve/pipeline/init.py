@@ -11,6 +11,7 @@ from ..data.bos import expected
 from ..modeling.cut import check_saved, cut_folder, first_blocks, num_blocks
 from ..modeling.folder import model_folder, model_hash, read_config
 from ..modeling.load import quiet_loading
+from ..modeling.rope import with_rope
 from ..runs.errors import UserError
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
@@ -37,6 +38,8 @@ def run(config: InitConfig) -> Path:
             return out
         quiet_loading()
         model = cut_folder(config.model, config.layers)
+        if config.rope or config.max_positions is not None:
+            model = with_rope(model, config.rope, config.max_positions)
         shutil.rmtree(made := out / UNCHECKED, ignore_errors=True)
         try:
             _write(config, model, made)
@@ -58,6 +61,8 @@ def work(config: InitConfig) -> Work:
 def validate(config: InitConfig) -> None:
     if config.layers < 1:
         raise UserError(f"layers must be at least 1, not {config.layers}")
+    if config.max_positions is not None and config.max_positions < 1:
+        raise UserError(f"max_positions must be at least 1, not {config.max_positions}")
 
 
 def estimate(config: InitConfig, known: Known) -> Cost:

@@ -23,8 +23,10 @@ from tqdm.auto import tqdm
 from ..data import tokenizer as tok
 from ..data.bos import Bos, bos_of, set_template
 from ..data.build import assemble
-from ..data.build.assemble import Part, allot
+from ..data.build.assemble import Part
 from ..data.build.chat import Template
+from ..data.build.earlier import Earlier
+from ..data.build.mixture import Pool, allot, mixture_told, replayed, replayed_of, shares_of
 from ..data.build.transforms import Transforms
 from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, WorkUnit
 from ..data.build.weigh import check_rules, silent
@@ -34,6 +36,7 @@ from ..data.filter.table import Tables, table_hash
 from ..data.read.readers import groups, input_bytes, sample, training_texts
 from ..data.read.source import Source, SourceConfig
 from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resolve, text_bytes
+from ..data.replay import ReplaySource
 from ..data.tokenizer import tokenizer_folder, tokenizer_hash, tokenizer_identity, train_tokenizer, vocab_size
 from ..data.tokenizer_state import file_state, other_rule
 from ..runs.errors import UserError
@@ -42,7 +45,7 @@ from ..runs.manifest import is_done, read_manifest
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from .config.help import check_seed
-from .configs.prepare import KIND, LATER, LATER_OF_SOURCE, NOT_WORK, PrepareConfig
+from .configs.prepare import KIND, LATER, LATER_OF_SOURCE, NOT_WORK, OF_ROWS, OF_SOURCE_ROWS, PrepareConfig
 from .recipe.cost import Cost, Known
 from .transforms import check_programs, control_tokens_of, transforms_of
 
@@ -52,6 +55,7 @@ CHAT_TEMPLATE = (
 )
 MAX_WORKERS = 8
 MAX_LENGTH = 1 << 24
+MAX_EPOCHS = 1000
 MAX_VOCAB_SIZE = 1 << 24
 _TOKENIZER_SAMPLE_BYTES = 20 << 20
 _ONE_PROCESS_BYTES = 32 << 20  # below this, starting processes costs more than they bring
@@ -98,6 +102,8 @@ def _work(config: PrepareConfig, sources: list[Source]) -> Work:
             inputs["tokenizer_rules"] = "tokenizer.json"
     if config.documents:
         inputs["documents"] = [table_hash(folder) for folder in config.documents]
+    if config.replay:
+        inputs["replay"] = [read_manifest(r.corpus, KIND)["content_hash"] for r in config.replay]
     return Work.of(KIND, config, NOT_WORK, inputs, tokenizer=config.tokenizer)
 
 
@@ -138,7 +144,8 @@ def estimate(config: PrepareConfig, known: Known) -> Cost:
     """Tokens from bytes of text; five bytes a token on the disk."""
     if (done := known.manifest(config.out, KIND)) is not None:
         return Cost(done["stats"]["tokens"], None, sum(f["bytes"] for f in done["files"]))
-    tokens = sum(_text_tokens(s, config.seed, known) for s in config.sources)
+    tokens = sum(_text_tokens(s, config.seed, known) * s.epochs for s in config.sources)
+    tokens /= 1 - sum(r.share for r in config.replay)
     if config.max_rows is not None:
         tokens = min(tokens, config.max_rows * config.length)
     return Cost(tokens, None, tokens * 5, False)
@@ -192,6 +199,10 @@ def validate(config: PrepareConfig) -> None:
         raise UserError(f"max_unknown is a share of the tokens, from 0 to 1, not {config.max_unknown}")
     check_rules(config.weights)
     check_programs(config.sources, transforms_of(config.transforms))
+    _check_mixture(config)
+
+
+def _check_mixture(config: PrepareConfig) -> None:
     weights = [s.weight for s in config.sources]
     if any(w is not None for w in weights):
         if None in weights:
@@ -200,6 +211,23 @@ def validate(config: PrepareConfig) -> None:
             raise UserError("source weights need max_rows: they share out its rows")
         if not any(weights):
             raise UserError("at least one source needs a weight above 0")
+    for i, source in enumerate(config.sources):
+        if not 0 < source.epochs <= MAX_EPOCHS:
+            raise UserError(f"sources.{i}: epochs must be above 0 and at most {MAX_EPOCHS}, not {source.epochs}")
+    if config.temperature is not None:
+        if not 0 < config.temperature < math.inf:
+            raise UserError(f"temperature must be a number above 0, not {config.temperature}")
+        if config.max_rows is None:
+            raise UserError("temperature needs max_rows: it shares out its rows")
+        if any(w is not None for w in weights):
+            raise UserError("temperature and source weights both say what shares are: give one of them")
+    for i, replay in enumerate(config.replay):
+        if not 0 < replay.share < 1 or not 0 < replay.epochs <= MAX_EPOCHS:
+            raise UserError(f"replay.{i}: share must lie between 0 and 1, and epochs above 0 and at most {MAX_EPOCHS}")
+    if sum(r.share for r in config.replay) >= 1:
+        raise UserError("replay: the shares come to 1 or more: nothing new would be left")
+    if config.replay and config.tokenizer is None:
+        raise UserError("replay needs tokenizer: the earlier corpus's, as tokenizer: FOLDER of that corpus")
 
 
 def _start_parts(config: PrepareConfig, s: Stage) -> None:
@@ -209,7 +237,8 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
     everything = {k: v for k, v in asdict(config).items() if k not in ("workers", *LATER)}
     everything["sources"] = [_as_it_was(c) for c in everything["sources"]]
     earlier = Work(KIND, everything, s.work.inputs).fingerprint  # before paths and defaults ceased to count
-    ours = plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (s.work.fingerprint, earlier))
+    of_units = _of_units(config, s.work)
+    ours = plan.is_file() and read_json(plan) in ({"fingerprint": f} for f in (of_units, s.work.fingerprint, earlier))
     if ours and not _was_overridden(config):
         return
     strangers = [p.name for p in out.iterdir() if p.name == "tokenizer" or p.suffix in (".arrow", ".json", ".parquet")]
@@ -219,7 +248,15 @@ def _start_parts(config: PrepareConfig, s: Stage) -> None:
         )
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     shutil.rmtree(parts, ignore_errors=True)
-    write_json(plan, {"fingerprint": s.work.fingerprint})
+    write_json(plan, {"fingerprint": of_units})
+
+
+def _of_units(config: PrepareConfig, work: Work) -> str:
+    """Fingerprint of the units of work: a mixture that is refused is changed without reading any text again."""
+    sources = [replace(source, **OF_SOURCE_ROWS) for source in config.sources]
+    inputs = {role: found for role, found in work.inputs.items() if role != "replay"}
+    plain = replace(config, sources=sources, **OF_ROWS)
+    return Work.of(KIND, plain, NOT_WORK, inputs, tokenizer=config.tokenizer).fingerprint
 
 
 def _as_it_was(source: dict[str, Any]) -> dict[str, Any]:
@@ -233,12 +270,14 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
     sources = [_sample(config, out / PARTS / f"sample-{i:04d}.json", s, progress) for i, s in enumerate(sources)]
     tables = Tables.of(config.documents, out / PARTS) if config.documents else None
     tokenizer, setup = _setup(config, out, sources, tables)
+    earlier = [_earlier(config, r, setup, tokenizer_hash(tokenizer)) for r in config.replay]
     parts = _run_units(config, sources, setup, progress)
     _check_unknown(config, parts)
     _tell_silent(config, parts)
-    rows = _allot(config, sources, parts)
+    rows, earlier, told = _mixture(config, sources, parts, earlier)
     shard_rows = max(1, config.shard_tokens // config.length)
-    writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed)
+    writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed, earlier)
+    num_rows = sum(rows) + sum(e.taken for e in earlier)
     content_hash = writer.content.hexdigest(setup.encoder.bos_id)
     names = [shard["file"] for shard in writer.shards] + ["documents.parquet"]
     names += write_dataset_files(out, writer.shards, content_hash, writer.optional) + _write_bad_rows(out, parts)
@@ -256,9 +295,8 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
         content_hash=content_hash,
         tokenizer_hash=tokenizer_hash(tokenizer),
         shards=writer.shards,
-        stats=assemble.corpus_stats(
-            state, sum(rows), config.length, parts, [str(t["name"]) for t in config.transforms]
-        ),
+        **({"mixture": told} if told else {}),
+        stats=assemble.corpus_stats(state, num_rows, config.length, parts, [str(t["name"]) for t in config.transforms]),
     )
 
 
@@ -410,7 +448,31 @@ def _tell_silent(config: PrepareConfig, parts: list[Part]) -> None:
             )
 
 
-def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> list[int]:
+def _earlier(config: PrepareConfig, replay: ReplaySource, setup: Setup, tokenizer: str) -> Earlier:
+    """An earlier corpus whose rows fit; UserError that names what differs."""
+    found = Earlier.of(replay)
+    theirs, ours = found.corpus, setup.encoder
+    pairs: dict[str, tuple[Any, Any]] = {
+        "tokenizer": (theirs.tokenizer_hash, tokenizer),
+        "length": (theirs.length, config.length),
+        "isolate_documents": (theirs.isolate_documents, config.isolate_documents),
+        "BOS": (theirs.bos_id, ours.bos_id),
+        "padding": (theirs.pad_id, setup.pad_id),
+    }
+    for what, (there, here) in pairs.items():
+        if there != here:
+            numbers = "" if what == "tokenizer" else f" ({there}, not {here})"
+            raise UserError(
+                f"replay: {replay.corpus} has another {what} than this corpus{numbers}: its rows do not fit"
+            )
+    return found
+
+
+def _mixture(
+    config: PrepareConfig, sources: list[Source], parts: list[Part], earlier: list[Earlier]
+) -> tuple[list[int], list[Earlier], list[dict[str, Any]]]:
+    """(rows of each source, the earlier corpora with the rows taken of each, what the manifest says of it: nothing where
+    sources were simply taken)."""
     available = [sum(p.counts.rows for p in parts if p.source_index == s) for s in range(len(sources))]
     if not sum(available):
         left_out = sum(sum(p.counts.skipped.values()) + p.counts.num_bad_rows for p in parts)
@@ -418,7 +480,27 @@ def _allot(config: PrepareConfig, sources: list[Source], parts: list[Part]) -> l
             f"no document found in {', '.join(s.label for s in sources)} ({left_out} left out as empty, short or bad; "
             "split and max_bytes may leave none)"
         )
-    return allot(available, [s.config.weight for s in sources], config.max_rows, [s.label for s in sources])
+    pools = [Pool(s.label, n, s.config.epochs) for s, n in zip(sources, available, strict=True)]
+    shares, old = shares_of(pools, [s.config.weight for s in sources], config.temperature), [e.pool for e in earlier]
+    taken = replayed_of(config.replay, old, config.max_rows) if earlier and config.max_rows is not None else []
+    rows = allot(pools, shares, None if config.max_rows is None else config.max_rows - sum(taken))
+    if (
+        earlier and sum(rows) + sum(taken) != config.max_rows
+    ):  # all of the new rows are taken: they say how many old ones
+        taken = replayed(config.replay, old, sum(rows))
+    earlier = [replace(e, taken=n) for e, n in zip(earlier, taken, strict=True)]
+    if shares is None and not earlier and all(p.epochs == 1 for p in pools):
+        return rows, earlier, []
+    total = sum(rows) + sum(taken)
+    told = mixture_told(
+        [s.config.name or s.name for s in sources],
+        pools,
+        None if shares is None else [s * (1 - sum(r.share for r in config.replay)) for s in shares],
+        rows,
+        total,
+    )
+    labels = [f"replay of {e.corpus.folder.name}" for e in earlier]
+    return rows, earlier, told + mixture_told(labels, old, [r.share for r in config.replay], taken, total)
 
 
 def _write_bad_rows(out: Path, parts: list[Part]) -> list[str]:

@@ -27,6 +27,7 @@ from ..data.scored import join_scores
 from ..data.tokenizer import auto_override
 from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.folder import model_hash, read_config
+from ..modeling.freeze import freeze
 from ..modeling.load import (
     check_dtype,
     check_length,
@@ -169,6 +170,7 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
         return Cost(tokens, math.nan, math.nan, False, max(1, copies))
     parameters = sum(p.numel() for p in model.parameters())
     model = model if config.lora is None else with_lora(copy.deepcopy(model), config.lora)  # others begin with it too
+    model = model if not config.freeze else freeze(copy.deepcopy(model), config.freeze)
     each_token = _token_flops(config, model, length).train(1, share_trained(config))
     if config.compute_of is not None:
         left = known.total_flops(config.compute_of) - known.spent_on(config.scores)
@@ -221,6 +223,8 @@ def validate(config: TrainConfig) -> None:
             f"eval_sets: {wrong[0]!r} becomes part of a metric's name: letters, digits, '_', '-' and '.' only"
         )
     check_dtype(config.dtype)
+    if config.freeze and config.lora is not None:
+        raise UserError("freeze: with lora all weights of the model stay as they are: leave one of the two out")
     if not isinstance(config.model, str):
         model_config(config.model)
 
@@ -272,7 +276,7 @@ def _with_steps(config: TrainConfig, corpus: Corpus) -> TrainConfig:
         return config
     args, flops = (
         training_arguments(config),
-        _token_flops(config, model_shapes(_model_config(config, corpus)), corpus.length),
+        _token_flops(config, _frozen(config, model_shapes(_model_config(config, corpus))), corpus.length),
     )
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
     valid = min(
@@ -386,7 +390,11 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
         set_seed(config.seed)  # for the adapter's weights; beside a new model's its own seed counts
     else:
         model = new_causal_lm(config.model, seed=config.seed, dtype=config.dtype, **_of_corpus(corpus))
-    return with_lora(model, config.lora) if config.lora is not None else model
+    return with_lora(model, config.lora) if config.lora is not None else _frozen(config, model)
+
+
+def _frozen(config: TrainConfig, model: Any) -> Any:
+    return freeze(model, config.freeze) if config.freeze else model
 
 
 def _of_corpus(corpus: Corpus) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ...runs.errors import UserError
 from ...runs.files import atomic_file
 from ..corpus import DOCUMENT_COLUMNS, ShardWriter, with_documents, with_labels, with_weight
 from ..read.documents import NO_TARGET
+from .earlier import Earlier, Supply
+from .mixture import read_over
 from .units import Counts, read_table
 
 MAX_SOURCES = 1 << 15  # an index into them is an int16
@@ -50,43 +53,30 @@ class Assembly:
     weights: dict[str, int] = field(default_factory=dict)  # targets whose weight is zero or negative; empty: no weights
 
 
-def allot(
-    available: Sequence[int], weights: Sequence[float | None], max_rows: int | None, labels: Sequence[str]
-) -> list[int]:
-    """Rows to take from each source: all of them, at most ``max_rows`` over all, or exactly ``max_rows`` in the given shares.
-
-    Without weights a cap takes from each source in proportion to what it has. Shares are rounded so that they add up.
-    """
-    if max_rows is None or (weights[0] is None and sum(available) <= max_rows):
-        return list(available)
-    shares = [float(w) if w is not None else float(n) for w, n in zip(weights, available, strict=True)]
-    wanted = _round_to_sum([s / sum(shares) * max_rows for s in shares], max_rows)
-    for has, needs, label in zip(available, wanted, labels, strict=True):
-        if needs > has:
-            raise UserError(f"source {label} has {has} rows, its weight needs {needs} of max_rows {max_rows}")
-    return wanted
-
-
-def _round_to_sum(values: list[float], total: int) -> list[int]:
-    """Largest remainders: each value goes to its floor or the next integer, and they add up to ``total``."""
-    floors = [int(v) for v in values]
-    by_remainder = sorted(range(len(values)), key=lambda i: (floors[i] - values[i], i))
-    for i in by_remainder[: total - sum(floors)]:
-        floors[i] += 1
-    return floors
-
-
 def assemble(
-    parts: Sequence[Part], rows: Sequence[int], out: Path, length: int, shard_rows: int, seed: int
+    parts: Sequence[Part],
+    rows: Sequence[int],
+    out: Path,
+    length: int,
+    shard_rows: int,
+    seed: int,
+    earlier: Sequence[Earlier] = (),
 ) -> tuple[ShardWriter, Assembly]:
-    """Write the shards and ``documents.parquet``; ``rows[s]`` is how many rows source s gives, chosen by the seed."""
-    optional = [name for name in ("labels", "weight") if any(getattr(p.counts, name) for p in parts)]
+    """Write the shards and ``documents.parquet``; ``rows[s]`` is how many rows source s gives, chosen by the seed; rows of
+    ``earlier`` corpora stand behind them. What is read again stands again, as documents of their own."""
+    optional = [
+        name
+        for name in ("labels", "weight")
+        if any(getattr(p.counts, name) for p in parts) or any(name in e.corpus.rows.column_names for e in earlier)
+    ]
     state, writer = Assembly(), ShardWriter(out, length, shard_rows, optional)
     schema = pa.schema(list(DOCUMENT_COLUMNS.items()))
     with atomic_file(out / "documents.parquet") as f, pq.ParquetWriter(f, schema) as documents:
-        for part, chosen in _choose(parts, rows, seed):
-            if len(chosen):
-                table, docs = _take(part, chosen, state)
+        for supply in chain(
+            _supplies(parts, rows, seed), *(e.supplies([seed, MAX_SOURCES, i]) for i, e in enumerate(earlier))
+        ):
+            if len(supply.rows):
+                table, docs = _numbered(supply, state)
                 if "labels" in optional:
                     table = with_labels(table)
                     state.no_targets += _no_targets(table)
@@ -100,29 +90,27 @@ def assemble(
     return writer, state
 
 
-def _choose(parts: Sequence[Part], rows: Sequence[int], seed: int) -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
-    """(part, its chosen row numbers, ascending). A larger count takes the same rows and more."""
+def _supplies(parts: Sequence[Part], rows: Sequence[int], seed: int) -> Iterator[Supply]:
+    """The chosen rows of each part, in row order; of a source that is read several times, once more behind its last part."""
     for s, wanted in enumerate(rows):
         mine = [p for p in parts if p.source_index == s]
-        total = sum(p.counts.rows for p in mine)
-        chosen = np.arange(total)
-        if wanted < total:
-            chosen = np.sort(np.random.default_rng([seed, s]).permutation(total)[:wanted])
-        start = 0
-        for part in mine:
-            end = start + part.counts.rows
-            lo, hi = np.searchsorted(chosen, [start, end])
-            yield part, chosen[lo:hi] - start
-            start = end
+        bounds = np.cumsum([0, *(p.counts.rows for p in mine)])
+        for chosen in read_over(int(bounds[-1]), wanted, [seed, s]):
+            for part, start, end in zip(mine, bounds, bounds[1:], strict=False):
+                lo, hi = np.searchsorted(chosen, [start, end])
+                if hi > lo:
+                    yield _from_part(part, chosen[lo:hi] - start)
 
 
-def _take(part: Part, chosen: npt.NDArray[np.int64], state: Assembly) -> tuple[pa.Table, pa.Table]:
-    """The chosen rows and their documents, renumbered."""
-    table = read_table(Path(f"{part.stem}.rows.arrow"))
-    docs = read_table(Path(f"{part.stem}.docs.arrow"))
-    if len(chosen) < len(table):
-        table = table.take(chosen)
-    names = np.array([_number(name, state) for name in part.counts.sources], np.int16)
+def _from_part(part: Part, chosen: npt.NDArray[np.int64]) -> Supply:
+    table, docs = (read_table(Path(f"{part.stem}.{what}.arrow")) for what in ("rows", "docs"))
+    return Supply(table.take(chosen) if len(chosen) < len(table) else table, docs, part.counts.sources)
+
+
+def _numbered(supply: Supply, state: Assembly) -> tuple[pa.Table, pa.Table]:
+    """Rows and their documents, renumbered."""
+    table, docs = supply.rows, supply.documents
+    names = np.array([_number(name, state) for name in supply.sources], np.int16)
     pieces = table["doc_ids"].combine_chunks().flatten().to_numpy()  # [P]
     kept = np.unique(pieces)  # documents of which at least one piece is in
     sources = names[docs["source"].to_numpy()]  # [D]

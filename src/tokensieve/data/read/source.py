@@ -40,6 +40,8 @@ class SourceConfig:
     """Column of a program of deletions (RefineX's: ``remove_lines(1, 3)``, ``remove_str(5, 'x')``), for `transforms`."""
     weight: float | None = None
     """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
+    epochs: float = 1.0
+    """How often it is read: 2.5 is all of its rows twice, and a seeded half again; with weights or a temperature at most."""
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,34 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...data.read.source import SourceConfig
+from ...data.replay import ReplaySource
 from ...data.weight_rules import WeightRule
 
 KIND = "corpus"
 # Text and tokenizer count by what is in them: moved elsewhere, they are the same.
 # So does BOS, by its id; and how many unknown tokens are too many says when to stop.
 # A chat template counts by its text, wherever that stands.
-NOT_WORK = ("out", "workers", "tokenizer", "bos", "chat_template", "max_unknown", "sources.path", "documents")
+NOT_WORK = (
+    "out",
+    "workers",
+    "tokenizer",
+    "bos",
+    "chat_template",
+    "max_unknown",
+    "sources.path",
+    "documents",
+    "replay.corpus",
+)
 
 # Fields that came after fingerprints ceased to cover all of them.
-LATER = ("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights", "documents", "transforms")
-LATER_OF_SOURCE = ("ignore_columns", "source_column", "label", "program")
+LATER = (
+    *("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights", "documents"),
+    *("transforms", "temperature", "replay"),
+)
+LATER_OF_SOURCE = ("ignore_columns", "source_column", "label", "epochs", "program")
+# Fields that choose among finished rows: units of work do not depend on them.
+OF_ROWS: dict[str, Any] = {"max_rows": None, "temperature": None, "replay": []}
+OF_SOURCE_ROWS: dict[str, Any] = {"weight": None, "epochs": 1.0}
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,10 @@ class PrepareConfig:
     """Weights of tokens by what they say: {role, regex, tag or source: ..., weight: ...}, later ones win; docs/weights.md."""
     max_rows: int | None = None
     """Keep at most this many rows, chosen by the seed; with source weights exactly this many."""
+    temperature: float | None = None
+    """Instead of source weights: shares in proportion to size^(1/T), with size in rows; 1: as they are, larger: more alike."""
+    replay: list[ReplaySource] = field(default_factory=list)
+    """Rows of earlier corpora among the new ones: {corpus: FOLDER, share: .05}; needs their tokenizer and length."""
     seed: int = 0
     """Seed of every sample."""
     on_bad_row: Literal["error", "skip"] = "error"

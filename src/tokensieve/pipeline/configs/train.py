@@ -57,6 +57,8 @@ class TrainConfig:
     """Refuse to go through the corpus more often than this."""
     lora: dict[str, Any] | None = None
     """Train a LoRA adapter instead of all weights: fields of peft.LoraConfig (r, target_modules ...)."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that stay as they are, by names with * for anything: model.embed_tokens.*, "*.layers.0.*"."""
     seed: int = 0
     """Seed of new weights, row order and dropout."""
     dtype: str = "float32"

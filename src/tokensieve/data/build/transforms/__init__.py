@@ -16,11 +16,12 @@ import xxhash
 from ...read.documents import Document
 from ...tokenizer import Encoder
 from ..encoded import Encoded
-from . import deletions, fim, stochastok, tipa
-from .kind import NamedTransform, Transform, TransformKind
+from . import deletions, fim, repository, stochastok, tipa
+from .kind import NamedTransform, RngOf, Transform, TransformKind
 
 TRANSFORMS: Mapping[str, TransformKind] = {
     "fim": TransformKind(fim.FillInTheMiddle, fim.fill_in_the_middle, fim.control_tokens),
+    "repository": TransformKind(repository.Repository, repository.repository, repository.repository_tokens),
     "stochastok": TransformKind(stochastok.StochasTok, stochastok.stochastok),
     "deletions": TransformKind(deletions.Deletions, deletions.deletions),
     "tipa": TransformKind(tipa.Tipa, tipa.tipa),
@@ -42,7 +43,27 @@ class Transforms:
         for i, (given, made) in enumerate(zip(self.given, self._made, strict=True)):
             if made.documents is not None:
                 found = self._each(i, given, made.documents, found)
+            if made.unit is not None:
+                found = self._all(i, given, made.unit, found)
         yield from found
+
+    def _all(
+        self,
+        index: int,
+        given: NamedTransform,
+        change: Callable[[Iterable[Document], RngOf], Iterator[Document]],
+        found: Iterable[Document],
+    ) -> Iterator[Document]:
+        """Documents of other sources stand before those that come of it."""
+        mine: list[Document] = []
+        for document in found:
+            if given.sources is not None and document.source not in given.sources:
+                yield document
+            else:
+                mine.append(document)
+        there = {id(document) for document in mine}
+        for made in change(mine, lambda source, key: self._rng(index, source, key, Counter())):
+            yield made if id(made) in there else made._replace(touched=(*made.touched, index))
 
     def _each(
         self,

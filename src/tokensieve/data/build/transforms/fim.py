@@ -52,7 +52,7 @@ def fill_in_the_middle(options: FillInTheMiddle, encoder: Encoder) -> Transform:
     included, so that a part may be empty, and SPM at ``spm``. Each part is encoded by itself; without its control tokens, and
     put back in order, the document decodes to its text. All tokens stay targets. Documents that came as token ids,
     conversations, and problems with marked solutions stay as they are. A document that a row's end cuts loses the connection,
-    which is counted: long ones should be few.
+    which is counted: long ones should be few. Of a repository's files the last one is cut.
 
     Bavarian et al. 2022 (arXiv 2207.14255), section 3 and SPM variant 2 of its appendix D; cuts, order and encoding checked
     against the code that bigcode's Megatron-LM trained StarCoder with.
@@ -63,25 +63,28 @@ def fill_in_the_middle(options: FillInTheMiddle, encoder: Encoder) -> Transform:
     sentinels = _sentinels(options, encoder)
 
     def change(document: Document, rng: np.random.Generator) -> Iterable[Document]:
-        if document.tokens is not None or document.masked or document.solution or document.parts:
+        if document.tokens is not None or document.masked or document.solution:
             return [document]
         if rng.random() >= options.rate:
             return [document]
-        first, second = sorted(int(at) for at in rng.integers(0, len(document.text) + 1, 2))
-        cut = Cut(first, second, len(document.text))
-        return [document._replace(parts=tuple(_order(cut, sentinels, rng.random() < options.spm)))]
+        *before, whole = document.parts or (Part(0, len(document.text)),)
+        first, second = sorted(int(at) for at in rng.integers(whole.start, whole.end + 1, 2))
+        cut = Cut(whole.start, first, second, whole.end)
+        parts = (*before, *_order(cut, sentinels, rng.random() < options.spm))
+        return [document._replace(parts=parts)]
 
     return Transform(documents=change)
 
 
 class Cut(NamedTuple):
+    start: int
     first: int
     second: int
     end: int
 
 
 def _order(cut: Cut, sentinels: Sentinels, spm: bool) -> Iterator[Part]:
-    prefix, middle, suffix = Part(0, cut.first), Part(cut.first, cut.second), Part(cut.second, cut.end)
+    prefix, middle, suffix = Part(cut.start, cut.first), Part(cut.first, cut.second), Part(cut.second, cut.end)
     before = {name: Part(token=token) for name, token in sentinels._asdict().items()}
     if spm:
         yield from (before["prefix"], before["suffix"], suffix, before["middle"], prefix, middle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ from ...read.documents import Document
 from ...tokenizer import Encoder
 from ..encoded import Encoded
 
+RngOf = Callable[[str, str], np.random.Generator]  # source, id -> a generator of its own
+
 
 class Transform(NamedTuple):
-    """One or both of two functions. Each is given a generator of its own for each document, so that what it does to one
+    """One of three functions, or several. Each is given a generator of its own for each document, so that what it does to one
     depends on the seed and on that document only: not on its neighbours, nor on how many processes there are. What it leaves
     alone it gives back as the very object it was given."""
 
@@ -23,6 +25,8 @@ class Transform(NamedTuple):
     tokens between."""
     encoded: Callable[[Encoded, np.random.Generator], Encoded] | None = None
     """A document as token ids (BOS and EOS among them), with labels and weights as long -> another such."""
+    unit: Callable[[Iterable[Document], RngOf], Iterator[Document]] | None = None
+    """All documents of a unit of work -> those in their place."""
 
 
 def no_tokens(options: Any) -> Sequence[str]:

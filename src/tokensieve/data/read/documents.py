@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .programs import CharSpans
+
 NO_TARGET = -100
 """``IGNORE_INDEX`` of core, which cannot be imported here: processes that read text do not wait for torch."""
 
@@ -53,6 +55,8 @@ class Document(NamedTuple):
     label: float | None = None  # a number that its row has, see ``SourceConfig.label``
     parts: tuple[Part, ...] = ()  # the order in which its text is encoded, each part by itself; none: as it stands
     touched: tuple[int, ...] = ()  # the transforms that changed it
+    program: CharSpans = ()  # characters that its row's program would delete, see ``SourceConfig.program``
+    deleted: CharSpans = ()  # characters that are no targets, whatever weights and rules say
 
     @property
     def size(self) -> int:

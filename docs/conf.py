@@ -1,7 +1,7 @@
 """The documentation as a site: ``make docs`` builds build/site, strictly and without a network.
 
-The pages are the Markdown files as they stand, README and CHANGELOG included, with the links that work on GitHub; the sidebar is
-the list of docs/README.md. Nothing of the package is imported: docs/api.md and docs/objectives.md are written by scripts.
+The pages are the Markdown files as they stand, README and CHANGELOG included, with the links that work on GitHub; the
+sidebar is the list of docs/README.md. Nothing of the package is imported: docs/api.md and docs/objectives.md are written by scripts.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ html_title = f"tokensieve {version}"
 html_static_path = ["site"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_search_summary = False  # summaries are fetched, which no page from disk may do
 html_show_sourcelink = False
 html_show_sphinx = False
 html_theme_options = {
@@ -43,7 +44,6 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#7fb2ec", "color-brand-content": "#7fb2ec"},
 }
 
-HEAD = re.compile(r"^(?:## |\*\*)(.+?)(?:\*\*)?$")
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+\.md)\)")
 FOLDER = re.compile(r"(\[[^\]]+\])\((?:\.\./)*(?:[\w.-]+/)*[\w.-]+/?\)")
 
@@ -57,7 +57,9 @@ def sidebar(index: str) -> str:
         elif line.startswith("- ") and trees and (found := LINK.match(line, 2)):
             page = f"docs/{found[2]}".replace("docs/../", "")
             trees[[*trees][-1]].append(f"{found[1]} </{page.removesuffix('.md')}>")
-    lines = [":caption: {}\n:hidden:\n\n{}".format(caption, "\n".join(pages)) for caption, pages in trees.items() if pages]
+    lines = [
+        ":caption: {}\n:hidden:\n\n{}".format(caption, "\n".join(pages)) for caption, pages in trees.items() if pages
+    ]
     return "".join(f"\n```{{toctree}}\n{tree}\n```\n" for tree in lines)
 
 

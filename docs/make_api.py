@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tokensieve
-from tokensieve.core import OBJECTIVES, SCORES, STATISTICS
+from tokensieve.core import OBJECTIVES, SCORES
 from tokensieve.pipeline.config.help import field_docs
 
 PACKAGE = Path(tokensieve.__file__).parent
@@ -40,7 +40,7 @@ VALUES = {
     "IGNORE_INDEX": f"`{tokensieve.IGNORE_INDEX}`: the target of a position that has none, as in torch and transformers.",
     "OBJECTIVES": f"name -> factory of each of the {len(OBJECTIVES)} built-in rules: [objectives](objectives.md).",
     "SCORES": f"name -> function of `TokenStats`, what tokens can be ranked by: {', '.join(f'`{n}`' for n in SCORES)}.",
-    "STATISTICS": f"name -> what it is and who computes it: [what a rule may need](objectives.md#statistics).",
+    "STATISTICS": "name -> what it is and who computes it: [what a rule may need](objectives.md#statistics).",
     "__version__": "The version, as text.",
 }
 

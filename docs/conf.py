@@ -1,7 +1,8 @@
 """The documentation as a site: ``make docs`` builds build/site, strictly and without a network.
 
 The pages are the Markdown files as they stand, README and CHANGELOG included, with the links that work on GitHub; the
-sidebar is the list of docs/README.md. Nothing of the package is imported: docs/api.md and docs/objectives.md are written by scripts.
+sidebar is the list of docs/README.md. Nothing of the package is imported:
+docs/api.md and docs/objectives.md are written by scripts.
 """
 
 from __future__ import annotations

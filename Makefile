@@ -11,7 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 TWINS := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection)
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
-  bench-quality recipes-tiny dist exports bench-scaling sweep study-tiny families
+  bench-quality recipes-tiny dist exports bench-scaling sweep study-tiny families docs study-scarce
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,10 +24,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-check: setup ## lint, format and types
+check: setup docs ## lint, format, types and the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup ## the documentation as a site, build/site/index.html: every warning is an error; no network
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html . build/site
 
 test: setup ## the test suite: offline, on CPU
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow' --durations=10

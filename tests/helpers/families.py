@@ -113,6 +113,7 @@ FAMILIES: dict[str, Family] = {
     "OLMoE": Family("olmoe", MOE, ROUTER),
     "FlexOlmo": Family("flex_olmo", MOE, ROUTER),
     "Phi-3.5-MoE": Family("phimoe", MOE, ROUTER),
+    "Granite MoE": Family("granitemoe", MOE, {**ROUTER, "logits_scaling": 3.0}),
     "JetMoE": Family("jetmoe", MOE, {"output_router_logits": True, "aux_loss_coef": 0.5, "kv_channels": 8}),
     "DBRX": Family(
         "dbrx",
@@ -158,6 +159,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Differential Transformer": Family("diffllama", DIFFERENTIAL, suite=True),
     "BitNet b1.58": Family("bitnet", TERNARY, {"quantization_config": ONLINE}, suite=True),
+    "Gemma 3": Family("gemma3_text", HALF, SLIDING, suite=True),
 }
 
 

@@ -6,6 +6,7 @@ is shown to look across their boundary.
 
 from __future__ import annotations
 
+import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
@@ -317,7 +318,7 @@ def refusal(name: str) -> str:
     except UserError as e:
         told = str(e)
     assert told is not None
-    return told
+    return re.sub(r"\d+ of (\d+ tokens) by up to [\d.]+ nats", r"\1", told)  # how many and how far differs by processor
 
 
 def check_ternary(model: Any) -> None:

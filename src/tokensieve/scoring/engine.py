@@ -73,8 +73,11 @@ class Scorer:
         self.seam = HeadSeam(self.model)
         self.batch_rows, self.entropy, self.top_k = batch_rows, entropy, top_k
         self.statistics = [*(["entropy"] if entropy else []), *(["target_rank"] if rank else [])]
-        self.teacher: Any = None if teacher is None else teacher.to(self.device).eval()
-        self.teacher_seam = None if teacher is None else HeadSeam(teacher)
+        self.teacher: Any = teacher
+        self.teacher_seam: HeadSeam | None = None
+        if teacher is not None:
+            self.teacher = teacher.to(self.device).eval()
+            self.teacher_seam = HeadSeam(self.teacher)
         self.teacher_top_k = teacher_top_k
         self._proved: list[Rows] = []
 

@@ -28,7 +28,7 @@ of itself what it takes: `tokensieve VERB --help`.
 # In the order in which one meets them.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Tokens": ("token_nll", "token_nll_from_logits", "LinearNLL", "weighted_nll", "LinearHead", "IGNORE_INDEX"),
-    "Scores and selection": ("excess", "top_fraction", "kept_count", "random_uniform", "SCORES"),
+    "Scores and selection": ("excess", "top_fraction", "kept_count", "random_uniform", "ablated_nll", "SCORES"),
     "Objectives": ("objective", "Objective", "TokenStats", "OBJECTIVES", "STATISTICS"),
     "Trainers": ("SelectiveTrainer", "SelectiveSFTTrainer", "HeadSeam"),
     "Folders": ("load_scored", "read_run"),

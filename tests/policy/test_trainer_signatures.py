@@ -23,6 +23,8 @@ PARAMETERS = {
     "_get_num_items_in_batch": "batch_samples, device",
     "_get_train_sampler": "train_dataset",
     "_init_training_state": "max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial",
+    "_load_best_model": "",
+    "_load_from_checkpoint": "resume_from_checkpoint, model",
     "_maybe_log_save_evaluate": "tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate",
     "_prepare_for_training": "max_steps, train_dataloader, resume_from_checkpoint",
     "_run_epoch": "model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, ignore_keys_for_eval, "

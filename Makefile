@@ -11,7 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 TWINS := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection)
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
-  bench-quality recipes-tiny dist exports bench-scaling sweep study-scarce
+  bench-quality recipes-tiny dist exports bench-scaling sweep study-tiny families docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,10 +24,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-check: setup ## lint, format and types
+check: setup docs ## lint, format, types and the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup ## the documentation as a site, build/site/index.html: every warning is an error; no network
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html . build/site
 
 test: setup ## the test suite: offline, on CPU
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow' --durations=10
@@ -57,7 +60,10 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 	$(BIN)/python benchmarks/score.py --save
 	$(BIN)/python benchmarks/score.py --dtype bfloat16 --batch_sizes 1 2 4 --save --name score-bfloat16
 
-study: setup ## a study from its registration to its verdict, recipes/study-tiny.yaml; go on with what was stopped by the same
+study: setup ## does it pay? recipes/scarce-math.yaml, five seeds; go on with what was stopped by the same; DATA=folder with the maths text
+	$(BIN)/tokensieve run scarce-math --set '{data: $(DATA)}' --jobs 2
+
+study-tiny: setup ## the same in minutes, for looking at: from its registration to its verdict, recipes/study-tiny.yaml
 	$(BIN)/tokensieve run study-tiny --jobs 2
 
 sweep: setup ## thirteen tiny runs and the laws through them, recipes/sweep-tiny.yaml: minutes of a core
@@ -71,9 +77,6 @@ bench-references: setup ## references of fewer blocks: cost and selection; DATA=
 
 bench-quality: setup ## exact against sparse backward, three seeds: half an hour; DATA=folder with the maths text
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse_quality.py --data $(DATA) --out runs/sparse-quality --save
-
-study-scarce: setup ## recipes/scarce-math.yaml, five seeds, hours; go on with what was stopped by the same; DATA=folder with the maths text
-	$(BIN)/tokensieve run scarce-math --set '{data: $(DATA)}' --jobs 2
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
 	$(BIN)/tokensieve run demo --seeds '[0, 1, 2]' --jobs 2 --out runs/study-demo
@@ -89,6 +92,9 @@ mutants: setup ## break the method on purpose, one bug at a time, and see a test
 
 faults: setup ## kill, stop, damage and starve runs in every way of docs/reliability.md, and write its table
 	$(TEST_ENV) $(BIN)/python tests/faults/run.py
+
+families: setup ## every model family of docs/families.md measured, and the page's table written anew
+	$(TEST_ENV) $(BIN)/python tests/families/run.py
 
 exports: setup ## every export read back by the reader it is for, each in an environment of its own below runs/exports
 	$(TEST_ENV) $(BIN)/python tests/export/read_back.py

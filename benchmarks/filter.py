@@ -3,12 +3,14 @@
     python benchmarks/filter.py --data FOLDER                          speed of every kind on a folder's corpus.jsonl.gz
     python benchmarks/filter.py --data FOLDER --grow 0.25 0.5 1        memory of dedup at so many GB of text made from it
     python benchmarks/filter.py --data FOLDER --judge 0.25 0.5 1       the same without text: signatures are drawn
+    python benchmarks/filter.py --grow 0.25 0.5 1 --save               memory alone, of text that is made up
     python benchmarks/filter.py --data FOLDER --model RUN --save       with kind model, too
 
 One process and one thread, whose processor time is taken: others may work on the machine. Everything counts, reading and the
-table included. Text of so many GB is the corpus again and again with one word in twelve replaced, cut to documents of 2 kB; its
-memory is what the process itself holds (RssAnon, looked at 20 times a second) above what it held after a small run; parts that
-are mapped into memory can be dropped by the system at any time and are told apart (VmHWM has both).
+table included. Text of so many GB is the corpus (without one, 20 MB of made-up words) again and again with one word in twelve
+replaced, cut to documents of 2 kB. Its memory is what the process itself holds (RssAnon, looked at 20 times a second) above
+what it held after a small run; parts that are mapped into memory can be dropped by the system at any time and are told apart
+(VmHWM has both).
 """
 
 from __future__ import annotations
@@ -40,10 +42,15 @@ from tokensieve.data.read.source import SourceConfig
 from tokensieve.pipeline import filter as filtering
 from tokensieve.pipeline.configs.filter import FilterConfig
 
+MADE_UP = (
+    "Made-up text: words of a vocabulary of 60,000, as often as Zipf's law says; documents of 2 kB, one process of one thread. "
+    "MB/s is of processor time; peak is the process's own memory (RssAnon)."
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="corpus.jsonl.gz, curated.jsonl.gz, eval_*.jsonl.gz")
+    parser.add_argument("--data", type=Path, default=None, help="corpus.jsonl.gz, curated.jsonl.gz, eval_*.jsonl.gz")
     parser.add_argument("--megabytes", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--grow", type=float, nargs="*", default=[])
@@ -60,7 +67,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory(dir=args.scratch) as name:
         folder = Path(name)
-        rows, records = speeds(folder, args)
+        rows, records = speeds(folder, args) if args.data else ([], [])
         grown = [grow(folder, args.data, size) for size in args.grow]
         grown += [grow(folder, args.data, size, draw=True) for size in args.judge]
     memory = [
@@ -78,7 +85,8 @@ def main() -> None:
         for g in grown
     ]
     about = f"{args.megabytes:g} MB of text, {args.rounds} rounds, median (lowest-highest); dedup's memory below."
-    report("filter", "Filters", about, [rows, memory], records + grown, save=args.save)
+    name, title = ("filter", "Filters") if args.data else ("dedup-memory", "Memory of dedup by MinHash")
+    report(name, title, about if args.data else MADE_UP, [rows, memory], records + grown, save=args.save)
 
 
 def speeds(folder: Path, args: Any) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
@@ -137,13 +145,13 @@ def copy_text(corpus: Path, path: Path, megabytes: float) -> float:
     return size / 1e6
 
 
-def grow(folder: Path, data: Path, gigabytes: float, draw: bool = False) -> dict[str, Any]:
+def grow(folder: Path, data: Path | None, gigabytes: float, draw: bool = False) -> dict[str, Any]:
     """Write the text, filter it in a process of its own, and remove both."""
     path, out = folder / "grown.jsonl", folder / "grown"
     if not draw:
-        write_text(data / "corpus.jsonl.gz", path, int(gigabytes * 1e9))
+        write_text(corpus_texts(data), path, int(gigabytes * 1e9))
     words = ["" if draw else str(path), str(out), str(int(gigabytes * 1e9 / 2000))]
-    command = [sys.executable, __file__, "--data", str(data), "--one", json.dumps(words)]
+    command = [sys.executable, __file__, "--one", json.dumps(words)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     path.unlink(missing_ok=True)
     shutil.rmtree(out, ignore_errors=True)
@@ -207,12 +215,22 @@ def watched() -> Iterator[dict[str, Any]]:
     }
 
 
-def write_text(corpus: Path, path: Path, size: int) -> None:
+def corpus_texts(data: Path | None) -> list[str]:
+    """The texts of a folder's corpus; without one 10,000 of 300 made-up words."""
+    if data is not None:
+        with gzip.open(data / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+            return [json.loads(line)["text"] for line in lines]
+    rng = np.random.default_rng(1)
+    letters, sizes = np.array(list("etaoinshrdlcumwfgypb")), rng.integers(2, 11, 60_000)
+    words = np.array(["".join(rng.choice(letters, n)) for n in sizes])
+    often = 1 / np.arange(1, len(words) + 1)
+    return [" ".join(words[drawn]) for drawn in rng.choice(len(words), (10_000, 300), p=often / often.sum())]
+
+
+def write_text(texts: list[str], path: Path, size: int) -> None:
     """Documents of about 2 kB; from the second pass over the corpus on, one word in twelve is replaced: each document has
     relatives of a Jaccard similarity of about .5 (runs of five words), which the bands must look at."""
     rng, written, number = np.random.default_rng(0), 0, 0
-    with gzip.open(corpus, "rt", encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for line in lines]
     with open(path, "w", encoding="utf-8") as out:
         while True:
             for text in texts:

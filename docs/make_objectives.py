@@ -113,7 +113,8 @@ def statistics() -> str:
     rows = [f"| `{name}` | {s.origin} | {s.about} |" for name, s in STATISTICS.items()]
     return (
         "What an objective may need; any other name is a score column of the data set. `rows`: from the data set's rows,\n"
-        "`run`: a number for the whole step, `column`: a score column that you give, `head`: from the student's forward.\n\n"
+        "`run`: a number for the whole step, `column`: a score column that you give, `head`: from the student's forward,\n"
+        "`second`: from it too, where the objective has a second target.\n\n"
         "| name | from | what it is |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

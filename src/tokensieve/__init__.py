@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .modeling.seam import HeadSeam
     from .notebook.results import read_run
     from .runs.errors import UserError
+    from .scoring.images import ablated_nll
     from .training.trainer import SelectiveTrainer
     from .training.trl import SelectiveSFTTrainer
 
@@ -67,6 +68,7 @@ _HOMES = {
     "SelectiveSFTTrainer": "tokensieve.training.trl",
     "SelectiveTrainer": "tokensieve.training.trainer",
     "UserError": "tokensieve.runs.errors",
+    "ablated_nll": "tokensieve.scoring.images",
     "load_scored": "tokensieve.data.scored",
     "read_run": "tokensieve.notebook.results",
 }
@@ -85,6 +87,7 @@ __all__ = [
     "TokenStats",
     "UserError",
     "__version__",
+    "ablated_nll",
     "excess",
     "kept_count",
     "load_scored",

@@ -29,7 +29,16 @@ COMMON = """\
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _told(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough: tokensieve show ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _told(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if arguments else 2
@@ -47,9 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in rest
     try:
         return _run(verb, [a for a in rest if a != "--debug"])
-    except BrokenPipeError:  # the reader has seen enough: tokensieve show ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except Stopped as e:
         return _stopped(e, verb)
     except (Exception, KeyboardInterrupt) as e:

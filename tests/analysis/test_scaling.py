@@ -239,6 +239,16 @@ def test_what_a_table_cannot_say(form: str, columns: dict[str, np.ndarray], said
     assert str(told.value).startswith(form)
 
 
+def test_runs_that_do_not_change_with_a_column_are_told() -> None:
+    """nll flat in N: the noise of 16 runs gave an exponent, and an N* with it. A true law is flat in neither."""
+    flat = table(
+        nll=lambda x: (2 + 300 * x["tokens"] ** -0.4) * np.exp(0.01 * np.random.default_rng(1).standard_normal(16))
+    )
+    for form in ("chinchilla", "over_training"):
+        assert fit_law(form, flat, draws=10).flat == ("params",)
+        assert fit_law(form, table(), draws=10).flat == ()
+
+
 # --- what follows from a law ----------------------------------------------------------------------------------------------
 
 

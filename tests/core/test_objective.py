@@ -42,6 +42,7 @@ def make_stats(rows: int = 4, length: int = 25, seed: int = 0, share: float = 0.
         sum_p2=torch.rand(rows, length, generator=g),
         target_rank=torch.randint(0, 100, (rows, length), generator=g),
         top_entropy=values(),
+        divergence=values(),
     )
 
 

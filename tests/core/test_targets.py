@@ -225,6 +225,12 @@ def _known() -> Any:
         ("distill", {"share": 1.5}, "share is 1.5"),
         ("distill", {"top_k": 0}, "top_k is 0"),
         ("distill", {"rest": "none"}, "rest is 'none'"),
+        (
+            "distill",
+            {"of": {"name": "rho1"}, "ratio": 0.5},
+            "a ratio chooses the tokens by divergence, so it goes without of",
+        ),
+        ("distill", {"ratio": 0.5, "reference": "divergence"}, "'divergence' is a statistic of the student's"),
         ("distill", {"of": {"name": "smooth"}}, "'smooth' has a second target already"),
         ("distill", {"of": "rho1"}, "an objective, as {name: rho1}, is needed, not rho1"),
         ("smooth", {"temperature": 0.0}, "temperature is 0"),

@@ -57,6 +57,43 @@ def test_trl_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )  # the answers, and their <eos>
 
 
+def test_vlm_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pictures and text, through a real processor, to a saved model whose every part has moved."""
+    import numpy as np
+    import transformers
+    import vision
+    from PIL import Image
+
+    model, tokenizer = vision.llava(), words.tokenizer()
+    model.save_pretrained(tmp_path / "model")
+    image_token = tokenizer.convert_ids_to_tokens(vision.IMAGE)
+    tokenizer.add_special_tokens({"additional_special_tokens": [image_token]})  # found wherever it stands
+    sizes = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(**sizes),
+        tokenizer=tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=image_token,
+    ).save_pretrained(tmp_path / "model")
+    texts, rng = words.sentences(8, 4, 9), np.random.default_rng(0)
+    rows = []
+    for i, text in enumerate(texts):
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "prompt": f"user {image_token} w1 assistant ", "answer": text})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "out", "--use_cpu")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    run_main("vlm_sft", monkeypatch, *given, "--rule", "cal", "--max_steps", 2, "--batch", 4)
+    lines = tiny.log_lines(tmp_path / "out")
+    assert sum(line["valid"] for line in lines) == sum(
+        len(t.split()) + 1 for t in texts
+    )  # the answers, and their <eos>
+    before, after = (tiny.weights(type(model).from_pretrained(f)) for f in (tmp_path / "model", tmp_path / "out"))
+    assert [n for n in before if torch.equal(before[n], after[n]) and "post_layernorm" not in n] == []
+
+
 @pytest.fixture(scope="module")
 def grpo(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A GRPO run of the example, and the masks that its steps trained on: (trainer, [(entropy, active, mask)])."""

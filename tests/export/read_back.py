@@ -1,7 +1,7 @@
 """Exports read back by the readers themselves: an environment for each, and its own classes over a folder written here.
 
     make exports                                    all of them
-    python tests/export/read_back.py olmo mds       some; environments are kept in runs/exports
+    python tests/export/read_back.py olmo mds       some; environments, up to a few hundred megabytes each, stay in runs/exports
 
 A reader's environment sees this one's packages (torch and transformers are too large to be installed eight times); what is
 its own is installed over them, at the version that pip finds. Each script in readers/ prints, as JSON, what the reader's
@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import venv
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,13 @@ from export_readers import READERS, Term  # noqa: E402
 from tokensieve.pipeline import export  # noqa: E402
 
 HERE = Path(__file__).parent / "readers"
+
+
+def torchvision_of(torch: str) -> str:
+    """The torchvision that was built for a torch: 2.13.0 -> 0.28.0."""
+    return f"0.{int(torch.split('.')[1]) + 15}.0"
+
+
 # reader -> (the format it reads, what is installed without its own needs, what of those it does need here)
 INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
     "trl": ("parquet", [], []),
@@ -40,9 +48,15 @@ INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
     "megatron": ("megatron", ["megatron-core"], []),
     "mds": (
         "mds",
-        ["mosaicml-streaming"],
-        ["brotli", "python-snappy", "zstd", "boto3", "paramiko", "torchvision", "catalogue"],
+        [
+            "mosaicml-streaming",
+            f"torchvision=={torchvision_of(version('torch'))}",
+        ],  # with its needs, another torch comes along
+        ["brotli", "python-snappy", "zstd", "boto3", "paramiko", "catalogue"],
     ),
+    "axolotl": ("parquet", ["axolotl"], ["addict", "fire", "colorama", "posthog", "numba"]),
+    "llama_factory": ("llama_factory", ["llamafactory"], []),
+    "swift": ("swift", ["ms-swift"], ["modelscope", "addict", "dacite", "simplejson", "json-repair"]),
 }
 
 
@@ -64,7 +78,7 @@ def main(names: list[str]) -> int:
         failed |= not same
         told = "the same" if same else "OTHER terms than this tree's reader finds"
         print(
-            f"{name:14} {version:36} {sum(map(len, want))} weighted targets in {len(want)} samples: {told}", flush=True
+            f"{name:14} {version:46} {sum(map(len, want))} weighted targets in {len(want)} samples: {told}", flush=True
         )
     return int(failed)
 
@@ -98,13 +112,16 @@ def environment(folder: Path, own: list[str], needed: list[str]) -> tuple[Path, 
 def read(python: Path, script: Path, folder: Path) -> tuple[list[list[list[float]]], str]:
     """(what the reader makes of the folder, its version)."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [str(python), "-P", str(script), str(folder), str(corpora.LENGTH)]
+    tokenizer = folder.parent / "corpus" / "tokenizer" / "tokenizer.json"
+    command = [str(python), "-P", str(script), str(folder), str(corpora.LENGTH), str(tokenizer)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
-        return [], f"failed: {done.stderr.strip().splitlines()[-1][:200]}"
+        lines = done.stderr.strip().splitlines()
+        return [], f"failed: {next((line for line in reversed(lines) if 'Error' in line), lines[-1])[:200]}"
     told = json.loads(done.stdout.splitlines()[-1])
     terms: list[Term] = told["terms"]
-    return terms, told["version"]  # type: ignore[return-value]
+    beyond = told.get("beyond", 0)  # targets of its own, which the export does not ask for and cannot prevent
+    return terms, told["version"] + (f", {beyond} targets of its own" if beyond else "")  # type: ignore[return-value]
 
 
 if __name__ == "__main__":

@@ -133,6 +133,29 @@ def test_formats_of_weights_do_not_divide_by_all_targets(scored: Any, tmp_path: 
             run(scored, tmp_path / "out", name, objective=rule)
 
 
+def test_another_denominator_than_the_readers_is_told(scored: Any, tmp_path: Path, capsys: Any) -> None:
+    """It was written in silence: ms-swift divides by trained tokens, and weights that are small then train at a lower rate."""
+    told = {}
+    for to, denominator in (("swift", "weight"), ("swift", "nonzero"), ("megatron", "nonzero"), ("mds", "weight")):
+        rule = {"name": "dft", "denominator": denominator}
+        out = run(scored, tmp_path / f"{to}-{denominator}", to, objective=rule, student={"nll": "base_nll"})
+        told[to, denominator] = (read_manifest(out, "export")["denominator_note"], capsys.readouterr().err)
+    weights = [w for *_, w in flat(READERS["mds"](tmp_path / "mds-weight", corpora.LENGTH))]
+    mean = sum(weights) / len(weights)
+    for case, times in ((("swift", "weight"), mean), (("megatron", "nonzero"), 1 / mean)):
+        note, err = told[case]
+        assert note in err
+        assert float(re.findall(r"are (\S+) times those of tokensieve train", note)[0]) == pytest.approx(
+            times, rel=1e-3
+        )
+    for case in (("swift", "nonzero"), ("mds", "weight")):
+        assert told[case][0] is None
+        assert "divides" not in told[case][1]
+    assert (
+        read_manifest(run(scored, tmp_path / "hard", "swift"), "export")["denominator_note"] is None
+    )  # 0 and 1: one sum
+
+
 def test_a_row_and_ms_swifts_bos_are_not_too_long() -> None:
     """--max_length was a row's length. ms-swift puts BOS before a sample and leaves out what is longer: every full row."""
     shape = Shape(rows=1, length=2048, vocab_size=32000, eos_id=2, pad_id=0)

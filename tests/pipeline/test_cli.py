@@ -203,6 +203,17 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
         assert (process.stderr.read(), process.wait()) == ("", 0)
 
 
+def test_a_reader_of_help_that_has_seen_enough() -> None:
+    """``tokensieve VERB --help | head`` ended in a traceback: help is printed before anything that caught it."""
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    command = [sys.executable, "-m", "tokensieve", "prepare", "--help"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 0)
+
+
 # --- what is wrong ------------------------------------------------------------------------------------------------------
 
 TRAIN = "train --out {tmp}/out --corpus {corpus} --model {base}"

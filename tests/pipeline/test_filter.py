@@ -543,6 +543,16 @@ def test_a_bad_row_is_named_or_listed(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "skipped" / "bad_rows.jsonl").read_text())["where"].endswith("line 2")
 
 
+def test_what_is_refused_leaves_no_mark(tmp_path: Path) -> None:
+    """A bad row in the second unit left parts and a note, and the same folder was refused to the corrected command."""
+    path = write(tmp_path / "a.jsonl", [{"text": "x y"}, {"txt": "z"}])
+    with pytest.raises(UserError, match="line 2"):
+        table(tmp_path / "out", "dedup", path, unit_bytes=10)
+    assert list((tmp_path / "out").iterdir()) == []
+    _, manifest = table(tmp_path / "out", "dedup", path, unit_bytes=10, on_bad_row="skip")
+    assert manifest["stats"]["bad_rows"] == 1
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Units that are there are not measured again; other work in the folder is refused."""
     rng = np.random.default_rng(9)

@@ -13,7 +13,7 @@ import pytest
 from tokensieve.modeling.flops import token_flops
 from tokensieve.modeling.load import load_causal_lm
 from tokensieve.pipeline.configs.plan import PlanConfig
-from tokensieve.pipeline.plan import validate
+from tokensieve.pipeline.plan import plan, validate
 from tokensieve.pipeline.plan_answers import reference_costs
 from tokensieve.pipeline.plan_runs import read_runs
 from tokensieve.runs.errors import UserError
@@ -238,3 +238,30 @@ def test_columns_are_known_with_spaces_about_their_names(tmp_path: Path) -> None
     path.write_text("params,tokens,nll,nll\n10,20,3,9\n")
     with pytest.raises(UserError, match="line 1: the column nll is there twice"):
         read_runs([str(path)], None)
+
+
+def test_runs_that_are_flat_in_size_have_no_optimum(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    rows = [
+        (n, d, (2 + 300 * d**-0.4) * math.exp(0.01 * rng.standard_normal()))
+        for n in (1e4, 1e5, 1e6)
+        for d in (1e4, 1e5, 1e6, 1e7)
+    ]
+    path = tmp_path / "runs.csv"
+    path.write_text("params,tokens,nll\n" + "".join(f"{n},{d},{y}\n" for n, d, y in rows))
+    made = plan(
+        PlanConfig([str(path)], str(tmp_path / "out"), flops=1e15, domain_tokens=1e5), read_runs([str(path)], None)
+    )
+    assert made["chosen"] is None
+    assert {a["what"] for a in made["answers"]} == {"parameters and tokens", "nll at C, shared out as the runs were"}
+    assert "change no more with params than they scatter" in made["answers"][0]["note"]
+
+
+def test_a_run_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    """Counted as two, it halved the noise that the intervals see. Two runs that ended alike have names."""
+    path = tmp_path / "runs.csv"
+    path.write_text("params,tokens,nll\n1e3,1e4,5\n1e4,1e4,4\n1e3,1e4,5\n")
+    with pytest.raises(UserError, match=r"line 4: the run of line 2 again, number for number"):
+        read_runs([str(path)], None)
+    path.write_text("name,params,tokens,nll\na,1e3,1e4,5\nb,1e3,1e4,5\n")
+    assert len(read_runs([str(path)], None).rows) == 2

@@ -147,3 +147,19 @@ def test_hours_and_mfu_are_each_other_s_inverse() -> None:
     assert paper.mfu(flops, "rho1") == pytest.approx(0.4)
     assert math.isnan(hardware.hours(math.nan))
     assert all(1e14 < peak < 1e16 for peak in PEAK_FLOPS.values())
+
+
+def test_a_stage_beside_a_cut_one_begins_with_the_whole_model(tmp_path: Path) -> None:
+    """The estimate of `init` cut the shapes that all stages share: what began with the whole was charged as the cut one."""
+    train = {"verb": "train", "corpus": "@web", "training": {**STEP, "max_steps": 1000}}
+    web = {"verb": "prepare", "tokenizer": "${base}", "length": 64, "sources": [{"path": "${web}"}]}
+    stages = {
+        "web": web,
+        "small": {"verb": "init", "model": "${base}", "layers": 1},
+        "of_small": {**train, "model": "@small"},
+        "clm": {**train, "model": "${base}"},
+    }
+    made, alone = (load(RecipeConfig(str(recipe(tmp_path, **changes)))) for changes in ({"stages": stages}, {}))
+    costs = costs_of(made, states_of(made))
+    assert costs["clm"].flops == costs_of(alone, states_of(alone))["clm"].flops
+    assert costs["of_small"].flops < costs["clm"].flops

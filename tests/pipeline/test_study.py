@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokensieve.analysis.folders import read_seeds
 from tokensieve.pipeline.configs.run import RecipeConfig
 from tokensieve.pipeline.recipe.arms import WORDS
 from tokensieve.pipeline.recipe.beforehand import beforehand
+from tokensieve.pipeline.recipe.estimate import check_filled
 from tokensieve.pipeline.recipe.load import load
 from tokensieve.pipeline.recipe.registration import changes, content, register, registered
 from tokensieve.report.verdict import arms_table, verdict
@@ -232,6 +234,25 @@ def test_an_arm_that_its_text_cannot_fill(tmp_path: Path, tokensieve: Any) -> No
     assert "stage clm-seed0: corpus has about" in done.error
     assert "at most 1 passes are allowed" in done.error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_last_row_that_is_not_full_is_a_row(tmp_path: Path, tiny: Any) -> None:
+    """Padding was taken for missing text: steps that go through every row once were refused for a few tokens."""
+    stats = json.loads((tiny.corpus / "manifest.json").read_text())["stats"]
+    assert stats["padding"] > 0
+    for more, refused in ((0, False), (1, True)):
+        training = {"per_device_train_batch_size": 1, "max_steps": stats["rows"] + more}
+        stage = {
+            "verb": "train",
+            "corpus": str(tiny.corpus),
+            "model": str(tiny.base),
+            "max_epochs": 1,
+            "training": training,
+        }
+        (tmp_path / "one.yaml").write_text(yaml.safe_dump({"out": str(tmp_path / "run"), "stages": {"clm": stage}}))
+        made = load(RecipeConfig(str(tmp_path / "one.yaml")))
+        with pytest.raises(UserError, match="at most 1 passes are allowed") if refused else nullcontext():
+            check_filled(made, made.stages)
 
 
 def test_every_word_has_a_line(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def parsed(file: str) -> ast.Module:
 
 
 # Raised and caught within reading and preparing: users see them as bad rows, or as the UserError of a bad row.
-CAUGHT = {"BadWeight", "Untold"}
+CAUGHT = {"BadWeight", "BadProgram", "Untold"}
 
 
 def error_classes() -> dict[str, tuple[str, str]]:

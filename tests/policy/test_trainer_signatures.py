@@ -12,6 +12,7 @@ from transformers import Trainer
 from tokensieve.training.feeding import Fed
 from tokensieve.training.guarded import Guarded
 from tokensieve.training.logged import Logged
+from tokensieve.training.optimised import Optimised
 from tokensieve.training.trainer import SelectiveTrainer
 
 # method -> its parameters after self (transformers 5.23)
@@ -22,6 +23,8 @@ PARAMETERS = {
     "_get_num_items_in_batch": "batch_samples, device",
     "_get_train_sampler": "train_dataset",
     "_init_training_state": "max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial",
+    "_load_best_model": "",
+    "_load_from_checkpoint": "resume_from_checkpoint, model",
     "_maybe_log_save_evaluate": "tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate",
     "_prepare_for_training": "max_steps, train_dataloader, resume_from_checkpoint",
     "_run_epoch": "model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, ignore_keys_for_eval, "
@@ -30,6 +33,8 @@ PARAMETERS = {
     "_save_checkpoint": "model, trial",
     "_set_signature_columns_if_needed": "",
     "compute_loss": "model, inputs, return_outputs, num_items_in_batch",
+    "create_optimizer": "model",
+    "create_scheduler": "num_training_steps, optimizer",
     "evaluation_loop": "dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix",
     "get_batch_samples": "epoch_iterator, num_batches, device",
     "get_eval_dataloader": "eval_dataset",
@@ -42,7 +47,7 @@ PARAMETERS = {
 
 def overridden() -> set[str]:
     """Methods of ours that the Trainer has, too."""
-    ours = {**vars(Guarded), **vars(Fed), **vars(Logged), **vars(SelectiveTrainer)}
+    ours = {**vars(Guarded), **vars(Fed), **vars(Logged), **vars(Optimised), **vars(SelectiveTrainer)}
     return {n for n, f in ours.items() if inspect.isfunction(f) and hasattr(Trainer, n) and n != "__init__"}
 
 

@@ -141,3 +141,27 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=says):
             SelectiveTrainer(tiny.llama(), args, train_dataset=data, **fields)
+
+
+@pytest.mark.parametrize(("scope", "reference"), [("batch", "ref_divergence"), ("step", None)])
+def test_the_furthest_from_the_teacher(scope: str, reference: str | None, tmp_path: Path) -> None:
+    """AdaSPEC's filter: the tokens of the highest KL less the reference's, within the scope; the gradient is of these."""
+    g = torch.Generator().manual_seed(3)
+    column = torch.rand(8, tiny.LENGTH, generator=g)
+    data = tiny.rows(8, ref_divergence=column.tolist())
+    model, teacher = tiny.llama(dtype=torch.float64), tiny.llama(dtype=torch.float64, seed=5)
+    batch = data.to_dict()
+    log_p, log_q = log_probs(teacher, batch), log_probs(model, batch)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).detach()
+    score = kl - column if reference else kl
+    valid, keep = tiny.valid_targets(batch), torch.zeros(8, tiny.LENGTH)
+    for group in [range(8)] if scope == "step" else [range(4), range(4, 8)]:
+        places = {(b, t): float(score[b, t]) for b in group for t in range(tiny.LENGTH) if valid[b, t]}
+        for place in tiny.top(places, 0.4):
+            keep[place] = 1
+    every = list(range(tiny.VOCAB))
+    wanted = truth(model, batch, lambda b, t: (every, log_p[b, t].exp().tolist()), lambda nll: keep, 1.0, True)
+    made = objective("distill", teacher="x", top_k=tiny.VOCAB, ratio=0.4, scope=scope, reference=reference)
+    before = tiny.weights(model)
+    tiny.train(model, tiny.arguments(tmp_path, 4, 2), data, made, teacher=teacher)
+    assert tiny.gap({n: before[n] - w for n, w in tiny.weights(model).items()}, wanted) < 1e-6

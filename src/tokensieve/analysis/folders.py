@@ -93,6 +93,8 @@ class Run:
     dynamics: list[Dynamics] = field(default_factory=list)
     plans: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """stage -> what its plan.json holds."""
+    measures: list[dict[str, Any]] = field(default_factory=list)
+    """Records of `evaluate --measures`, of all its stages."""
 
     @property
     def target(self) -> str | None:
@@ -181,6 +183,7 @@ def _read_stages(
         found=_found(compared[0].path) if compared else {},
         dynamics=[_dynamics(s, around) for s in _of_kind(stages, "dynamics")],
         plans={s.name: read_json(s.path / "plan.json") for s in _of_kind(stages, "plan")},
+        measures=[r for s in _of_kind(stages, "measures") for r in read_json(s.path / "measures.json")],
     )
 
 

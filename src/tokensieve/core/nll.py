@@ -143,7 +143,13 @@ class LinearNLL:
         return self.statistic("entropy")
 
     def statistic(self, name: str) -> Tensor:
-        """``nll``, or one of the ``statistics`` asked for; detached, 0 where the target is -100. ValueError if it was not."""
+        """``nll``, or one of the ``statistics`` asked for; detached, 0 where the target is -100. ValueError if it was not.
+
+        ``divergence`` of second targets, KL(target || prediction), needs no asking where there are some.
+        """
+        if name == "divergence" and self.second is not None:
+            ignored_T = self.targets_T == IGNORE_INDEX
+            return self.second.kl().masked_fill(ignored_T, 0).view(self.shape)
         if name != "nll" and name not in self._asked:
             raise ValueError(f"{name} was not asked for: LinearNLL(..., statistics=({name!r},))")
         return self.nll if name == "nll" else self._asked[name]

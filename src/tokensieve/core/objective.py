@@ -90,6 +90,8 @@ class Objective:
             raise ValueError(f"unknown denominator {self.denominator!r}: one of {', '.join(get_args(Denominator))}")
         if (self.second is None) != (self.share is None):
             raise ValueError(f"{self.name!r}: second and share go together")
+        if "divergence" in self.needs and self.second is None:
+            raise ValueError(f"{self.name!r} needs 'divergence', which only an objective with a second target has")
         if self.static and (late := HEAD_STATISTICS & self.needs):
             raise ValueError(f"{self.name!r} says it is static, but needs {min(late)!r}, which comes with the forward")
         if self.signed and self.denominator == "weight":

@@ -17,9 +17,9 @@ from torch import Tensor
 class Statistic:
     """Who computes a statistic, and what it is."""
 
-    origin: Literal["rows", "run", "column", "head"]
+    origin: Literal["rows", "run", "column", "head", "second"]
     """rows: from the data set's rows; run: a number for the whole step; column: a score column that the user gives; head:
-    from the student's forward, so not known before it."""
+    from the student's forward, so not known before it; second: as head, where there is a second target."""
     about: str
     """What it is, with its unit."""
 
@@ -47,6 +47,7 @@ STATISTICS: dict[str, Statistic] = {
         "head", "vocabulary entries that the student finds likelier than the token, from 0, int64"
     ),
     "top_entropy": Statistic("head", "entropy of the 20 likeliest entries, renormalised, nats, float32"),
+    "divergence": Statistic("second", "KL(second target || student), nats, float32"),
 }
 
 
@@ -65,12 +66,12 @@ def head_statistics(needs: Iterable[str]) -> tuple[str, ...]:
     seed of string hashes. Two ranks exchanged nll for entropy.
     """
     asked = set(needs)
-    return tuple(name for name, s in STATISTICS.items() if s.origin == "head" and name in asked)
+    return tuple(name for name, s in STATISTICS.items() if s.origin in ("head", "second") and name in asked)
 
 
 def score_columns(needs: Iterable[str]) -> tuple[str, ...]:
     """The columns that a data set must have beside its rows, in alphabetical order: those listed as such, and all others."""
-    return tuple(sorted(set(needs) - of_origin("rows", "run", "head") - {"valid"}))
+    return tuple(sorted(set(needs) - of_origin("rows", "run", "head", "second") - {"valid"}))
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class TokenStats:
     sum_p2: Tensor | None = None
     target_rank: Tensor | None = None
     top_entropy: Tensor | None = None
+    divergence: Tensor | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Of objectives of scope corpus: what each of their rankings of the whole data set came to."""
 

@@ -95,11 +95,15 @@ class Second:
 
     def cross_entropy(self) -> Tensor:
         """CE, or KL, of each token; nats, [T]."""
+        return self.kl() if self.given.divergence else self._ce()
+
+    def kl(self) -> Tensor:
+        """``KL(target || student)`` of each token, with its rest as one bucket; nats, [T]."""
+        return self._ce() + torch.xlogy(self.probs_TK, self.probs_TK).sum(-1) + torch.xlogy(self.rest_T, self.rest_T)
+
+    def _ce(self) -> Tensor:
         parts_TK = torch.where(self.probs_TK > 0, self.probs_TK * -self.log_p_TK, 0)
-        ce_T = parts_TK.sum(-1) - torch.where(self.rest_T > 0, self.rest_T * self.student_rest_T.log(), 0)
-        if self.given.divergence:
-            ce_T = ce_T + torch.xlogy(self.probs_TK, self.probs_TK).sum(-1) + torch.xlogy(self.rest_T, self.rest_T)
-        return ce_T
+        return parts_TK.sum(-1) - torch.where(self.rest_T > 0, self.rest_T * self.student_rest_T.log(), 0)
 
     def mixed(self, nll_T: Tensor) -> Tensor:
         """``(1 - share) nll + share CE``; of a share of 0 or 1 one of them alone, whatever the other is."""

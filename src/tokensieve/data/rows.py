@@ -34,6 +34,7 @@ from .columns import (
     value_type,
     visible_columns,
 )
+from .images import PER_IMAGE, ImageInputs, RowImages
 from .pieces import PACKING, Pieces, cut_off_padding, doc_starts, per_token, piece_positions, read_pieces
 from .row_checks import check_loss_mask, labels, mask, scores, second_target, token_ids, whole_number
 
@@ -58,6 +59,9 @@ class Rows(Dataset[dict[str, Tensor]]):
     ``statistics`` are names of ON_REQUEST that items have too, [T]: ``segment``, from a column of that name, ``doc_starts`` or
     what else says where pieces begin; ``document_position``, from a column of that name or ``doc_offsets``; ``source_id``,
     asked for or not, from ``doc_sources``. UserError where none of these is there.
+
+    ``images``: what the model takes of images. Items then have its columns as well (:mod:`.images`), and placeholders are no
+    targets.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         ignore_columns: Collection[str] = (),
         vocab_size: int | None = None,
         second: tuple[str, str] | None = None,
+        images: ImageInputs | None = None,
     ) -> None:
         shown = visible_columns(dataset)
         names = [n for n in shown if n not in ignore_columns]
@@ -86,6 +91,10 @@ class Rows(Dataset[dict[str, Tensor]]):
         asked = {c for name in self.statistics for c in ON_REQUEST[name][0] if c not in PACKING}
         bos = {*BOS_COLUMNS} if {*BOS_COLUMNS, "doc_starts"} <= {*names} else set()
         read = (readable(dataset, names) | {*packing} | (asked & {*names}) | bos) - {"input_ids", *scores}
+        packs = {*packing, "position_ids", "isolated"} & read
+        self.packs = bool(packs) or numbered_masks(dataset, read)
+        self.images = None if images is None else RowImages(images, names, packs=self.packs)
+        read |= {*(self.images.read if self.images else ())}
         check_columns(dataset, names, {*read, *scores, *(second or ())}, ignore_columns)
         check_types(dataset, read)
         if "labels" in read:
@@ -93,7 +102,6 @@ class Rows(Dataset[dict[str, Tensor]]):
         self.loss_masks = sorted((LOSS_MASKS - {"prompt_mask"}) & {*names}) if "labels" in read else []
         self.vocab_size, self.whole_rows = vocab_size, {*CORPUS} <= {*names}
         self.read = {"input_ids", *scores, *(second or ()), *read, *self.loss_masks}
-        self.packs = bool({*packing, "position_ids", "isolated"} & read) or numbered_masks(dataset, read)
         self.transformed, self.half = has_transform(dataset), set[str]()
         self.unread = ({*OPTIONAL} | LOSS_MASKS) - {
             *ignore_columns,
@@ -125,6 +133,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         labels_T = ids_T.copy()
         if "labels" in row:
             labels_T = labels(row["labels"], len(ids_T), index, self.vocab_size)
+        if self.images is not None:
+            labels_T[self.images.placeholders(ids_T)] = IGNORE_INDEX
         if "doc_starts" in row:
             row["doc_starts"] = doc_starts(row["doc_starts"], len(ids_T), index)
         if "num_tokens" in row:
@@ -148,7 +158,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         if self.second is not None:
             ids, log_probs = self.second
             item |= second_target(row[ids], row[log_probs], self.second, labels_T, index, self.vocab_size)
-        return {name: torch.from_numpy(values) for name, values in item.items()}
+        tensors = {name: torch.from_numpy(values) for name, values in item.items()}
+        return tensors if self.images is None else {**tensors, **self.images.of_row(row, ids_T, index)}
 
     def _layout(
         self, row: Mapping[str, Any], labels_T: np.ndarray, index: int
@@ -263,22 +274,24 @@ def check_rows(rows: Rows, what: str) -> None:
         raise UserError(f"{what}: every token is ignored, there is nothing to predict")
 
 
-def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
     """Stack rows to [B, T], with their ``targets``; shorter ones are padded on the right: ids 0, labels -100, scores 0.
 
     Rows of one length get no attention mask: with padding only at the right a causal model does not need one. Nor do rows of
     isolated pieces: their positions say where attention stops, and a mask beside them would turn that off; rows with a mask
-    get positions beside them. T is at least 1: rows may be empty.
+    get positions beside them. T is at least 1: rows may be empty. Images are a tuple of a tensor a row.
     """
     if any("position_ids" in item and "attention_mask" not in item for item in items):
         items = [_by_positions(item) for item in items]
     lengths = torch.tensor([len(item["input_ids"]) for item in items])
     longest = max(1, int(lengths.max()))
     fills = {"labels": IGNORE_INDEX}
-    batch = {
+    batch: dict[str, Any] = {
         name: torch.stack([_right_padded(item[name], longest, fills.get(name, 0)) for item in items])
         for name in items[0]
+        if name not in PER_IMAGE
     }
+    batch |= {name: tuple(item[name] for item in items) for name in PER_IMAGE if name in items[0]}
     if not {"position_ids", "attention_mask"} & set(batch) and bool((lengths != longest).any()):
         batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
     if (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..runs.errors import UserError
 from ..runs.files import file_hash, hash_json, read_json
 from .places import by_bytes, by_characters
-from .read.documents import Part
+from .read.documents import TextPart
 from .tokenizer_state import file_state, other_added_token, other_rule, state_of
 
 EOS = "<|endoftext|>"
@@ -253,7 +253,7 @@ class Encoder:
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         return self._framed_places(ids, self._places(text, ids), parses)
 
-    def encode_parts(self, text: str, parts: Sequence[Part]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    def encode_parts(self, text: str, parts: Sequence[TextPart]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """(ids, places) as :meth:`encode_placed` gives them, of a text whose parts are encoded each by itself, in the order
         given; the place of a control token between them is ``CONTROL``. The vocabulary has all of these."""
         texts = [text[p.start : p.end] for p in parts if not p.token]

@@ -21,7 +21,7 @@ trainer = SFTTrainer(model, SFTConfig(out, max_length=None), train_dataset=train
 # axolotl: the path, ds_type, and no type
 datasets: [{path: $folder, data_files: train-*.jsonl, ds_type: json, type: }]
 """,
-        "TRL 1.16 (trl/trainer/sft_trainer.py); axolotl by its page on pre-tokenized data",
+        "TRL 1.16 (trl/trainer/sft_trainer.py); axolotl 0.19.0 (utils/data/wrappers.py)",
     ),
     "parquet": Format(
         "TRL and axolotl",
@@ -35,7 +35,7 @@ trainer = SFTTrainer(model, SFTConfig(out, max_length=None), train_dataset=train
 # axolotl: the path, ds_type, and no type
 datasets: [{path: $folder, data_files: train-*.parquet, ds_type: parquet, type: }]
 """,
-        "TRL 1.16 (trl/trainer/sft_trainer.py); axolotl by its page on pre-tokenized data",
+        "TRL 1.16 (trl/trainer/sft_trainer.py); axolotl 0.19.0 (utils/data/wrappers.py)",
     ),
     "llama_factory": Format(
         "LLaMA-Factory",
@@ -56,12 +56,12 @@ cutoff_len: $length
         swift.write_swift,
         16.0,
         """\
-# ms-swift
+# ms-swift; it trains an EOS behind a trained token too, whatever its loss_scale says
 swift sft --model MODEL --dataset $folder/train-*.jsonl --use_chat_template false \\
   --is_binary_loss_scale false --remove_unused_columns false \\
   --max_length $longer
 """,
-        "ms-swift 4.6.0 (swift/loss_scale/base.py, swift/template/base.py, swift/trainers/seq2seq_trainer.py); read, not run",
+        "ms-swift 4.6.0 (swift/loss_scale/base.py, swift/template/base.py, swift/trainers/seq2seq_trainer.py)",
         signed=False,
     ),
     "olmo": Format(
@@ -89,6 +89,7 @@ loss = np.memmap("$folder/00000.ds.loss", bool).reshape(-1, $length)
 tokens, keep = data[0]["input_ids"], loss[0]
 """,
         "datatrove 0.10.1 (utils/dataset.py, pipeline/tokens/tokenizer.py)",
+        divides="",
     ),
     "megatron": Format(
         "Megatron-LM, and GPT-NeoX by labels",
@@ -109,6 +110,7 @@ class Weighted(GPTDataset):
 """,
         "megatron-core 0.16.1 (datasets/indexed_dataset.py, gpt_dataset.py); GPT-NeoX (data/gpt2_dataset.py, training.py)",
         signed=False,
+        divides="the sum of the weights",
     ),
     "mds": Format(
         "MosaicML streaming, and LLM Foundry by labels",
@@ -121,6 +123,7 @@ data = StreamingDataset(local="$folder", shuffle=True, batch_size=8)
 sample = data[0]
 """,
         "mosaicml-streaming 0.13.0 (base/format/mds/writer.py, reader.py, encodings.py)",
+        divides="",
         all_targets=True,
     ),
 }

@@ -57,6 +57,8 @@ class Format:
     """The reader's source that the layout was read in."""
     signed: bool = True
     """Of weights: whether any may be below 0."""
+    divides: str = "the number of trained tokens"
+    """By what its reader divides a step's loss; empty: as its user writes it."""
     all_targets: bool = False
     """Whether its reader can divide by all targets, trained or not."""
 

@@ -6,6 +6,7 @@ Inheritune (arXiv 2404.08634): the first n blocks, the embeddings, the last norm
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,19 @@ def first_blocks(model: Any, layers: int) -> Any:
 
 
 def _blocks(model: Any, layers: int) -> nn.ModuleList:
-    """The one list of blocks; lists inside a block (experts, heads) may be as long as it is."""
+    """The one list of blocks, which has at least ``layers``."""
+    _, blocks = blocks_of(model)
+    if layers > len(blocks):
+        raise UserError(f"layers: the model has {len(blocks)} blocks, so {layers} cannot be kept")
+    return blocks
+
+
+def blocks_of(model: Any, done: str = "cut") -> tuple[str, nn.ModuleList]:
+    """(its path in the model's body, the one list of blocks); lists inside a block (experts, heads) may be as long as it is.
+
+    Raises UserError for a model without one list of ``num_hidden_layers`` blocks, and for blocks that share weights: it cannot
+    be ``done``.
+    """
     name, text = model.config.model_type, model.config.get_text_config()
     body = base_model(model) if text is model.config else model.get_decoder()
     number = num_blocks(text, name)
@@ -51,12 +64,10 @@ def _blocks(model: Any, layers: int) -> nn.ModuleList:
             found[path] = module
     if len(found) != 1:
         there = f"{len(found)} lists ({', '.join(found)})" if found else "no list"
-        raise UserError(f"a {name} cannot be cut: of {number} blocks it has {there}, so which they are is not known")
-    if layers > number:
-        raise UserError(f"layers: the model has {number} blocks, so {layers} cannot be kept")
-    [blocks] = found.values()
-    _check_own_weights(blocks, name)
-    return blocks
+        raise UserError(f"a {name} cannot be {done}: of {number} blocks it has {there}, so which they are is not known")
+    [(path, blocks)] = found.items()
+    _check_own_weights(blocks, name, done)
+    return path, blocks
 
 
 def num_blocks(config: Any, name: str) -> int:
@@ -67,34 +78,42 @@ def num_blocks(config: Any, name: str) -> int:
     return number
 
 
-def _check_own_weights(blocks: nn.ModuleList, name: str) -> None:
+def _check_own_weights(blocks: nn.ModuleList, name: str, done: str) -> None:
     owner: dict[int, int] = {}
     for number, block in enumerate(blocks):
         for parameter in block.parameters():
             if (first := owner.setdefault(id(parameter), number)) != number:
-                raise UserError(f"a {name} cannot be cut: its blocks {first} and {number} share weights")
+                raise UserError(f"a {name} cannot be {done}: its blocks {first} and {number} share weights")
 
 
 def cut_config(config: Any, layers: int, name: str) -> None:
     """Make a text config say ``layers`` blocks, in place, with the first entries of what it lists for every block."""
-    number = num_blocks(config, name)
+    pick_config(config, range(layers), name)
+
+
+def pick_config(config: Any, kept: Sequence[int], name: str, done: str = "cut") -> None:
+    """Make a text config say the blocks ``kept``, in place: numbers of its own, in this order, some perhaps several times."""
+    number, layers = num_blocks(config, name), len(kept)
     if wrong := [f for f in _FROM_THE_END if getattr(config, f, 0)]:
         raise UserError(
-            f"a {name} cannot be cut: {wrong[0]} is {getattr(config, wrong[0])}, and its last blocks would go"
+            f"a {name} cannot be {done}: {wrong[0]} is {getattr(config, wrong[0])}, and its last blocks would go"
         )
     try:
         for field, value in config.to_dict().items():
             listed = isinstance(value, list | tuple) and len(value) == number and field != "attention_types"
             if listed and any(word in field for word in _A_BLOCK_EACH):
-                setattr(config, field, value[:layers])
+                setattr(config, field, [value[i] for i in kept])
         if getattr(config, "attention_types", None):  # of GPT-Neo: patterns and how often each, read before the list
-            config.attention_types = [[list(config.attention_layers[:layers]), 1]]
+            kinds = list(config.attention_layers)
+            if len(kinds) == number:  # not picked by its own name above
+                kinds = [kinds[i] for i in kept]
+            config.attention_types = [[kinds, 1]]
         config.num_hidden_layers = layers
         config.validate()
     except Exception as e:  # whatever a config class raises
-        raise UserError(f"a {name} cannot be cut to {layers} blocks: {told_by_library(e)}") from None
+        raise UserError(f"a {name} cannot be {done} to {layers} blocks: {told_by_library(e)}") from None
     if config.num_hidden_layers != layers:
-        raise UserError(f"a {name} cannot be cut: its number of blocks follows from fields that are not understood")
+        raise UserError(f"a {name} cannot be {done}: its number of blocks follows from fields that are not understood")
 
 
 def _check_shapes(model: Any, layers: int, name: str) -> None:
@@ -116,28 +135,33 @@ def cut_folder(folder: Path | str, layers: int) -> Any:
 
     Proved on a batch of random ids: what comes out of the last kept block is the same to the last bit before and after.
     """
-    folder = model_folder(folder)
-    config = read_config(folder)
-    if config.is_encoder_decoder:
-        raise UserError(f"{folder} is an encoder-decoder ({config.model_type}): only decoders can be cut")
-    if getattr(config, "quantization_config", None):
-        raise UserError(f"{folder} is quantised: cut the model that it was made from")
-    model = load_causal_lm(folder, dtype=stored_dtype(folder), strict=True)
+    model = open_source(folder)
     last = _blocks(model, layers)[layers - 1]
     before = _out_of(last, model)
     if not torch.equal(before, _out_of(last, first_blocks(model, layers))):
         raise UserError(
-            f"a {config.model_type} cannot be cut: without its later blocks, block {layers} computes otherwise"
+            f"a {model.config.model_type} cannot be cut: without its later blocks, block {layers} computes otherwise"
         )
-    _check_shapes(model, layers, config.model_type)
+    _check_shapes(model, layers, model.config.model_type)
     return model
+
+
+def open_source(folder: Path | str, verb: str = "cut", done: str = "cut") -> Any:
+    """The model of a local folder, loaded strictly in the precision it is stored in. UserError for what cannot be ``done``."""
+    folder = model_folder(folder)
+    config = read_config(folder)
+    if config.is_encoder_decoder:
+        raise UserError(f"{folder} is an encoder-decoder ({config.model_type}): only decoders can be {done}")
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"{folder} is quantised: {verb} the model that it was made from")
+    return load_causal_lm(folder, dtype=stored_dtype(folder), strict=True)
 
 
 def _out_of(block: nn.Module, model: Any) -> Tensor:
     """What a block of the model gives to the next one."""
     seen: list[Any] = []
     handle = block.register_forward_hook(lambda _, args, out: seen.append(out))
-    _logits(model)
+    random_logits(model)
     handle.remove()
     hidden: Tensor = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     return hidden
@@ -159,7 +183,7 @@ def stored_dtype(folder: Path) -> str:
     return next((name for stored, name in _STORED.items() if stored in floats), "float32")
 
 
-def check_saved(folder: Path, live: Any) -> None:
+def check_saved(folder: Path, live: Any, done: str = "cut") -> None:
     """Refuse (UserError) a saved model unless it is ``live``: read again, every weight is equal and so are the logits.
 
     The logits are of one batch of random ids, with the same weights in memory: what they compare is what config and classes
@@ -169,11 +193,11 @@ def check_saved(folder: Path, live: Any) -> None:
     again = load_causal_lm(folder, dtype=str(live.dtype).removeprefix("torch."), strict=True)
     wanted, found = live.state_dict(), again.state_dict()
     if wrong := sorted(n for n in {*wanted, *found} if not _equal(wanted.get(n), found.get(n))):
-        raise UserError(f"a {kind} cannot be cut: saved and read again, {wrong[0]} is another")
+        raise UserError(f"a {kind} cannot be {done}: saved and read again, {wrong[0]} is another")
     again.load_state_dict(wanted, assign=True)
-    if not torch.equal(_logits(live), _logits(again)):
+    if not torch.equal(random_logits(live), random_logits(again)):
         raise UserError(
-            f"a {kind} cannot be cut: with the same weights, one built with fewer blocks computes other logits, so it "
+            f"a {kind} cannot be {done}: with the same weights, one built with fewer blocks computes other logits, so it "
             "computes with their number"
         )
 
@@ -183,7 +207,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 @torch.no_grad()
-def _logits(model: Any) -> Tensor:
+def random_logits(model: Any) -> Tensor:
     """Of a batch of random ids, always the same. [2, T, V]"""
     text = model.config.get_text_config()
     length, generator = min(32, max_positions(text) or 32), torch.Generator().manual_seed(0)

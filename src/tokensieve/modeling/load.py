@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..runs.errors import UserError
+from ..runs.files import read_json
 from .family import LIKE, small_config
 from .folder import check_config, first_line, model_folder, read_config, told_by_library
 
@@ -35,6 +36,7 @@ def load_causal_lm(folder: Path | str, *, dtype: str = "float32", strict: bool =
     check_dtype(dtype)
     folder = model_folder(folder)
     check_config(folder)
+    _check_text_model(folder)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -56,6 +58,18 @@ def load_causal_lm(folder: Path | str, *, dtype: str = "float32", strict: bool =
     if strict and (left := sorted(info["unexpected_keys"])):
         raise UserError(f"{folder} has weights that its config has no place for, the first are {left[0]}")
     return model.eval()
+
+
+def _check_text_model(folder: Path) -> None:
+    """Refuse a vision-language model by what it is: the library's own sentence speaks of its classes."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    config = read_json(folder / "config.json")
+    if "vision_config" in config and config["model_type"] not in CAUSAL:
+        raise UserError(
+            f"{folder} is a vision-language model ({config['model_type']}): corpora and verbs are of text alone; train it on "
+            "rows with images by tokensieve.SelectiveTrainer in Python (docs/trainers.md)"
+        )
 
 
 def new_causal_lm(config: Mapping[str, Any], *, seed: int, dtype: str = "float32", **defaults: Any) -> Any:

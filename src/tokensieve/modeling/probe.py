@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import IGNORE_INDEX, LinearHead, token_nll
+from ..data.images import map_tensors
 from ..data.rows import Rows, collate, shift_targets
 from ..runs.errors import UserError
+from .images import image_inputs
 from .probe_rows import Changes, RowItem, alone, choose_rows, pieces, real_tokens
 from .properties import PROPERTIES, Findings, is_mask
 from .seam import HeadSeam, Show
@@ -81,30 +83,34 @@ def _look(
             f"{type(seam.model).__name__} takes no position_ids and cannot keep documents apart: "
             "prepare the corpus with isolate_documents: false for it"
         )
-    batch = {k: v.to(device) for k, v in collate(items).items()}
+    batch = map_tensors(collate(items), lambda values: values.to(device))
     fed_BT = batch["targets"]
     # More is compared than is trained on: a row may have a single target.
     targets_BT = torch.where(fed_BT == IGNORE_INDEX, shift_targets(batch["input_ids"]), fed_BT)
-    head = _Head(seam, fed_BT)
+    head, losses = _Head(seam, fed_BT), list[Tensor]()
 
     def nll_of(fed: Mapping[str, Tensor], targets: Tensor, with_labels: bool = labels) -> Tensor:
         inputs, made = seam.inputs(fed), list[Tensor]()
         if with_labels:
             inputs["labels"] = fed["labels"]
         with seam.run(lambda hidden, by: made.append(token_nll(hidden, by, targets)), head.show(targets.shape)):
-            call(**inputs)
+            outputs = call(**inputs)
+        if with_labels:
+            losses.append(outputs.loss)
         return head.only(made, seam.calls)
 
     nll_BT = nll_of(batch, targets_BT, with_labels=True)
     own, shown = head.own(seam.own_loss), (slice(None), slice(head.columns.start, head.columns.stop - 1))
     ours = nll_BT[shown][fed_BT[shown] != IGNORE_INDEX].double()
     changes = Changes.of(items, fed_BT.shape[1])
-    changed = {**batch, "input_ids": changes.applied(batch["input_ids"], seam.layer.out_features)}
+    images = image_inputs(seam.model)
+    kept = images.token_ids if images else ()
+    changed = {**batch, "input_ids": changes.applied(batch["input_ids"], seam.layer.out_features, kept)}
     moved_BT = _nats(nll_of(changed, targets_BT), nll_BT)
 
     apart_BT = torch.full_like(moved_BT, float("nan"))
     if cut := alone(items):
-        single = {k: v.to(device) for k, v in collate([item for item, _, _ in cut]).items()}
+        single = map_tensors(collate([item for item, _, _ in cut]), lambda values: values.to(device))
         wide, length = (
             torch.nn.functional.pad(targets_BT, (0, fed_BT.shape[1]), value=IGNORE_INDEX),
             single["labels"].shape[1],
@@ -120,6 +126,7 @@ def _look(
     return Findings(
         *(seam.model, head.dtype, finite, float(own), float(ours.mean()), ours.numel()),
         *(changes, moved_BT, apart_BT, (min(sizes), max(sizes))),
+        float(losses[1]) if len(losses) > 1 else 0.0,  # the first one's loss is of the logits that it was shown
     )
 
 

@@ -115,12 +115,18 @@ class Changes:
                     masks[name][row] &= seen_T
         return Changes(**masks)
 
-    def applied(self, ids_BT: Tensor, vocab_size: int) -> Tensor:
-        """Each changed token becomes another one of the batch: ids that a model knows, and no two equal ones."""
+    def applied(self, ids_BT: Tensor, vocab_size: int, kept: Sequence[int] = ()) -> Tensor:
+        """Each changed token becomes another one of the batch: ids that a model knows, and no two equal ones.
+
+        ``kept``: ids that stay and that nothing becomes: placeholders of images, which must be as many as these have features.
+        """
+        held = torch.tensor(kept, dtype=ids_BT.dtype, device=ids_BT.device)
         known = ids_BT.unique()
+        known = known[~torch.isin(known, held)]
         place_BT = torch.searchsorted(known, ids_BT)
+        changed_BT = self.changed.to(ids_BT.device) & ~torch.isin(ids_BT, held)
         other_BT = known[(place_BT + 1) % len(known)] if len(known) > 1 else (ids_BT + 1) % vocab_size
-        return torch.where(self.changed.to(ids_BT.device), other_BT, ids_BT)
+        return torch.where(changed_BT, other_BT, ids_BT)
 
 
 def alone(items: Sequence[RowItem]) -> list[tuple[RowItem, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,8 @@ class Findings:
     """Nats between the nll of what was fed by itself and in its batch; NaN elsewhere."""
     lengths: tuple[int, int]
     """Tokens of the shortest and of the longest piece (row)."""
+    beside: float = 0.0
+    """What the model adds to a loss of 0 in a forward that makes no logits: its router losses."""
 
     @property
     def name(self) -> str:
@@ -113,6 +116,16 @@ def _own_loss(found: Findings) -> str | None:
     return (
         f"{found.name} computes a loss of {found.own_loss:.5f} where its head's weights give {found.our_loss:.5f}: "
         "its head does more than tokensieve knows of"
+    )
+
+
+def _no_logits_needed(found: Findings) -> str | None:
+    """A z-loss is a mean over logits, of which there are none: NaN in every step, while the gradients go on without it."""
+    if math.isfinite(found.beside):
+        return None
+    return (
+        f"{found.name} adds to its loss what it makes of its logits (a z-loss?), which are never made here: "
+        "set its coefficient in the model's config to 0"
     )
 
 
@@ -187,4 +200,4 @@ def rope_by_batch(model: nn.Module, shortest: int, most: int) -> str | None:
 
 
 # In the order in which they are told: each means something only if those before it hold.
-PROPERTIES = (_finite, _own_loss, _independent, _causal, _isolating, _alone)
+PROPERTIES = (_finite, _own_loss, _no_logits_needed, _independent, _causal, _isolating, _alone)

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import LinearHead
+from ..core import LinearHead, LinearNLL
+from ..data.images import PER_IMAGE, PER_TOKEN, joined_images
 from ..runs.errors import UserError
 
 Compute = Callable[[Tensor, LinearHead], Tensor | None]
 # Of the head's input: (what it is taken for, the columns of it that the model makes its own logits and loss of).
 Show = Callable[[Tensor, LinearHead], tuple[Tensor, slice]]
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN, *PER_IMAGE)
 
 
 class HeadSeam:
@@ -77,9 +78,11 @@ class HeadSeam:
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the model is called with for a collated batch, wherever it is: in training, in scoring and in the proof.
 
-        Never with a cache: beside one, positions that restart no longer stop attention.
+        Never with a cache: beside one, positions that restart no longer stop attention. Images of its rows one after the other.
         """
-        fed = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        there = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        joined = {n: joined_images(n, v) if isinstance(v, tuple) else v for n, v in there.items()}
+        fed = {name: values for name, values in joined.items() if values is not None}
         return {**fed, "use_cache": False} if self.takes("use_cache") else fed
 
     @contextmanager
@@ -172,6 +175,20 @@ class _Release(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ctx.box.append(grads[0])
         return torch.zeros_like(ctx.like), None, None
+
+
+def likeliest_entries(model: Any, seam: HeadSeam, inputs: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, Tensor]:
+    """(ids, log p) of the ``top_k`` likeliest entries of each prediction for a collated batch; [B, T, K], or all entries there
+    are. ``model`` is the seam's, wrapped or not."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def compute(hidden: Tensor, head: LinearHead) -> None:
+        most = min(top_k, len(head.weight))
+        found.append(LinearNLL(hidden, head, inputs["targets"], keep_logits=False, top_k=most).topk)
+
+    with seam.run(compute):
+        model(**seam.inputs(inputs))
+    return found[0]
 
 
 def base_model(model: nn.Module) -> Any:

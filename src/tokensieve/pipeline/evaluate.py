@@ -26,7 +26,7 @@ from ..runs.files import atomic_file, write_json
 from ..runs.stage import stage
 from ..runs.work import Work
 from ..scoring.engine import Scorer
-from . import launch, tasks
+from . import launch, measures, tasks
 from .configs.evaluate import KIND, NOT_WORK, TASKS_ONLY, EvaluateConfig
 from .recipe.cost import Cost, Known
 
@@ -35,10 +35,13 @@ def run(config: EvaluateConfig) -> Path:
     """Write ``evaluation.json``, a list of records (docs/formats.md), and ``table.txt`` of the models' last weights.
 
     ``nll`` is the mean over target tokens in nats; ``on`` is ``all`` or, for sets with marked solutions, also ``solution``;
-    ``step`` and ``tokens_seen`` are null for models that no run of ours trained. With ``tasks``: see :mod:`.tasks`.
+    ``step`` and ``tokens_seen`` are null for models that no run of ours trained. With ``tasks`` or
+    ``measures``: see the modules of these names.
     """
     validate(config)
     launch.check_device(config.device)
+    if config.measures:
+        return measures.run(config)
     if config.tasks:
         return tasks.run(config)
     out = Path(config.out)
@@ -85,6 +88,8 @@ def _check_bos(config: EvaluateConfig, sets: dict[str, Corpus]) -> Iterator[str]
 
 def work(config: EvaluateConfig) -> Work:
     """What says which evaluation it is: the models' names and weights, the rows of the sets, and what baselines count."""
+    if config.measures:
+        return measures.work(config)
     if config.tasks:
         return tasks.work(config)
     targets = tasks.targets_of(config)
@@ -107,6 +112,8 @@ def _work(config: EvaluateConfig, sets: dict[str, Corpus], targets: list[Checkpo
 
 def estimate(config: EvaluateConfig, known: Known) -> Cost:
     """One forward of every set for every model and, if asked for, each of its checkpoints. n-grams are not counted."""
+    if config.measures:
+        return measures.estimate(config, known)
     if config.tasks:
         return tasks.estimate(config, known)
     each = sum(known.tokens(folder)[0] for folder in config.sets.values())
@@ -120,9 +127,11 @@ def estimate(config: EvaluateConfig, known: Known) -> Cost:
 
 def validate(config: EvaluateConfig) -> None:
     """Raise UserError where there is nothing to evaluate, or a model's name would be taken for an n-gram baseline's."""
-    if not config.models and not config.baselines:
+    if not config.models and not config.baselines and not (config.measures and config.signal.of):
         raise UserError("models: name at least one model to evaluate")
-    if config.tasks:
+    if config.measures:
+        measures.validate(config)
+    elif config.tasks:
         tasks.validate(config)
     elif not config.sets:
         raise UserError("sets: name at least one evaluation set, or tasks")

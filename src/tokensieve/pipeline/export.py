@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from string import Template
@@ -100,11 +102,29 @@ def estimate(config: ExportConfig, known: Known) -> Cost:
 def check_holds(to: Format, objective: Objective, name: str) -> None:
     """Refuse a denominator that a format's reader has not. Weights are looked at as they come."""
     if objective.denominator == "valid" and not to.all_targets:
-        by = "the sum of the weights" if to.holds == "weights" and name != "swift" else "the number of trained tokens"
+        by = to.divides or "what its user writes"
         raise UserError(
             f"to: a trainer of {name} divides by {by}, and {objective.name!r} by that of all targets: "
             "give the objective denominator: nonzero, or take mds, whose reader divides as it likes"
         )
+
+
+def other_denominator(to: Format, objective: Objective, counted: Counted, name: str) -> str | None:
+    """A sentence where the reader divides a step by something else than the objective does, with what that comes to; or None.
+
+    Weights of 0 and 1 are the same sum by every name but ``valid``, which :func:`check_holds` refuses.
+    """
+    sums = {"weight": counted.weight, "nonzero": counted.trained, "abs": counted.absolute}
+    theirs = counted.weight if to.divides == "the sum of the weights" else counted.trained
+    mine = sums.get(objective.denominator)
+    if not to.divides or mine is None or math.isclose(mine, theirs, rel_tol=1e-6):
+        return None
+    what = {"weight": "the sum of the weights", "nonzero": "their number", "abs": "the sum of their absolute values"}
+    return (
+        f"{objective.name!r} divides a step by {what[objective.denominator]} ({mine:.6g} over the corpus), and a trainer of "
+        f"{name} by {to.divides} ({theirs:.6g}): its loss and gradients are {mine / theirs:.4g} times those of tokensieve "
+        "train on average, so that it needs another learning rate for the same updates"
+    )
 
 
 def _objective(config: ExportConfig) -> Objective:
@@ -192,11 +212,15 @@ def _finish(
         "weight": counted.weight,
         "absolute_weight": counted.absolute,
     }
+    note = other_denominator(FORMATS[config.to], selection.objective, counted, config.to)
+    if note:
+        print(f"tokensieve: {config.out}: {note}", file=sys.stderr, flush=True)
     s.finish(
         names,
         to=config.to,
         holds=FORMATS[config.to].holds,
         denominator=selection.objective.denominator,
+        denominator_note=note,
         length=corpus.length,
         isolate_documents=corpus.isolate_documents,
         corpus_hash=corpus.content_hash,

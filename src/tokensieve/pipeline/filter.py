@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from ..data.build.units import WorkUnit
-from ..data.build.workers import pooled
+from ..data.build.workers import WorkerDied, pooled
 from ..data.filter.classifier import fit_text
 from ..data.filter.decontaminate import EvaluationRuns, judge_shared
 from ..data.filter.dedup import Signatures, judge_copies, no_signatures
@@ -70,6 +70,12 @@ def run(config: FilterConfig, progress: bool = True) -> Path:
                 print(f"tokensieve: {out}: {sentence}", file=sys.stderr, flush=True)
             try:
                 _make(config, s, sources, kind, tables, progress)
+            except WorkerDied:
+                raise
+            except UserError:  # a bad row, no document: with the same text and settings it would be refused again
+                shutil.rmtree(out / _PARTS, ignore_errors=True)
+                s.forget()
+                raise
             finally:
                 kind.close()
     shutil.rmtree(out / _PARTS, ignore_errors=True)

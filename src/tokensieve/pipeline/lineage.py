@@ -36,6 +36,16 @@ def lineage(model: str) -> list[dict[str, Any]]:
     return [link]
 
 
+def trained_by(model: str) -> list[str]:
+    """Hashes of the models whose own training ``training_flops`` tells of ``model``: itself or, of what ``init`` made of others
+    and nobody trained since, these."""
+    for folder in (Path(model), Path(model).parent):
+        if is_done(folder) and read_manifest(folder)["kind"] == START:
+            manifest = read_manifest(folder, START, ("source_hash",))
+            return list(manifest.get("source_flops_of", [manifest["source_hash"]]))
+    return [model_hash(model)]
+
+
 def begun_from(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lineage of a finished run, by its manifest. Of earlier versions only the first link is known, without figures."""
     first = manifest["inputs"].get("model")

@@ -137,6 +137,7 @@ def _law_record(law: Law) -> dict[str, Any]:
         "held_out_error": law.error,
         "largest_error": None if math.isnan(law.largest) else law.largest,
         "at_bound": list(law.at_bound),
+        **({"flat": list(law.flat)} if law.flat else {}),
     }
 
 

@@ -64,8 +64,8 @@ class Evidence:
 
 def allocating(laws: Mapping[str, Law], unique: float | None) -> Law | None:
     """The law that shares out compute: of those in parameters and tokens the one that predicts best; where text is limited, of
-    those that know of repetition, if there is one."""
-    able = [laws[name] for name in ALLOCATES if name in laws]
+    those that know of repetition, if there is one. None of them where runs are flat in parameters or tokens."""
+    able = [laws[name] for name in ALLOCATES if name in laws and not laws[name].flat]
     knowing = [law for law in able if law.form in REPEATING]
     return choose(knowing if unique is not None and knowing else able) if able else None
 
@@ -77,7 +77,11 @@ def answers(evidence: Evidence) -> Iterator[Answer]:
         return
     law = allocating(evidence.laws, config.unique)
     if law is None:
+        flat = sorted({column for name in ALLOCATES if name in evidence.laws for column in evidence.laws[name].flat})
         why = evidence.refused.get("chinchilla", "no form in parameters and tokens was fitted")
+        if flat:
+            some = " and ".join(flat)
+            why = f"runs change no more with {some} than they scatter: no optimum follows; add runs of more different {some}"
         yield Answer("parameters and tokens", note=why)
     else:
         free = allocate(law, flops, evidence.each)

@@ -67,6 +67,7 @@ def read_runs(sources: Sequence[str], on_set: str | None) -> RunTable:
 
 def _read_csv(path: Path, table: RunTable) -> None:
     table.inputs.append(file_hash(path))
+    unnamed = dict[tuple[float, ...], int]()
     try:
         with open(path, encoding="utf-8-sig", newline="") as f:
             reader = csv.DictReader(f)
@@ -81,6 +82,13 @@ def _read_csv(path: Path, table: RunTable) -> None:
             for line in reader:
                 where = f"{path} line {reader.line_num}"
                 row = {column: _number(line[column], f"{where}: {column}") for column in known}
+                if (
+                    not line.get("name")
+                    and (first := unnamed.setdefault(tuple(row.values()), reader.line_num)) < reader.line_num
+                ):
+                    raise UserError(
+                        f"{where}: the run of line {first} again, number for number: remove it, or name both if they are two"
+                    )
                 table.add(line.get("name") or f"{path.stem}:{reader.line_num}", row, where)
     except (UnicodeDecodeError, csv.Error) as e:
         raise UserError(f"{path} is not a CSV file: {e}") from None

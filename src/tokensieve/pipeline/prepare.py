@@ -47,7 +47,7 @@ from ..runs.work import Work
 from .config.help import check_seed
 from .configs.prepare import KIND, LATER, LATER_OF_SOURCE, NOT_WORK, OF_ROWS, OF_SOURCE_ROWS, PrepareConfig
 from .recipe.cost import Cost, Known
-from .transforms import control_tokens_of, transforms_of
+from .transforms import check_programs, control_tokens_of, transforms_of
 
 PARTS = "parts.tmp"
 CHAT_TEMPLATE = (
@@ -198,7 +198,7 @@ def validate(config: PrepareConfig) -> None:
     if not 0 <= config.max_unknown <= 1:
         raise UserError(f"max_unknown is a share of the tokens, from 0 to 1, not {config.max_unknown}")
     check_rules(config.weights)
-    transforms_of(config.transforms)
+    check_programs(config.sources, transforms_of(config.transforms))
     _check_mixture(config)
 
 

@@ -33,7 +33,7 @@ from . import launch
 from .config.fields import from_fields
 from .configs.init import KIND as START
 from .configs.score import KIND, NOT_WORK, ScoreConfig
-from .lineage import lineage
+from .lineage import lineage, trained_by
 from .recipe.cost import Cost, Known
 from .score_columns import COLUMNS, asked, bytes_of, check_asked, check_origin, column_types, columns_of
 
@@ -81,6 +81,8 @@ def _work(config: ScoreConfig, corpus: Corpus) -> Work:
         made_from = {**corpus.identity, "file": _file(config, corpus).identity}
         return Work.of(KIND, config, NOT_WORK, made_from, columns=asked(config))
     made_from = {**corpus.identity, "model": model_hash(config.model)}
+    if config.teacher:
+        made_from["teacher"] = model_hash(config.teacher)
     plain = all(COLUMNS.get(name) == holds for name, holds in asked(config).items())
     return Work.of(KIND, config, NOT_WORK, made_from, columns=list(asked(config)) if plain else config.columns)
 
@@ -95,6 +97,8 @@ def estimate(config: ScoreConfig, known: Known) -> Cost:
     context = context_of(config)
     times, fed_length = (1.0, length) if context is None or length != length else context.cost(int(length))
     flops = known.forward_flops(config.model, tokens * times, fed_length)
+    if config.teacher:
+        flops += known.forward_flops(config.teacher, tokens, length)
     memory = known.num_parameters(config.model) * (4 if config.model_dtype == "float32" else 2)
     return Cost(tokens, flops, tokens * bytes_each, exact, memory=memory)
 
@@ -143,7 +147,22 @@ def _scorer(config: ScoreConfig, corpus: Corpus, ranks: launch.Ranks) -> Scorer:
         entropy="entropy" in holds,
         rank="target_rank" in holds,
         top_k=config.top_k,
+        teacher=_teacher(config, corpus, model) if config.teacher else None,
+        teacher_top_k=config.teacher_top_k,
     )
+
+
+def _teacher(config: ScoreConfig, corpus: Corpus, model: Any) -> Any:
+    """The model that divergences are from, checked against the corpus and the model's vocabulary."""
+    check_tokenizer(config.teacher, corpus.tokenizer(), config.corpus)
+    teacher = load_causal_lm(config.teacher, dtype=config.model_dtype)
+    check_length(teacher.config, corpus.length, config.teacher)
+    sizes = [m.get_output_embeddings().out_features for m in (teacher, model)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"teacher: it has a vocabulary of {sizes[0]}, {config.model} one of {sizes[1]}: they must be the same"
+        )
+    return teacher
 
 
 def write_shards(
@@ -188,7 +207,10 @@ def _flops(config: ScoreConfig, scorer: Scorer | AlignedFile, corpus: Corpus) ->
         return None
     context, tokens = context_of(config), corpus.num_rows * corpus.length
     times, length = (1, corpus.length) if context is None else context.cost(corpus.length)
-    return known_or_none(token_flops(scorer.model, length).forward(tokens * times))  # type: ignore[union-attr]
+    flops = token_flops(scorer.model, length).forward(tokens * times)  # type: ignore[union-attr]
+    if config.teacher:
+        flops += token_flops(scorer.teacher, length).forward(tokens)  # type: ignore[union-attr]
+    return known_or_none(flops)
 
 
 def _write_shard(path: Path, columns: dict[str, Any], clipped: dict[str, int]) -> None:
@@ -261,9 +283,15 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
         reference_flops=training_flops(config.model) if config.model else 0.0,
         **({"types": column_types(config)} if column_types(config) else {}),
         **({"context": config.context} if config.context != "none" else {}),
-        begun_from=lineage(config.model)[1:] if config.model else [],
+        begun_from=_begun_from(config.model) if config.model else [],
         **({"bos_note": note} if note else {}),
     )
+
+
+def _begun_from(model: str) -> list[dict[str, Any]]:
+    """What a reference was begun from, without what ``reference_flops`` has in it already."""
+    counted = trained_by(model)
+    return [link for link in lineage(model)[1:] if link["model"] not in counted]
 
 
 def training_flops(model: str) -> float | None:

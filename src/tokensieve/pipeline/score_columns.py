@@ -13,7 +13,7 @@ from .configs.score import ScoreConfig
 
 # Columns that need no word of what they hold, and what a column may hold.
 COLUMNS = {"ref_nll": "nll", "ref_entropy": "entropy", "ref_rank": "target_rank"}
-HOLDS = ("nll", "entropy", "target_rank")
+HOLDS = ("nll", "entropy", "target_rank", "divergence")
 TOP_K = {"topk_ids": "int32", "topk_logp": "float32"}
 LARGEST_TOP_K = 1024
 
@@ -48,6 +48,7 @@ def check_asked(config: ScoreConfig) -> None:
     """Raise UserError for columns that do not exist, or have a name that is taken or says something else."""
     if not config.columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
+    _check_teacher(config)
     if isinstance(config.columns, list):
         _check_list(config.columns, bool(config.from_file))
     for name, holds in asked(config).items():
@@ -63,6 +64,19 @@ def check_asked(config: ScoreConfig) -> None:
                 f"columns: {name!r} is the name of what stands there with all of its context; with less of it give a name of "
                 "your own, as {short_nll: nll}"
             )
+
+
+def _check_teacher(config: ScoreConfig) -> None:
+    """A divergence needs a teacher, a teacher a divergence."""
+    wanted = not config.from_file and "divergence" in asked(config).values()
+    if wanted and not config.teacher:
+        raise UserError("columns: a divergence is from a teacher: name its folder in the field teacher")
+    if config.teacher and not wanted:
+        raise UserError("teacher: no column holds its divergence: columns {ref_divergence: divergence}")
+    if config.teacher and config.context != "none":
+        raise UserError("context: a divergence goes with all of a token's context")
+    if config.teacher_top_k < 1:
+        raise UserError(f"teacher_top_k must be at least 1, not {config.teacher_top_k}")
 
 
 def _check_list(columns: list[str], of_file: bool) -> None:

@@ -48,6 +48,7 @@ from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..training.checkpoints import numbered
 from ..training.guards import GuardConfig, StopSignals
+from ..training.mup import scale_new_weights
 from ..training.self_test import run_self_test
 from ..training.sparse import check_backward
 from ..training.token_log import FlopsSpent, TokenLogConfig
@@ -216,6 +217,8 @@ def validate(config: TrainConfig) -> None:
     check_arguments(args)
     check_backward(config.backward, config.strict, args)
     check_length_given(config)
+    check_schedule(config)
+    check_optimizer(config)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
     if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
@@ -227,6 +230,32 @@ def validate(config: TrainConfig) -> None:
         raise UserError("freeze: with lora all weights of the model stay as they are: leave one of the two out")
     if not isinstance(config.model, str):
         model_config(config.model)
+
+
+# Fields of TrainingArguments that say a schedule by steps.
+BY_STEPS = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
+
+
+def check_schedule(config: TrainConfig) -> None:
+    """Raise UserError for two schedules of one learning rate."""
+    if config.schedule is not None and (given := [name for name in BY_STEPS if name in config.training]):
+        raise UserError(
+            f"training.{given[0]} is a schedule by steps, and schedule gives one by tokens: leave one of them out"
+        )
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise UserError for two optimizers, for one of whole matrices where weights are in parts, and for muP of an adapter."""
+    if config.mup is not None and (config.lora is not None or config.training.get("fsdp")):
+        raise UserError("mup: it scales whole matrices of the model: not with lora, and not with FSDP")
+    if config.optimizer is None:
+        return
+    if "optim" in config.training:
+        raise UserError("training.optim is an optimizer, and optimizer gives another one: leave one of them out")
+    if config.training.get("fsdp"):
+        raise UserError(
+            "optimizer: subset_norm looks at whole matrices, and FSDP has parts of them: use DDP, or training.optim"
+        )
 
 
 def share_trained(config: TrainConfig) -> float:
@@ -323,6 +352,10 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             head=head,
             backward=config.backward,
             strict=config.strict,
+            schedule=config.schedule,
+            mer=config.mer,
+            optimizer=config.optimizer,
+            mup=config.mup,
             **second.models(objective, config, corpus),
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config, objective.second)),
@@ -373,8 +406,9 @@ def training_arguments(config: TrainConfig, *, here: bool = True) -> Any:
     refuse_fields(config.training)
     evaluate = {"eval_strategy": "steps", "eval_steps": 0.2} if config.eval_sets else {}
     memory = {"dataloader_pin_memory": torch.cuda.is_available()}
+    schedule = {} if config.schedule is None else {"lr_scheduler_type": "constant"}  # what is said beside one by tokens
     elsewhere = {} if here or torch.cuda.is_available() else {"use_cpu": True}
-    given = {**TRAINING_DEFAULTS, **evaluate, **memory, **config.training, **elsewhere, **fixed}
+    given = {**TRAINING_DEFAULTS, **evaluate, **memory, **schedule, **config.training, **elsewhere, **fixed}
     given = {k: "no" if k.endswith("_strategy") and v is False else v for k, v in given.items()}
     # Declared as text, told to be true or false: taken out of what is checked by its type.
     sharded = given.pop("fsdp") if isinstance(given.get("fsdp"), bool) else None
@@ -390,6 +424,8 @@ def _model(config: TrainConfig, corpus: Corpus) -> Any:
         set_seed(config.seed)  # for the adapter's weights; beside a new model's its own seed counts
     else:
         model = new_causal_lm(config.model, seed=config.seed, dtype=config.dtype, **_of_corpus(corpus))
+        if config.mup is not None:
+            scale_new_weights(model, config.mup.base)
     return with_lora(model, config.lora) if config.lora is not None else _frozen(config, model)
 
 

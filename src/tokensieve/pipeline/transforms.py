@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.build.transforms import TRANSFORMS
 from ..data.build.transforms.kind import NamedTransform
+from ..data.read.source import SourceConfig
 from ..runs.errors import UserError
 from .config.fields import from_fields, unknown
 
@@ -35,3 +36,23 @@ def _made(fields: Mapping[str, Any], index: int) -> NamedTransform:
 def control_tokens_of(given: Sequence[NamedTransform]) -> list[str]:
     """Control tokens that a tokenizer trained for these needs, each once."""
     return list(dict.fromkeys(t for g in given for t in TRANSFORMS[g.name].control_tokens(g.options)))
+
+
+_NO_PROGRAMS = ("text", "python", "docstrings", "tokens", "chat")
+
+
+def check_programs(sources: Sequence[SourceConfig], given: Sequence[NamedTransform]) -> None:
+    """Raise UserError for programs of deletions that nothing would heed, or that no row can have, and for none where some are
+    to be heeded."""
+    heeded = [i for i, g in enumerate(given) if g.name == "deletions"]
+    for i, source in enumerate(sources):
+        if source.program is None:
+            continue
+        if source.format in _NO_PROGRAMS or source.problem is not None:
+            raise UserError(f"sources.{i}.program: only rows with one column of text have programs")
+        if not heeded:
+            raise UserError(f"sources.{i}.program: nothing heeds it without transforms: [{{name: deletions}}]")
+    if heeded and all(source.program is None for source in sources):
+        raise UserError(
+            f"transforms.{heeded[0]}: deletions are by programs: name their column in a source (program: COLUMN)"
+        )

@@ -86,7 +86,7 @@ VERBS: dict[str, Verb] = {
     ),
     "init": Verb(
         "configs.init:InitConfig",
-        "a model to begin with: the first blocks of another one",
+        "a model to begin with: others cut, pruned, merged, grown, with new tokens, as a mixture",
         "tokensieve init --out runs/x/small --model runs/x/base --layers 2",
         group="models",
         stage=True,

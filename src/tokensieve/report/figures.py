@@ -13,6 +13,7 @@ import numpy as np
 
 from ..analysis.folders import Arm, Dynamics, Run, checkpoint_records, total_flops
 from .logged import Columns, logged_tokens
+from .measures import measure_figures
 from .style import (
     ARMS,
     BASELINE,
@@ -52,6 +53,8 @@ def figures(runs: Sequence[Run]) -> Iterator[Figure]:
     yield from score_distributions(run, logged)
     for dynamics in run.dynamics:
         yield from dynamics_figures(run, dynamics)
+    for name, title, caption, drawing in measure_figures(run):
+        yield Figure(name, "measures", title, caption, drawing)
     yield from plan_curves(run)
 
 

@@ -35,6 +35,7 @@ SECTIONS = {
     "time": ("Kept and dropped over time", "What became of the tokens that were trained on, and of the others."),
     "scores": ("Scores", "What the tokens were ranked by, and where the line was drawn."),
     "dynamics": ("Dynamics", "How the nll of each token moved from checkpoint to checkpoint."),
+    "measures": ("Measures", "What else changed from checkpoint to checkpoint."),
     "plan": ("Plan", "What these runs say of larger ones."),
 }
 

@@ -68,6 +68,10 @@ class Stage:
             note = {"kind": self.work.kind, "config": self.work.config, "inputs": dict(self.work.inputs)}
             write_json(path, {"fingerprint": self.work.fingerprint, **note})
 
+    def forget(self) -> None:
+        """Take the note of :meth:`bind` away again: what was begun is refused by what it read, and leaves no mark."""
+        (self.folder / WORK).unlink(missing_ok=True)
+
     def need(self, files: Sequence[str]) -> None:
         """UserError naming the first of these parts that is not there."""
         if missing := [n for n in files if not (self.folder / n).exists()]:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..core import IGNORE_INDEX, LinearHead, LinearNLL
+from ..core.targets import SparseTargets
+from ..data.images import map_tensors
 from ..data.rows import Rows, collate, is_target
 from ..modeling.probe import broken_property
 from ..modeling.properties import nonfinite
-from ..modeling.seam import MODEL_INPUTS, HeadSeam
+from ..modeling.seam import MODEL_INPUTS, HeadSeam, likeliest_entries
 from ..runs.errors import UserError
 
 T = TypeVar("T")
@@ -50,7 +52,8 @@ class Scorer:
 
     The model is put into eval mode on ``device``. What the method relies on is proved for each set of rows, on a batch as it
     will be fed: raises UserError where :func:`broken_property` finds something. ``rank``: target_rank as well; ``top_k``: the
-    so many likeliest entries of each prediction.
+    so many likeliest entries of each prediction. ``teacher``, another model of the same vocabulary: also ``divergence``,
+    KL(teacher || model), over the ``teacher_top_k`` entries that it finds likeliest and one bucket of all others.
     """
 
     def __init__(
@@ -62,12 +65,20 @@ class Scorer:
         entropy: bool = False,
         rank: bool = False,
         top_k: int = 0,
+        teacher: Any = None,
+        teacher_top_k: int = 64,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.seam = HeadSeam(self.model)
         self.batch_rows, self.entropy, self.top_k = batch_rows, entropy, top_k
         self.statistics = [*(["entropy"] if entropy else []), *(["target_rank"] if rank else [])]
+        self.teacher: Any = teacher
+        self.teacher_seam: HeadSeam | None = None
+        if teacher is not None:
+            self.teacher = teacher.to(self.device).eval()
+            self.teacher_seam = HeadSeam(self.teacher)
+        self.teacher_top_k = teacher_top_k
         self._proved: list[Rows] = []
 
     def run(self, rows: Rows, *, start: int = 0, stop: int | None = None) -> Iterator[RowStatistics]:
@@ -99,29 +110,42 @@ class Scorer:
 
     def _read(self, rows: Rows, span: range) -> dict[str, Tensor]:
         batch = collate(rows.__getitems__(span))
-        return {k: v.pin_memory() for k, v in batch.items()} if self.device.type == "cuda" else batch
+        return map_tensors(batch, Tensor.pin_memory) if self.device.type == "cuda" else batch
 
     @torch.inference_mode()
     def _forward(self, first: int, batch: dict[str, Tensor]) -> _Queued:
         made: list[LinearNLL] = []
-        there = {k: batch[k].to(self.device, non_blocking=True) for k in (*MODEL_INPUTS, "targets") if k in batch}
-        targets = there["targets"]
+        fed = {k: batch[k] for k in (*MODEL_INPUTS, "targets") if k in batch}
+        there = map_tensors(fed, lambda values: values.to(self.device, non_blocking=True))
+        targets, second = there["targets"], self._second(there)
 
         def compute(hidden: Tensor, head: LinearHead) -> None:
-            made.append(LinearNLL(hidden, head, targets, statistics=self.statistics, top_k=self.top_k))
+            made.append(LinearNLL(hidden, head, targets, statistics=self.statistics, top_k=self.top_k, second=second))
 
         with self.seam.run(compute):
             self.model(**self.seam.inputs(there))
         values = {name: made[0].statistic(name) for name in ("nll", *self.statistics)}
+        if second is not None:
+            values["divergence"] = made[0].statistic("divergence")
         if self.top_k:
             values["topk_ids"], values["topk_logp"] = made[0].topk
         return _Queued(first, batch["targets"], values, self.model)
+
+    def _second(self, inputs: Mapping[str, Tensor]) -> SparseTargets | None:
+        """What the teacher says of a batch."""
+        if self.teacher is None or self.teacher_seam is None:
+            return None
+        ids, log_probs = likeliest_entries(self.teacher, self.teacher_seam, inputs, self.teacher_top_k)
+        return SparseTargets(ids, log_probs.exp(), divergence=True)
 
     def prove(self, rows: Rows, count: int) -> None:
         """Raise UserError where the method cannot rely on the model fed ``count`` of these rows. Once a set of rows."""
         if not any(rows is proved for proved in self._proved):
             if told := broken_property(self.seam, rows, count, self.model, self.device, labels=False):
                 raise UserError(told)
+            seam = self.teacher_seam
+            if seam and (told := broken_property(seam, rows, count, self.teacher, self.device, labels=False)):
+                raise UserError(f"the teacher: {told}")
             self._proved.append(rows)
 
 

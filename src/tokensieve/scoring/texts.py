@@ -16,7 +16,7 @@ from ..data.rows import Rows, collate, is_target
 from ..data.tokenizer import Encoder, load_tokenizer, token_bytes, tokenizer_folder
 from ..modeling.folder import model_folder
 from ..modeling.load import check_length, check_vocabulary, load_causal_lm, quiet_loading
-from .engine import Scorer, statistics
+from .engine import BATCH_TOKENS, Scorer, statistics
 
 _PROVED_ROWS = 8
 
@@ -111,3 +111,34 @@ class TextScorer:
         rows = Rows(Dataset.from_dict({"input_ids": sorted(pieces, key=len)[-_PROVED_ROWS:]}))
         self.scorer.prove(rows, len(rows))
         self._proved = True
+
+
+def nll_of_pieces(
+    scorer: Scorer, pieces: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS
+) -> list[np.ndarray]:
+    """Of each piece, the nll in nats of its tokens given those before them in it: float64 [T], NaN for the first.
+
+    Pieces see nothing of each other. UserError for an nll that is not finite, and for what the model does not hold of what the
+    method takes for granted, which is proved on the longest of these pieces.
+    """
+    from datasets import Dataset
+
+    found = [np.full(len(piece), np.nan) for piece in pieces]
+    order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))
+    if not any(len(piece) > 1 for piece in pieces):
+        return found
+    some = [list(pieces[i]) for i in order[:_PROVED_ROWS]]
+    scorer.prove(Rows(Dataset.from_dict({"input_ids": some})), len(some))
+    while order:
+        count = max(1, batch_tokens // max(1, len(pieces[order[0]])))
+        now, order = order[:count], order[count:]
+        batch = collate([_all_targets(pieces[i]) for i in now])
+        nll = statistics(0, scorer.fed(batch), batch["targets"], scorer.model).nll
+        for i, nll_T in zip(now, nll, strict=True):
+            found[i][1:] = nll_T[1 : len(pieces[i])]
+    return found
+
+
+def _all_targets(piece: Sequence[int]) -> dict[str, Tensor]:
+    ids = torch.tensor(list(piece))
+    return {"input_ids": ids, "labels": ids.clone()}

@@ -29,8 +29,13 @@ def check_engine(trainer: Any) -> None:
 
 
 def refuse_deferred_router_loss(objective: Objective, model: Any) -> None:
-    """Raw sums are divided after the backward; a router loss in the same gradients would be divided with them."""
-    if not objective.counts_ahead and getattr(model.config, "output_router_logits", False):
+    """Raw sums are divided after the backward; a router loss in the same gradients would be divided with them.
+
+    Classes with images beside their text read the setting from ``config.text_config``.
+    """
+    configs = (model.config, model.config.get_text_config())
+    routed = any(getattr(config, "output_router_logits", False) for config in configs)
+    if not objective.counts_ahead and routed:
         raise UserError(
             f"objective {objective.name!r} knows its weight sum only after the forward, which a router loss does not "
             "survive: set output_router_logits to false in the model's config"

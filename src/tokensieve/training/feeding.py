@@ -14,6 +14,7 @@ from ..core.stats import score_columns
 from ..data.columns import visible_columns
 from ..data.rows import ON_REQUEST, EpochSampler, Rows, check_rows, collate
 from ..data.scan import look_through
+from ..modeling.images import image_inputs
 from ..runs.errors import UserError
 from .arguments import check_some_steps
 from .guarded import Guarded
@@ -37,7 +38,7 @@ class Fed(Guarded):
         """What :meth:`rows_of` goes by. Before ``Trainer.__init__``, which is given the rows."""
         self.thresholds = dict(thresholds)
         self._needs, self._ignored, self._vocab_size = needs, tuple(ignore_columns), vocab_size_of(model)
-        self._second_columns = second
+        self._second_columns, self._images = second, image_inputs(model)
 
     def rows_of(self, dataset: Any, *, to_train: bool = False) -> Rows:
         """The data set as model inputs; ``to_train``: with what the objective needs. UserError for what is no data set."""
@@ -58,6 +59,7 @@ class Fed(Guarded):
         statistics = [n for n in ON_REQUEST if n in needs]
         ignored, vocab_size = self._ignored, self._vocab_size
         told: dict[str, Any] = {"second": self._second_columns if to_train else None, "vocab_size": vocab_size}
+        told["images"] = self._images
         return Rows(dataset, score_columns(needs), statistics, ignore_columns=ignored, **told)
 
     def given_rows(self, train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..runs.files import MANIFEST, read_json, writing
 from ..runs.layout import checkpoint as checkpoint_folder
 from ..runs.layout import step_of
 from .checkpoints import Split, check_split, last_good, log_bytes, numbered, seal, unseal, verify
+from .converted import load_converted
 from .dry_step import dry_step, out_of_memory
 from .guards import GuardConfig, NonFinite, all_finite, broken_names, describe_nonfinite, write_record
 from .self_test import tested
@@ -84,6 +85,14 @@ class Guarded(Trainer):
             raise UserError(error)
         self._resumed = manifest
         return path  # type: ignore[no-any-return]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or not load_converted(model or self.model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or not load_converted(self.model, Path(self.state.best_model_checkpoint)):
+            super()._load_best_model()
 
     def _find(self, wanted: Any) -> tuple[str | None, Any]:
         if wanted is not True:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import IGNORE_INDEX, LinearHead, LinearNLL, Objective
+from ..core import IGNORE_INDEX, Objective
 from ..core.backends import OWN
 from ..core.objective import SecondTarget
 from ..core.targets import SparseTargets, similar_entries
 from ..data.rows import next_entries
 from ..modeling.flops import TokenFlops
 from ..modeling.probe import broken_property
-from ..modeling.seam import HeadSeam, base_model
+from ..modeling.seam import HeadSeam, base_model, likeliest_entries
 from ..runs.errors import UserError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -87,15 +87,8 @@ class SecondTargets:
 
     def _of_teacher(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         assert self.seam is not None
-        found: list[tuple[Tensor, Tensor]] = []
-
-        def compute(hidden: Tensor, head: LinearHead) -> None:
-            top_k = min(self.wanted.top_k, len(head.weight))
-            found.append(LinearNLL(hidden, head, inputs["targets"], keep_logits=False, top_k=top_k).topk)
-
-        with self.seam.run(compute), self.context():
-            self.teacher(**self.seam.inputs(inputs))
-        return found[0]
+        with self.context():
+            return likeliest_entries(self.teacher, self.seam, inputs, self.wanted.top_k)
 
 
 def _check_vocabulary(what: str, size: int, student: Any) -> None:

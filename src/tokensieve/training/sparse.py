@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import IGNORE_INDEX, LinearNLL, Objective
 from ..core.stats import head_statistics
+from ..data.images import map_tensors
 from ..data.rows import collate
 from ..modeling.probe_rows import choose_rows
 from ..modeling.sparse import KeptSelection, SparseBackward
@@ -101,7 +102,7 @@ class SparseTraining:
         if not items:
             return None
         device = trainer.args.device
-        batch = {k: v.to(device) for k, v in collate(items).items()}
+        batch = map_tensors(collate(items), lambda values: values.to(device))
         valid = batch["targets"] != IGNORE_INDEX
         drawn = torch.rand(valid.shape, generator=torch.Generator().manual_seed(0)).to(device)
         keep = valid & (drawn < 0.5)

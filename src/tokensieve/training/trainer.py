@@ -30,8 +30,10 @@ from ..core.kth import Threshold
 from ..core.objective import sum_dtype
 from ..core.stats import TokenStats, head_statistics
 from ..core.targets import SparseTargets
+from ..data.images import PER_IMAGE, PER_TOKEN
 from ..data.rows import collate, next_token
 from ..modeling.flops import TokenFlops, token_flops
+from ..modeling.images import image_inputs
 from ..modeling.probe import broken_property
 from ..modeling.probe_rows import has_target
 from ..modeling.seam import HeadSeam
@@ -41,8 +43,10 @@ from .checkpoints import tensors_only
 from .engines import check_engine, check_one_device, refuse_deferred_router_loss
 from .feeding import weighted
 from .guards import GuardConfig
-from .logged import Logged
+from .optimised import Optimised
+from .options import Mer, Mup, SubsetNormOptions
 from .progress import TokenProgress
+from .schedules import PowerSchedule
 from .second import SecondTargets, check_second
 from .sparse import Backward, SparseTraining, check_backward
 from .step import (
@@ -57,7 +61,7 @@ from .step import (
 from .token_log import FlopsSpent, TokenLog, TokenLogConfig
 from .trial_save import trial_save
 
-MODEL_ONLY = ("attention_mask", "position_ids", "labels")
+MODEL_ONLY = ("attention_mask", "position_ids", "labels", *PER_TOKEN, *PER_IMAGE)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class HeadOptions:
             raise UserError(f"backend: {e}") from None
 
 
-class SelectiveTrainer(Logged):
+class SelectiveTrainer(Optimised):
     """``Trainer`` for any transformers causal LM whose loss is ``sum(weight * nll) / denominator`` of an Objective.
 
         scored  = tokensieve.load_scored("corpus", "scores")
@@ -87,9 +91,12 @@ class SelectiveTrainer(Logged):
     those that are not to be read. ``thresholds`` of scope corpus: found before training where they are not given. ``args`` are
     plain TrainingArguments. ``backward``: "exact", or "sparse" for a backward of kept tokens only (docs/backward.md), with
     ``strict``. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of
-    the corpus's sources, has selection counted by source. Writes ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into
-    ``args.output_dir``. Raises UserError before training for a missing column, one that speaks of tokens and is not read, an
-    argument that is not kept to, a head it does not understand, an engine it does not support, or where no step can be
+    the corpus's sources, has selection counted by source. ``schedule``: a learning rate by tokens in place of the arguments'
+    own by steps; ``mer``: meta-experience replay; ``optimizer``: one of ours in place of ``args.optim``;
+    ``mup``: learning rates by maximal update parametrisation (new weights: ``mup.scale_new_weights``). Writes
+    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
+    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
+    it does not support, or where no step can be
     done; for a row with values that cannot be meant when it is read.
     """
 
@@ -114,8 +121,14 @@ class SelectiveTrainer(Logged):
         thresholds: Mapping[str, Threshold] | None = None,
         teacher: Any = None,
         embeddings: Tensor | None = None,
+        schedule: PowerSchedule | None = None,
+        mer: Mer | None = None,
+        optimizer: SubsetNormOptions | None = None,
+        mup: Mup | None = None,
         **kwargs: Any,
     ) -> None:
+        self.schedule, self._counted = schedule, {"seen": 0, "trained": 0}
+        self.mer, self.mup, self.own_optimizer = mer, mup, optimizer
         self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
         self.head = head or HeadOptions()
         check_keywords(kwargs, collate)
@@ -129,6 +142,7 @@ class SelectiveTrainer(Logged):
         self.init_rows(model, self.objective.needs, ignore_columns, thresholds or {}, columns)
         super().__init__(model, args, **{**kwargs, **self.given_rows(train_dataset, eval_dataset)})
         check_engine(self)
+        self._check_images(backward, teacher)
         if self.pop_callback(ProgressCallback) is not None:  # not there with disable_tqdm
             self.add_callback(TokenProgress(self))
         self.seam = HeadSeam(self.model)
@@ -147,6 +161,16 @@ class SelectiveTrainer(Logged):
         self.token_log.skipped = self.skipped_steps
         if train_dataset is not None and self.is_world_process_zero():
             trial_save(self.accelerator.unwrap_model(self.model), self.processing_class, args)
+
+    def _check_images(self, backward: str, teacher: Any) -> None:
+        """Refuse what has never been tried beside rows with images."""
+        images = getattr(self.train_dataset, "images", None)
+        if images is None or not images.read:
+            return
+        if backward == "sparse":
+            raise UserError("backward: sparse is not supported with images, whose tokens are never kept: take exact")
+        if teacher is not None and image_inputs(teacher) is None:
+            raise UserError(f"the teacher, {type(teacher).__name__}, takes no images, and the rows have some")
 
     def _new_log(self, config: TokenLogConfig | None, flops: FlopsSpent | None, sources: Sequence[str]) -> TokenLog:
         """Its FLOPs a token are known as soon as the rows are."""
@@ -278,8 +302,10 @@ class SelectiveTrainer(Logged):
             for batch, known in zip(batches, self.step.known, strict=True):
                 head: dict[str, Tensor] = {}
                 if self._needs_first_pass:
+                    inputs = self._prepare_inputs(dict(batch))
+                    second = self._second_targets(inputs) if "divergence" in self.objective.needs else None
                     with self.compute_loss_context_manager():
-                        _, made = self._forward(self.model_wrapped, self._prepare_inputs(dict(batch)), loss_of=None)
+                        _, made = self._forward(self.model_wrapped, inputs, loss_of=None, second=second)
                     head = self._head_statistics(made)
                 parts.append((known, head, batch["targets"].shape[1]))
         self.step.weights, self.step.lowest = self.scope.weigh_step(parts)
@@ -298,7 +324,7 @@ class SelectiveTrainer(Logged):
     ) -> tuple[Any, LinearNLL]:
         """One forward with ``loss_of`` as its loss, or none: (outputs, the head's nll and what else the objective needs)."""
         made: list[LinearNLL] = []
-        statistics = head_statistics(self.objective.needs - {"nll"}) if model.training else ()
+        statistics = head_statistics(self.objective.needs - {"nll", "divergence"}) if model.training else ()
 
         def compute(hidden: Tensor, head: LinearHead) -> Tensor | None:
             options: dict[str, Any] = vars(self.head)

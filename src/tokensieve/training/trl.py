@@ -1,6 +1,6 @@
 """SelectiveSFTTrainer: TRL's SFTTrainer whose loss and denominator are :class:`SelectiveTrainer`'s (TRL 1.16).
 
-    SelectiveSFTTrainer -> SelectiveTrainer -> Logged -> Fed -> Guarded -> SFTTrainer -> Trainer
+    SelectiveSFTTrainer -> SelectiveTrainer -> Optimised -> Logged -> Fed -> Guarded -> SFTTrainer -> Trainer
 
 TRL has the text: chat templates, masks of completion and assistant, truncation, packing; and the model: LoRA, router losses.
 What it prepared is read by ``Rows`` and collated as everywhere here, and the step is ours. Each ``super()`` of ours meets TRL's
@@ -21,6 +21,7 @@ from ..core import IGNORE_INDEX
 from ..core.objectives.given import WEIGHT
 from ..core.stats import score_columns
 from ..data.columns import OF_CORPUS
+from ..data.images import PIXELS
 from ..data.pieces import PACKING
 from ..data.rows import collate
 from ..modeling.seam import base_model
@@ -76,7 +77,7 @@ class SelectiveSFTTrainer(SelectiveTrainer, SFTTrainer):
             raise UserError(
                 "padding_free: rows are padded here; packing with packing_strategy bfd leaves next to no padding"
             )
-        if images := {"image", "images"} & {*(getattr(train_dataset, "column_names", None) or ())}:
+        if images := {"image", "images", PIXELS} & {*(getattr(train_dataset, "column_names", None) or ())}:
             raise UserError(f"column {min(images)!r}: rows with images are not supported")
         if hasattr(train_dataset, "__len__") and not len(train_dataset):  # TRL looks at a first row that is not there
             raise UserError("there is nothing to train on: the data set is empty")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ FOLDS = 6
 _DELTA = 1e-3  # Hoffmann et al.'s Huber threshold, of the fit that says how large residuals are
 _NO_EFFECT = 1e-4  # a constant that moves no prediction by more, for a factor of e, shows in no run
 _SAME = 1e-5  # singular value below which two constants do the same to all runs
+_NOTHING = -30.0  # logarithm of a coefficient that is none
+_CHANCE = 0.01  # that runs which do not change with a column look so: above it, they are said not to
 _TOGETHER = 0.999  # correlation of log N and log D
 
 
@@ -60,6 +62,8 @@ class Law:
     largest: float
     """Root mean squared log error of the quarter with the largest C (else the last quarter), from the others; NaN where they
     are too few."""
+    flat: tuple[str, ...] = ()
+    """``params`` or ``tokens``, where runs change no more with it than they scatter (an F test at 1 %): no optimum follows."""
 
     @property
     def error(self) -> float:
@@ -121,10 +125,21 @@ class FitProblem:
             found[c.name] = value * unit * (self.typical if c.level else 1.0)
         return {name: found[name] for name in self.form.names}
 
+    def depends(self, theta: FloatArray, column: str) -> bool:
+        """Whether what these constants predict changes with a column; C changes with N and D."""
+        middle = math.exp(self.middle[column])
+        moved = {**self.columns, column: np.full_like(self.columns[column], middle)}
+        if "flops" in moved:
+            moved["flops"] = self.columns["flops"] * middle / self.columns[column]
+        return bool(np.abs(self._logs(theta, moved) - self.logs(theta)).max() > _SAME)
+
     def logs(self, theta: FloatArray) -> FloatArray:
+        return self._logs(theta, self.columns)
+
+    def _logs(self, theta: FloatArray, columns: RunColumns) -> FloatArray:
         constants = {name: value[:, None] for name, value in self.constants(theta).items()}
         with np.errstate(all="ignore"):
-            return np.log(np.maximum(self.form.function(self.columns, **constants), 1e-300))  # type: ignore[no-any-return]
+            return np.log(np.maximum(self.form.function(columns, **constants), 1e-300))  # type: ignore[no-any-return]
 
     def fit(self, delta: float, start: FloatArray, **more: Any) -> tuple[FloatArray, FloatArray]:
         return solve(self.logs, more.pop("log_y", self.log_y), start, self.bounds, delta, **more)
@@ -162,7 +177,29 @@ def fit_law(name: str, columns: RunColumns, *, seed: int = 0, draws: int = DRAWS
     theta, _ = problem.fit(delta, np.repeat(best[None], draws, 0), log_y=again)
     at = [c.name for c, t, a, b in zip(form.constants, best, *problem.bounds, strict=True) if not a < t < b]
     constants = {k: float(v) for k, v in problem.constants(best).items()}
-    return Law(name, constants, problem.constants(theta), wide, tuple(at), *_left_out(problem, best, delta, columns))
+    left_out = _left_out(problem, best, delta, columns)
+    flat = tuple(_flat(problem, found, float(np.nanmin(cost)), delta))
+    return Law(name, constants, problem.constants(theta), wide, tuple(at), *left_out, flat)
+
+
+def _flat(problem: FitProblem, found: FloatArray, cost: float, delta: float) -> Iterator[str]:
+    """Columns without whose term the runs are told as well: a term of 0 leaves its exponent free, so both are counted."""
+    from scipy.special import fdtrc
+
+    n, p = len(problem.log_y), found.shape[1]
+    for i, constant in enumerate(problem.form.constants):
+        if not (constant.level and constant.power):
+            continue
+        starts, low, high = found.copy(), *(b.copy() for b in problem.bounds)
+        starts[:, i] = low[i] = high[i] = _NOTHING
+        for column in {"params", "tokens"} & set(problem.form.varies):
+            if problem.depends(starts[:1], column):
+                continue
+            gone = int((np.abs(jacobian(problem.logs, starts[:1])[0]).max(0) < _SAME).sum())
+            _, without = solve(problem.logs, problem.log_y, starts, (low, high), delta)
+            gain = (float(np.nanmin(without)) - cost) / gone / (max(cost, 1e-300) / (n - p))
+            if fdtrc(gone, n - p, max(gain, 0.0)) > _CHANCE:
+                yield column
 
 
 def _student(freedom: int) -> float:

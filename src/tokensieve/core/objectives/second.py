@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from torch import Tensor
+
 from ..objective import Objective, SecondTarget
+from ..select import Scope, check_ratio, kept_count, top_fraction
+from ..stats import TokenStats
 from .controls import clm
-from .shared import check_range
+from .shared import check_column, check_range, check_scope, most_kept, rows_of, valid_by_group
 
 
 def distill(
@@ -18,6 +22,9 @@ def distill(
     rest: Literal["bucket", "renormalised"] = "bucket",
     ids: str = "topk_ids",
     log_probs: str = "topk_logp",
+    ratio: float | None = None,
+    reference: str | None = "ref_divergence",
+    scope: Scope = "batch",
 ) -> Objective:
     """``(1 - share) nll + share KL(teacher || student)`` on the tokens of another rule, with its weights and denominator.
 
@@ -27,6 +34,10 @@ def distill(
     all other entries, of which a student that agrees feels nothing; or they are ``renormalised``, as is common, which teaches
     that nothing else can come. KL in nats at temperature 1 (Hinton et al., arXiv 1503.02531; the bucket as the ghost token of
     arXiv 2503.16870, from memory). ``teacher`` costs a forward of it each step.
+
+    With a ``ratio`` it chooses its own tokens instead of ``of``: the top ``ratio`` by KL(teacher || student) less the column
+    ``reference``, the KL of a reference that was distilled before (``score --teacher``): AdaSPEC (arXiv 2510.19779; read in the
+    authors' code, which divides by ``valid`` tokens where it accumulates). ``reference: null``: by the student's KL alone.
     """
     _check(share, top_k)
     if rest not in ("bucket", "renormalised"):
@@ -34,7 +45,40 @@ def distill(
     origin: Literal["columns", "teacher"] = "columns" if teacher is None else "teacher"
     second = SecondTarget(origin, teacher, top_k, renormalised=rest == "renormalised", columns=(ids, log_probs))
     where = {"ids": ids, "log_probs": log_probs} if teacher is None else {"teacher": teacher, "top_k": top_k}
-    return _with("distill", of, share, second, {"rest": rest, **where})
+    if ratio is None:
+        return _with("distill", of, share, second, {"rest": rest, **where})
+    if of is not None:
+        raise ValueError("distill: a ratio chooses the tokens by divergence, so it goes without of")
+    chosen = {"ratio": ratio, "reference": reference, "scope": scope}
+    return _furthest(ratio, reference, scope, share, second, {"share": share, "rest": rest, **where, **chosen})
+
+
+def _furthest(
+    ratio: float, reference: str | None, scope: Scope, share: float, second: SecondTarget, options: dict[str, object]
+) -> Objective:
+    """Keep the top ``ratio`` by ``divergence - reference``."""
+    check_ratio(ratio)
+    check_scope(scope)
+    if reference is not None:
+        check_column("reference", reference)
+
+    def score(stats: TokenStats) -> Tensor:
+        own = stats.need("divergence").float()
+        return own if reference is None else own - stats.need(reference).float()
+
+    return Objective(
+        "distill",
+        lambda stats: top_fraction(score(stats), stats.valid, ratio, scope, group=rows_of(stats, scope)).float(),
+        frozenset({"divergence"} | ({reference} if reference is not None else set())),
+        scope,
+        known_count=lambda known: kept_count(valid_by_group(known, scope), ratio).sum(),
+        most_rows=lambda rows, length: most_kept(rows, length, ratio, scope),
+        selects=True,
+        score=score,
+        options=options,
+        second=second,
+        share=lambda stats: share,
+    )
 
 
 def smooth(

@@ -48,11 +48,13 @@ class Weighed:
 
 
 def weighed(document: Document, rules: Sequence[WeightRule]) -> Weighed:
-    if not (document.weights or rules or document.masked):
+    if not (document.weights or rules or document.masked or document.deleted):
         return Weighed(document, None)
     weights_C = np.full(len(document.text) + 1, np.nan if document.masked else 1.0, np.float32)
     spoke = weigh_characters(document, rules, weights_C)
-    there = spoke or document.weights or document.masked
+    for start, end in document.deleted:
+        weights_C[start:end] = np.nan
+    there = spoke or document.weights or document.masked or document.deleted
     return Weighed(document, weights_C if there else None, spoke)
 
 

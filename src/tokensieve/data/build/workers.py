@@ -17,6 +17,11 @@ from ..read.readers import Placed, placements
 from ..read.source import Source
 from .units import Counts, Setup, WorkUnit, read_counts, run_unit
 
+
+class WorkerDied(UserError):
+    """A process ended without a word. What the others did stands, and the same work started again goes on from there."""
+
+
 T = TypeVar("T")
 R = TypeVar("R")
 BlockGroup = tuple[Block, ...]
@@ -70,7 +75,7 @@ def pooled(
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             yield from ((waiting.pop(f), f.result()) for f in done)
     except BrokenProcessPool:
-        raise UserError(
+        raise WorkerDied(
             "a worker process died, most likely for want of memory: run again with fewer workers to go on"
         ) from None
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .programs import CharSpans
+
 NO_TARGET = -100
 """``IGNORE_INDEX`` of core, which cannot be imported here: processes that read text do not wait for torch."""
 
@@ -25,7 +27,7 @@ class Chat(NamedTuple):
     tools: list[Any] | None = None
 
 
-class Part(NamedTuple):
+class TextPart(NamedTuple):
     """Characters of a text, or a control token that stands between such."""
 
     start: int = 0
@@ -51,8 +53,10 @@ class Document(NamedTuple):
     chat: Chat | None = None  # a conversation that a template is yet to write out as text
     place: str = ""  # file and number in it, whatever its id is; the same on every machine
     label: float | None = None  # a number that its row has, see ``SourceConfig.label``
-    parts: tuple[Part, ...] = ()  # the order in which its text is encoded, each part by itself; none: as it stands
+    parts: tuple[TextPart, ...] = ()  # the order in which its text is encoded, each part by itself; none: as it stands
     touched: tuple[int, ...] = ()  # the transforms that changed it
+    program: CharSpans = ()  # characters that its row's program would delete, see ``SourceConfig.program``
+    deleted: CharSpans = ()  # characters that are no targets, whatever weights and rules say
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ from .chat_rows import READ as CHAT
 from .chat_rows import chat_document, chat_layout
 from .compressed import opened
 from .documents import BadRow, Block, Document, Item, Skipped, Turn, kind
+from .programs import BadProgram, CharSpans, deleted_spans
 from .source import Source
 from .token_rows import BESIDE_IDS, tokens_document
 from .weight_values import WEIGHT, BadWeight, text_weights
@@ -80,10 +81,24 @@ def _as_document(source: Source, row: Mapping[str, Any], key: str, label: str, w
     text = before + values[-1]
     try:
         weights = text_weights(row.get(WEIGHT) if WEIGHT not in source.config.ignore_columns else None, len(text))
-    except BadWeight as e:
+        program = _program(row, source.config.program, text)
+    except (BadWeight, BadProgram) as e:
         return BadRow(where, str(e))
     turns = (Turn("problem", 9, len(before) - 11), Turn("solution", len(before), len(text))) if before else ()
-    return Document(key, label, where, text, solution=len(before), turns=turns, weights=weights)
+    return Document(key, label, where, text, solution=len(before), turns=turns, weights=weights, program=program)
+
+
+def _program(row: Mapping[str, Any], column: str | None, text: str) -> CharSpans:
+    """What the program in ``column`` would delete; a row has none where null stands there."""
+    if column is None or (given := row.get(column, 0)) is None:
+        return ()
+    if column not in row or not isinstance(given, str):
+        what = f"must be a string, this is {kind(given)}" if column in row else "is not there"
+        raise BadProgram(f"program: column {column!r} {what}")
+    try:
+        return deleted_spans(text, given)
+    except BadProgram as e:
+        raise BadProgram(f"program: column {column!r}: {e}") from None
 
 
 # ---- jsonl ----
@@ -135,6 +150,7 @@ def _require(source: Source, path: str, schema: Any) -> list[str]:
         "id",
         source.config.source_column,
         source.config.label,
+        source.config.program,
         WEIGHT,
         *(_lists(schema) if tokenised(source) else ()),
     }
@@ -300,6 +316,7 @@ def hub_blocks(source: Source, size: int) -> Iterator[Block]:
             "id",
             source.config.source_column,
             source.config.label,
+            source.config.program,
             WEIGHT,
             *BESIDE_IDS,
             *((*CHAT, source.config.text) if chatty(source) else ()),

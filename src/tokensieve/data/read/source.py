@@ -36,6 +36,8 @@ class SourceConfig:
     """Column that names a row's source, where `name` does not: `language`, to keep so much of each language."""
     label: str | None = None
     """Column of a number that a row is labelled with, for `filter --kind classifier`."""
+    program: str | None = None
+    """Column of a program of deletions (RefineX's: ``remove_lines(1, 3)``, ``remove_str(5, 'x')``), for `transforms`."""
     weight: float | None = None
     """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
     epochs: float = 1.0

@@ -5,15 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...evaluation.measures.options import (
+    ContaminationOptions,
+    ProbeOptions,
+    QuantisationOptions,
+    SignalOptions,
+    SurprisalOptions,
+)
+
 KIND = "evaluation"
-NOT_WORK = ("out", "baselines", "batch_rows", "device", "verify", "data")
+# Folders and files that measures read count by what is in them.
+NOT_WORK = (
+    *("out", "baselines", "batch_rows", "device", "verify", "data", "surprisal.words", "signal.of"),
+    *("contamination.seen.path", "contamination.unseen.path"),
+)
 TASKS_KIND = "tasks"
+MEASURES_KIND = "measures"
 TASKS_ONLY = ("data", "shots", "num_shots", "max_tokens", "limit", "programs")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure models: nats per token and bits per byte on evaluation sets, or the answers they give to few-shot tasks."""
+    """Measure models: nats per token and bits per byte on evaluation sets, answers to few-shot tasks, or further measures."""
 
     out: str
     """Folder to write: evaluation.json, documents.parquet, table.txt; of tasks: tasks.json, table.txt, answers-*.jsonl."""
@@ -47,3 +60,15 @@ class EvaluateConfig:
     """Only the first so many problems of each task."""
     programs: bool = False
     """Answers are programs (tool-integrated): each is run by itself, without network, files or much time or memory."""
+    measures: list[str] | str = field(default_factory=list)
+    """Instead: surprisal, probes, quantisation, contamination, signal, or some of them; docs/measures.md."""
+    surprisal: SurprisalOptions = field(default_factory=SurprisalOptions)
+    """Of the measure surprisal:"""
+    probes: ProbeOptions = field(default_factory=ProbeOptions)
+    """Of probes:"""
+    quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
+    """Of quantisation:"""
+    contamination: ContaminationOptions = field(default_factory=ContaminationOptions)
+    """Of contamination:"""
+    signal: SignalOptions = field(default_factory=SignalOptions)
+    """Of signal:"""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 KIND = "scores"
-NOT_WORK = ("out", "model", "corpus", "from_file", "device", "verify")
+NOT_WORK = ("out", "model", "corpus", "from_file", "device", "verify", "teacher")
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,7 @@ class ScoreConfig:
     """cpu, cuda or cuda:0; the GPU where there is one."""
     verify: Literal["full", "size"] = "full"
     """full: the bytes of what is read are hashed, once a machine, and remembered by size and times; size: sizes only."""
+    teacher: str = ""
+    """A model of the same tokenizer: a column may then hold KL(teacher || model), as {ref_divergence: divergence}."""
+    teacher_top_k: int = 64
+    """Over how many of the teacher's likeliest entries; all others are one bucket."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ...training.options import Mer, Mup, SubsetNormOptions
+from ...training.schedules import PowerSchedule
+
 KIND = "model"
 DEAR = True
 # What others read in the manifest of a run.
@@ -51,6 +54,14 @@ class TrainConfig:
     """name -> a folder that `prepare` wrote: its nll is logged while training (every fifth, see training.eval_steps)."""
     training: dict[str, Any] = field(default_factory=dict)
     """Any field of transformers.TrainingArguments."""
+    schedule: PowerSchedule | None = None
+    """A learning rate by tokens, {name: power, ...}; none: by steps, training.lr_scheduler_type (warmup_stable_decay ...)."""
+    optimizer: SubsetNormOptions | None = None
+    """One of ours, {name: subset_norm, ...}; none: training.optim, any of transformers' (galore_adamw needs galore-torch)."""
+    mup: Mup | None = None
+    """Maximal update parametrisation, {base: hidden size that training.learning_rate was found at}, of new weights."""
+    mer: Mer | None = None
+    """Meta-experience replay, {every: 100, epsilon: 0.3}, over a corpus that has rows of old text as well."""
     compute_of: str | None = None
     """A folder that `train` wrote: train for as many steps as cost what it cost in all, with scoring and reference."""
     max_epochs: float | None = None

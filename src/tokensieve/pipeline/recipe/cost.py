@@ -58,6 +58,12 @@ class Known:
         cost = self.costs.get(Path(corpus), Cost())
         return (math.nan, False) if cost.tokens is None else (cost.tokens, cost.exact)
 
+    def room(self, corpus: str) -> tuple[float, bool]:
+        """(tokens that its rows have room for, as steps count them, whether they were counted); NaN where nobody knows."""
+        if (manifest := self.manifest(corpus, "corpus")) is not None:
+            return float(manifest["stats"]["rows"] * manifest["length"]), True
+        return self.tokens(corpus)
+
     def stated_tokens(self, source: str) -> float | None:
         """Of a text that is not here: how many tokens the recipe says that it has; None if it says nothing of it."""
         found = self._inputs.get(source)

@@ -116,7 +116,7 @@ def check_filled(recipe: Recipe, stages: Sequence[RecipeStage]) -> None:
     states = states_of(recipe)
     known = known_of(recipe, states)
     for stage in (s for s in limited if states[s.name] != DONE):
-        (there, exact), wanted = known.tokens(stage.fields["corpus"]), known.costs[stage.folder].tokens
+        (there, exact), wanted = known.room(stage.fields["corpus"]), known.costs[stage.folder].tokens
         allowed = float(stage.fields["max_epochs"])
         if wanted is not None and wanted > there * allowed * (1 if exact else 1 + _UNSURE):
             name, about = Path(stage.fields["corpus"]).name, "" if exact else "about "

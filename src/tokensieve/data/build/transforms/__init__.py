@@ -16,12 +16,15 @@ import xxhash
 from ...read.documents import Document
 from ...tokenizer import Encoder
 from ..encoded import Encoded
-from . import fim, repository
+from . import deletions, fim, repository, stochastok, tipa
 from .kind import NamedTransform, RngOf, Transform, TransformKind
 
 TRANSFORMS: Mapping[str, TransformKind] = {
     "fim": TransformKind(fim.FillInTheMiddle, fim.fill_in_the_middle, fim.control_tokens),
     "repository": TransformKind(repository.Repository, repository.repository, repository.repository_tokens),
+    "stochastok": TransformKind(stochastok.StochasTok, stochastok.stochastok),
+    "deletions": TransformKind(deletions.Deletions, deletions.deletions),
+    "tipa": TransformKind(tipa.Tipa, tipa.tipa),
 }
 
 

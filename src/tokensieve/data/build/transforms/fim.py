@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ....runs.errors import UserError
-from ...read.documents import Document, Part
+from ...read.documents import Document, TextPart
 from ...tokenizer import Encoder
 from .kind import Transform
 
@@ -67,7 +67,7 @@ def fill_in_the_middle(options: FillInTheMiddle, encoder: Encoder) -> Transform:
             return [document]
         if rng.random() >= options.rate:
             return [document]
-        *before, whole = document.parts or (Part(0, len(document.text)),)
+        *before, whole = document.parts or (TextPart(0, len(document.text)),)
         first, second = sorted(int(at) for at in rng.integers(whole.start, whole.end + 1, 2))
         cut = Cut(whole.start, first, second, whole.end)
         parts = (*before, *_order(cut, sentinels, rng.random() < options.spm))
@@ -83,9 +83,13 @@ class Cut(NamedTuple):
     end: int
 
 
-def _order(cut: Cut, sentinels: Sentinels, spm: bool) -> Iterator[Part]:
-    prefix, middle, suffix = Part(cut.start, cut.first), Part(cut.first, cut.second), Part(cut.second, cut.end)
-    before = {name: Part(token=token) for name, token in sentinels._asdict().items()}
+def _order(cut: Cut, sentinels: Sentinels, spm: bool) -> Iterator[TextPart]:
+    prefix, middle, suffix = (
+        TextPart(cut.start, cut.first),
+        TextPart(cut.first, cut.second),
+        TextPart(cut.second, cut.end),
+    )
+    before = {name: TextPart(token=token) for name, token in sentinels._asdict().items()}
     if spm:
         yield from (before["prefix"], before["suffix"], suffix, before["middle"], prefix, middle)
     else:

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 
 from ....runs.errors import UserError
-from ...read.documents import Document, Part
+from ...read.documents import Document, TextPart
 from ...tokenizer import Encoder
 from .kind import Transform
 
-TOKENS = ("<|repo_name|>", "<|file_sep|>")  # of Qwen2.5-Coder
+REPOSITORY_TOKENS = ("<|repo_name|>", "<|file_sep|>")  # of Qwen2.5-Coder
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Repository:
 
 
 def repository_tokens(options: Repository) -> Sequence[str]:
-    return options.tokens or TOKENS
+    return options.tokens or REPOSITORY_TOKENS
 
 
 def repository(options: Repository, encoder: Encoder) -> Transform:
@@ -46,7 +46,7 @@ def repository(options: Repository, encoder: Encoder) -> Transform:
     """
     if options.level < 1:
         raise UserError(f"repository: level must be at least 1, not {options.level}")
-    tokens = options.tokens or TOKENS
+    tokens = options.tokens or REPOSITORY_TOKENS
     if missing := [t for t in tokens if encoder.backend.token_to_id(t) is None]:
         raise UserError(
             f"repository: the tokenizer has no token {missing[0]!r}: name its own (tokens: repository, file)"
@@ -84,16 +84,16 @@ def path_distance(one: str, other: str) -> int:
 
 
 def _joined(name: str, files: Sequence[Document], tokens: Sequence[str]) -> Document:
-    texts, parts, weights = [f"{name}\n"], [Part(token=tokens[0]), Part(0, len(name) + 1)], []
+    texts, parts, weights = [f"{name}\n"], [TextPart(token=tokens[0]), TextPart(0, len(name) + 1)], []
     end = len(name) + 1
     for file in files:
         path = file.id.removeprefix(f"{name}/")
         start = end + len(path) + 1
         weights += [(start + lo, start + hi, weight) for lo, hi, weight in file.weights]
         texts += [f"{path}\n", file.text, "\n"]
-        parts += [Part(token=tokens[1]), Part(end, start), Part(start, start + len(file.text))]
+        parts += [TextPart(token=tokens[1]), TextPart(end, start), TextPart(start, start + len(file.text))]
         end = start + len(file.text) + 1
-        parts.append(Part(end - 1, end))
+        parts.append(TextPart(end - 1, end))
     parts.pop()  # nothing stands behind the last file
     first = files[0]
     return Document(name, first.source, first.where, "".join(texts)[:-1], weights=tuple(weights), parts=tuple(parts))

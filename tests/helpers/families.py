@@ -115,6 +115,9 @@ FAMILIES: dict[str, Family] = {
     "Phi-3.5-MoE": Family("phimoe", MOE, ROUTER),
     "Granite MoE": Family("granitemoe", MOE, {**ROUTER, "logits_scaling": 3.0}),
     "JetMoE": Family("jetmoe", MOE, {"output_router_logits": True, "aux_loss_coef": 0.5, "kv_channels": 8}),
+    "ERNIE 4.5 MoE": Family(
+        "ernie4_5_moe", MOE, {**ROUTER, "moe_layer_start_index": 0, "moe_k": 2}, dtype=torch.float32
+    ),
     "DBRX": Family(
         "dbrx",
         MOE,
@@ -142,6 +145,9 @@ FAMILIES: dict[str, Family] = {
         suite=True,
     ),
     "Mamba": Family("mamba", SSM, {"state_size": 8}, suite=True),
+    "Jamba": Family(
+        "jamba", HYBRID, {**ROUTER, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
+    ),
     "Qwen3-Next": Family(
         "qwen3_next", HYBRID, {**ROUTER, **DELTA, **BOTH, "shared_expert_intermediate_size": 16}, suite=True
     ),
@@ -160,6 +166,20 @@ FAMILIES: dict[str, Family] = {
     "Differential Transformer": Family("diffllama", DIFFERENTIAL, suite=True),
     "BitNet b1.58": Family("bitnet", TERNARY, {"quantization_config": ONLINE}, suite=True),
     "Gemma 3": Family("gemma3_text", HALF, SLIDING, suite=True),
+    "Gemma 3n": Family(
+        "gemma3n_text",
+        HALF,
+        {
+            **SLIDING,
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": VOCAB,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.0, 0.0],
+        },
+    ),
+    "Llama 4": Family("llama4_text", HALF, {"intermediate_size_mlp": 48, "num_experts_per_tok": 1, "moe_layers": [1]}),
+    "Qwen3.5": Family("qwen3_5_text", HALF, {**DELTA, **BOTH}),
 }
 
 

@@ -49,6 +49,7 @@ REFUSED = {
     "routes tokens to experts": "experts",
     "makes no attention through": "attention of its own",
     "attends more than once": "attends twice",
+    "beside its hidden states it takes": "blocks take more than hidden states",
 }
 # Of the largest entry of a gradient. transformers makes its loss, and many norms and routers, in float32 whatever comes in; in
 # float32 throughout, sums over 64 tokens and 2 blocks are taken in other orders.

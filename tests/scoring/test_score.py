@@ -113,7 +113,7 @@ def test_columns_on_the_command_line(made: Made, tmp_path: Path, words: list[str
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        ({"base_nll": "loss"}, "columns.base_nll: one of nll, entropy, target_rank is needed, not loss"),
+        ({"base_nll": "loss"}, "columns.base_nll: one of nll, entropy, target_rank, divergence is needed, not loss"),
         ({"ref_nll": "entropy"}, "columns.ref_nll: by its name it holds nll, not entropy"),
         ({"nll": "nll"}, "columns: 'nll' is the name of something else"),
         ({"targets": "nll"}, "columns: 'targets' is the name of something else"),

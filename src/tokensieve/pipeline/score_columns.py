@@ -48,9 +48,9 @@ def check_asked(config: ScoreConfig) -> None:
     """Raise UserError for columns that do not exist, or have a name that is taken or says something else."""
     if not config.columns:
         raise UserError("columns: name at least one of " + ", ".join(COLUMNS))
-    _check_teacher(config)
     if isinstance(config.columns, list):
         _check_list(config.columns, bool(config.from_file))
+    _check_teacher(config)
     for name, holds in asked(config).items():
         _check_name(name, config)
         if config.from_file:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tokensieve.core import objective
+from tokensieve.pipeline.configs.train import TrainConfig
+from tokensieve.pipeline.train import check_optimizer
 from tokensieve.runs.errors import UserError
-from tokensieve.training.mup import scale_new_weights, scale_rates
-from tokensieve.training.options import Mup
+from tokensieve.training.mup import roles, scale_new_weights, scale_rates
+from tokensieve.training.options import Mer, Mup, SubsetNormOptions
+from tokensieve.training.schedules import PowerSchedule
 from tokensieve.training.trainer import SelectiveTrainer
 
 WIDTHS = (32, 64, 128, 256)
@@ -82,6 +88,50 @@ def test_groups_of_the_trainer(tmp_path: Path) -> None:
     for name, step in steps["mup"].items():
         over = 4 if step.dim() == 2 and "embed" not in name else 1
         assert torch.allclose(step * over, steps["plain"][name], rtol=1e-3, atol=1e-5), name
+
+
+def test_tables_of_positions_are_embeddings() -> None:
+    """GPT-2's table of positions was taken for a matrix within: scaled, and learned an m-th as fast as tokens'."""
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=16, n_positions=8, tie_word_embeddings=False)
+    model = GPT2LMHeadModel(config)
+    scaled = roles(model)
+    assert model.transformer.wpe.weight not in scaled
+    assert model.transformer.wte.weight not in scaled
+    assert (scaled[model.lm_head.weight], scaled[model.transformer.h[0].attn.c_attn.weight]) == ("head", "within")
+
+
+def test_what_would_not_be_reached(tmp_path: Path) -> None:
+    """An optimizer or schedule of the caller's own: muP, MER, Subset-Norm and rates by tokens were silently left out."""
+    optimizer = torch.optim.SGD(tiny.llama().parameters(), lr=0.1)
+    parts: list[tuple[str, Any]] = [("mup", Mup(16)), ("mer", Mer(2, 0.5)), ("optimizer", SubsetNormOptions())]
+    for name, part in parts:
+        with pytest.raises(UserError, match=f"{name}: it would not reach"):
+            made(tmp_path, optimizers=(optimizer, None), **{name: part})
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(UserError, match="two schedules"):
+        made(tmp_path, optimizers=(optimizer, scheduler), schedule=PowerSchedule())
+    with pytest.raises(UserError, match="two optimizers"):
+        made(tmp_path, optimizer_cls_and_kwargs=(torch.optim.SGD, {}), optimizer=SubsetNormOptions())
+    adapted = get_peft_model(model_of(32), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(UserError, match="an adapter has none"):
+        made(tmp_path, adapted, mup=Mup(16))
+
+
+def made(folder: Path, model: Any = None, **fields: Any) -> Any:
+    args = tiny.arguments(folder)
+    return SelectiveTrainer(model or tiny.llama(), args, train_dataset=tiny.rows(4), **fields)
+
+
+def test_rates_of_other_optimizers() -> None:
+    """muP of Subset-Norm or SGD went through, at rates that are no transfer; MER beside a layerwise optimizer did nothing."""
+    config = TrainConfig(corpus="c", model="m", out="o", mup=Mup(16))
+    check_optimizer(config)
+    check_optimizer(replace(config, training={"optim": "adamw_torch_fused"}))
+    for fields in ({"optimizer": SubsetNormOptions()}, {"training": {"optim": "sgd"}}):
+        with pytest.raises(UserError, match="its learning rates are Adam's"):
+            check_optimizer(replace(config, **fields))
+    with pytest.raises(UserError, match=r"mer: training\.optim galore_adamw_layerwise"):
+        check_optimizer(replace(config, mup=None, mer=Mer(2, 0.5), training={"optim": "galore_adamw_layerwise"}))
 
 
 def test_a_tied_head_is_refused() -> None:

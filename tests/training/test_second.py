@@ -165,3 +165,17 @@ def test_the_furthest_from_the_teacher(scope: str, reference: str | None, tmp_pa
     before = tiny.weights(model)
     tiny.train(model, tiny.arguments(tmp_path, 4, 2), data, made, teacher=teacher)
     assert tiny.gap({n: before[n] - w for n, w in tiny.weights(model).items()}, wanted) < 1e-6
+
+
+def test_a_teacher_that_is_asked_twice_is_counted_twice(tmp_path: Path) -> None:
+    """Ranking a step by divergence takes a forward of the teacher in the first pass too: the log counted one of two."""
+    spent = {}
+    for scope in ("batch", "step"):
+        made = objective("distill", teacher="x", top_k=4, ratio=0.5, scope=scope, reference=None)
+        trainer = tiny.train(
+            tiny.llama(), tiny.arguments(tmp_path / scope, 4), tiny.rows(4), made, teacher=tiny.llama(seed=5)
+        )
+        spent[scope] = tiny.log_lines(tmp_path / scope)[0]["flops_student"]
+    places = 4 * tiny.LENGTH
+    both = trainer.token_log.flops.forward(places) + trainer.second.flops_forward(places)
+    assert spent["step"] == pytest.approx(spent["batch"] + both)

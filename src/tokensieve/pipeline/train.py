@@ -248,6 +248,17 @@ def check_optimizer(config: TrainConfig) -> None:
     """Raise UserError for two optimizers, for one of whole matrices where weights are in parts, and for muP of an adapter."""
     if config.mup is not None and (config.lora is not None or config.training.get("fsdp")):
         raise UserError("mup: it scales whole matrices of the model: not with lora, and not with FSDP")
+    optim = str(config.training.get("optim", "adamw"))
+    parts = {"schedule": config.schedule, "mup": config.mup, "mer": config.mer}
+    if ("layerwise" in optim or "lomo" in optim) and (ours := [k for k, v in parts.items() if v is not None]):
+        raise UserError(
+            f"{ours[0]}: training.optim {optim} updates weights within the backward, where it does not reach: take another"
+        )
+    if config.mup is not None and (config.optimizer is not None or "adam" not in optim):
+        other = optim if config.optimizer is None else config.optimizer.name
+        raise UserError(
+            f"mup: its learning rates are Adam's, and {other} makes steps of another size: take adamw_torch"
+        )
     if config.optimizer is None:
         return
     if "optim" in config.training:

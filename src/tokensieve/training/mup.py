@@ -1,7 +1,7 @@
 """Maximal update parametrisation: one learning rate for every width [mu-Transfer, arXiv 2203.03466, table 3, Adam].
 
     m = hidden size / base    new weights, against the family's own    learning rate
-    embeddings, vectors       1                                        lr
+    embeddings, vectors       1                                        lr          (tables of positions too)
     matrices within           m^(-1/2)                                 lr / m
     vocabulary head           1 / m                                    lr / m
 
@@ -32,9 +32,10 @@ def factor(model: Any, base: int) -> float:
 
 
 def roles(model: Any) -> dict[torch.nn.Parameter, str]:
-    """The parameters that are scaled, and as what."""
-    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    found = {p: WITHIN for p in model.parameters() if p.dim() >= 2 and p is not embeddings}
+    """The parameters that are scaled, and as what. Tables of positions or types are embeddings as those of tokens are."""
+    head = model.get_output_embeddings().weight
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    found = {p: WITHIN for p in model.parameters() if p.dim() >= 2 and id(p) not in tables}
     return {**found, head: HEAD}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ..runs.errors import UserError
 from .logged import Logged
 from .mer import attach
 from .mup import scale_rates
@@ -24,6 +26,26 @@ class Optimised(Logged):
     lr_scheduler: Any
     _counted: dict[str, int]
     """Tokens ``seen`` and ``trained`` up to the last step, on the host; kept only for a schedule."""
+
+    def check_given_optimizers(self, given: Mapping[str, Any]) -> None:
+        """Raise UserError where the Trainer's keywords have an optimizer or a schedule that ours would not reach."""
+        optimizer, scheduler = given.get("optimizers") or (None, None)
+        ours = [name for name in ("mer", "mup") if getattr(self, name) is not None]
+        ours += ["optimizer"] if self.own_optimizer is not None else []
+        if ours and optimizer is not None:
+            raise UserError(f"{ours[0]}: it would not reach the optimizer given in optimizers: leave one of them out")
+        if self.own_optimizer is not None and given.get("optimizer_cls_and_kwargs") is not None:
+            raise UserError("optimizer and optimizer_cls_and_kwargs are two optimizers: leave one of them out")
+        if self.schedule is not None and scheduler is not None:
+            raise UserError("schedule and the scheduler in optimizers are two schedules: leave one of them out")
+
+    def check_whole_matrices(self) -> None:
+        """Raise UserError for what looks at whole matrices of the model where there are parts of them, or an adapter's."""
+        if self.is_fsdp_enabled and (self.own_optimizer is not None or self.mup is not None):
+            name = "mup" if self.mup is not None else "optimizer"
+            raise UserError(f"{name}: it looks at whole matrices, and FSDP has parts of them: use DDP")
+        if self.mup is not None and hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+            raise UserError("mup: it scales whole matrices of the model, and an adapter has none: leave it out")
 
     def create_optimizer(self, model: Any = None) -> Any:
         """As the Trainer's, or the one of ours that is asked for; with meta-experience replay after its steps."""

@@ -132,6 +132,7 @@ class SelectiveTrainer(Optimised):
         self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
         self.head = head or HeadOptions()
         check_keywords(kwargs, collate)
+        self.check_given_optimizers(kwargs)
         check_fields(args)
         check_one_device(args)
         check_backward(backward, strict, args)
@@ -142,6 +143,7 @@ class SelectiveTrainer(Optimised):
         self.init_rows(model, self.objective.needs, ignore_columns, thresholds or {}, columns)
         super().__init__(model, args, **{**kwargs, **self.given_rows(train_dataset, eval_dataset)})
         check_engine(self)
+        self.check_whole_matrices()
         self._check_images(backward, teacher)
         if self.pop_callback(ProgressCallback) is not None:  # not there with disable_tqdm
             self.add_callback(TokenProgress(self))
@@ -196,7 +198,10 @@ class SelectiveTrainer(Optimised):
         self.token_log.flops = token_flops(self.model, len(first["input_ids"]), sparse=sparse, strict=strict)
         if self.second is not None and self.second.seam is not None:
             self.second.flops = token_flops(self.second.teacher, len(first["input_ids"]))
-            self.token_log.beside = self.second.flops_forward
+            # A first pass that ranks by divergence asks the teacher as well.
+            asked = 2 if self._needs_first_pass and "divergence" in self.objective.needs else 1
+            of_teacher = self.second.flops_forward
+            self.token_log.beside = lambda places: asked * of_teacher(places)
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         with self.guarded(), tensors_only(Path(checkpoint) if checkpoint else None):
             try:

@@ -152,7 +152,8 @@ def test_rows_of_an_earlier_corpus_stand_beside_the_new_ones(texts: Path, tmp_pa
     for row in mixed.rows:
         names = {mixed.sources[s] for s in row["doc_sources"]}
         assert len(names) == 1
-        assert (tuple(row["input_ids"][: row["num_tokens"]]) in old) == (names == {"web"})
+        if names == {"web"}:  # a short row may say what a new one says
+            assert tuple(row["input_ids"][: row["num_tokens"]]) in old
     stats = mixed.stats["by_source"]
     assert stats["web"]["tokens"] == sum(len(ids) * n for ids, n in old.items())
     assert mixed.manifest["mixture"][-1] == {

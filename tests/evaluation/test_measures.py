@@ -450,6 +450,6 @@ def test_the_command(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
 
 def test_a_plan_says_which_words_are_not_there(tmp_path: Path) -> None:
     """A dry run died of a FileNotFoundError."""
-    config = EvaluateConfig("out", measures=["surprisal"], surprisal=SurprisalOptions(str(tmp_path / "gone.csv")))
+    config = EvaluateConfig("out", {}, measures=["surprisal"], surprisal=SurprisalOptions(str(tmp_path / "gone.csv")))
     with pytest.raises(UserError, match=r"gone.csv is not there"):
         measures.work(config)

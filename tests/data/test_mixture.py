@@ -93,7 +93,7 @@ def test_replay_has_its_share_of_all_rows(new: int, shares: list[float]) -> None
     assert taken == rounded([s / sum(shares) * sum(taken) for s in shares], sum(taken))
     for n, share in zip(taken, shares, strict=True):
         assert abs(n - share * (new + sum(taken))) < 2
-    assert sum(replayed_of(replay, pools, new)) == int(sum(shares) * new + 0.5)
+    assert sum(replayed_of(replay, new)) == int(sum(shares) * new + 0.5)
 
 
 def test_passes_take_every_row_before_any_again() -> None:
@@ -164,6 +164,15 @@ def test_rows_of_an_earlier_corpus_stand_beside_the_new_ones(texts: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("warm_pools")
+def test_a_cap_that_is_not_reached_asks_for_no_more_old_rows(texts: Path, tmp_path: Path) -> None:
+    """Refused once: a tenth of a max_rows far above what the text gives, of an earlier corpus that has enough for it."""
+    made = prepare(
+        texts, tmp_path / "capped", {}, {}, max_rows=10**6, replay=[ReplaySource(str(texts / "earlier"), 0.1)]
+    )
+    old = made.manifest["mixture"][-1]["rows"]
+    assert abs(old - made.num_rows / 10) <= 1
+
+
 def test_a_mixture_does_not_depend_on_the_number_of_processes(texts: Path, tmp_path: Path) -> None:
     more: dict[str, Any] = {"temperature": 3.0, "max_rows": 60, "replay": [ReplaySource(str(texts / "earlier"), 0.2)]}
     more["transforms"] = [{"name": "fim", "rate": 0.5, "tokens": ["a", "b", "c"]}]

@@ -164,3 +164,22 @@ def test_nearer_files_stand_nearer(half: Corpus) -> None:
 def test_what_is_no_transform_is_refused(here: Path, half: Corpus, transform: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         prepare(here, "refused", [transform], tokenizer=str(half.folder))
+
+
+def test_what_a_program_deletes_of_a_file_is_no_target_in_its_repository(half: Corpus) -> None:
+    """Joined files lost their programs: deleted text was trained on, in either order, and so were others' characters; and a
+    control token that stood first was taken for a BOS."""
+    of_half = _encoder(half)
+    files = [
+        Document(f"one/{name}.py", "s", name, text, program=((2, 6),))
+        for name, text in (("a", "xxxxGONEyyyy"[2:]), ("b", "12GONE34"))
+    ]
+    names = [{"name": "deletions"}, {"name": "repository", "tokens": [PRE, SUF]}, {"name": "fim", "rate": 0.0}]
+    for order in (names, [names[1], names[0], names[2]]):
+        made = Transforms(transforms_of(order), of_half, 0)
+        [joined] = made.documents(files)
+        assert [joined.text[lo:hi] for lo, hi in joined.deleted] == ["GONE", "GONE"]
+        [found] = encode([joined], of_half, [])
+        assert found.labels is not None
+        assert found.labels[0] == of_half.backend.token_to_id(PRE)
+        assert "GONE" not in of_half.decode([i for i in found.labels.tolist() if i >= 0])

@@ -27,6 +27,8 @@ from tokensieve.evaluation.measures.signal import flattened, noise, signal
 from tokensieve.evaluation.measures.subject import Subject
 from tokensieve.evaluation.measures.surprisal import Text, read_words, regression, surprisal, text_nll, word_of_tokens
 from tokensieve.modeling.checkpoints import Checkpoint
+from tokensieve.pipeline import measures
+from tokensieve.pipeline.configs.evaluate import EvaluateConfig
 from tokensieve.runs.errors import UserError
 
 WORDS = ["The", "naïve", "cat,", "你好,", "sat", "on", "a", "mat;", "and", "ran", "over", "seven", "small", "hills."]
@@ -444,3 +446,10 @@ def test_the_command(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
     assert "name an evaluation set" not in tokensieve(*wrong, "--measures", "quantisation").out
     assert "sets: quantisation is measured on" in tokensieve(*wrong, "--measures", "quantisation").error
     assert not (tmp_path / "no").exists()
+
+
+def test_a_plan_says_which_words_are_not_there(tmp_path: Path) -> None:
+    """A dry run died of a FileNotFoundError."""
+    config = EvaluateConfig("out", {}, measures=["surprisal"], surprisal=SurprisalOptions(str(tmp_path / "gone.csv")))
+    with pytest.raises(UserError, match=r"gone.csv is not there"):
+        measures.work(config)

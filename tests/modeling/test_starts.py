@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tokensieve.modeling.cut import random_logits
-from tokensieve.modeling.grow import grow_experts, grow_intermediate, grow_layers, interposed
+from tokensieve.modeling.grow import grow_experts, grow_intermediate, grow_layers, grown_config, interposed
 from tokensieve.modeling.merge import check_mergeable, linear, merge, task_arithmetic, ties, trim_threshold
 from tokensieve.modeling.mixture import moe_from_dense
 from tokensieve.modeling.prune import Importance, Sizes, importance, most_important, prune
 from tokensieve.modeling.rebuilt import largest_difference
-from tokensieve.modeling.vocabulary import rows_of_pieces
+from tokensieve.modeling.rope import with_rope
+from tokensieve.modeling.vocabulary import new_rows, rows_of_pieces
 from tokensieve.runs.errors import UserError
 
 HEADS = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -308,3 +310,47 @@ def test_rows_of_pieces_are_means() -> None:
     found = rows_of_pieces(table, [[2], [0, 1, 3], []], "mean")
     assert found.tolist() == [[6, 7, 8], [4, 5, 6], [4.5, 5.5, 6.5]]
     assert rows_of_pieces(table, [[3, 0]], "first").tolist() == [[9, 10, 11]]
+
+
+def test_a_token_of_several_parts_ends_texts_first() -> None:
+    """GPT-2's <|endoftext|> is BOS, EOS, padding and unknown at once: it got the old row of <unk> instead of that of EOS."""
+    old = PreTrainedTokenizerFast(
+        tokenizer_object=spelled("<s>", "</s>", "<pad>", "<unk>"),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+    new = PreTrainedTokenizerFast(
+        tokenizer_object=spelled("<end>"), **{f"{r}_token": "<end>" for r in ("bos", "eos", "pad", "unk")}
+    )
+    rows = new_rows(old, new)
+    assert rows.pieces[new.eos_token_id] == [old.eos_token_id]
+
+
+def spelled(*control: str) -> Tokenizer:
+    made = Tokenizer(models.BPE({t: i for i, t in enumerate((*control, "a", "b"))}, []))
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+@pytest.mark.parametrize("rope", [{"theta": 5e5}, {"factor": 4.0}, {"rope_theta": -1}, {"rope_theta": "1e6"}])
+def test_positions_that_nothing_reads_are_refused(rope: dict[str, Any]) -> None:
+    """transformers takes any key and does nothing with it: a misspelt base gave the model as it was, named long."""
+    with pytest.raises(UserError, match=r"rope: .*(says nothing|above 0)"):
+        with_rope(model(), rope, 256)
+    assert with_rope(model(), {"rope_type": "linear", "factor": 2.0}, 64).config.rope_parameters["factor"] == 2.0
+
+
+@pytest.mark.parametrize("sizes", [(None, None, 8), (2, None, None), (None, 8, None)])
+def test_a_plan_says_what_does_not_grow(sizes: Any) -> None:
+    """A dry run died of a KeyError, or planned the smaller model, and the run was refused only once it came to it."""
+    with pytest.raises(UserError, match="grow"):
+        grown_config(model().config, *sizes)
+
+
+def test_how_it_generates_stays() -> None:
+    """A model put together anew lost its generation config: chat models have a second EOS there alone."""
+    whole = model()
+    whole.generation_config.eos_token_id = [1, 2]
+    assert grow_intermediate(whole, 64).generation_config.eos_token_id == [1, 2]

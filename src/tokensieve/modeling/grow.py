@@ -37,15 +37,23 @@ def interposed(blocks: int, wanted: int) -> list[int]:
 
 
 def grown_config(config: Any, layers: int | None, intermediate_size: int | None, experts: int | None) -> Any:
-    """The config of what grows to these sizes; None: as it is."""
+    """The config of what grows to these sizes; None: as it is. UserError for a family that is not known, and for fewer."""
     config = copy.deepcopy(config)
     if layers is not None:
         number = num_blocks(config.get_text_config(), config.model_type)
+        if layers < number:
+            raise UserError(f"grow.layers: the model has {number} blocks, so it does not grow to {layers}")
         pick_config(config.get_text_config(), interposed(number, layers), config.model_type, "grown")
     if intermediate_size is not None:
+        check_width_family(config.model_type, "grown")
+        if intermediate_size < config.intermediate_size:
+            raise UserError(
+                f"grow.intermediate_size: the model's is {config.intermediate_size}, so it does not grow to "
+                f"{intermediate_size}"
+            )
         config.intermediate_size = intermediate_size
     if experts is not None:
-        times = experts // int(getattr(config, _MIXTURES[config.model_type]))
+        times = _times(config, experts)
         setattr(config, _MIXTURES[config.model_type], experts)
         config.num_experts_per_tok *= times
     return config
@@ -56,8 +64,6 @@ def grow_layers(model: Any, layers: int, copies: Copies = "silent") -> Any:
     """``model`` with ``layers`` blocks. Proved with silent copies, to the rounding of sums; then exact ones are filled in."""
     path, blocks = blocks_of(model, "grown")
     number = len(blocks)
-    if layers < number:
-        raise UserError(f"grow.layers: the model has {number} blocks, so it does not grow to {layers}")
     config, origin = grown_config(model.config, layers, None, None), interposed(number, layers)
     of_block = re.compile(rf"^(.*{re.escape(path)}\.)(\d+)(\..*)$")
     weights: dict[str, Tensor] = {}
@@ -86,11 +92,8 @@ def _writes(name: str) -> bool:
 @torch.no_grad()
 def grow_intermediate(model: Any, size: int) -> Any:
     """``model`` with MLPs ``size`` wide, of a family in WIDTH_FAMILIES."""
-    check_width_family(model.config.model_type, "grown")
-    before = model.config.intermediate_size
-    if size < before:
-        raise UserError(f"grow.intermediate_size: the model's is {before}, so it does not grow to {size}")
-    config, turn = grown_config(model.config, None, size, None), torch.arange(size) % before
+    before, config = getattr(model.config, "intermediate_size", 0), grown_config(model.config, None, size, None)
+    turn = torch.arange(size) % before
     weights = dict(model.state_dict())
     for name, weight in weights.items():
         if ".mlp.gate_proj." in name or ".mlp.up_proj." in name:
@@ -105,13 +108,8 @@ def grow_intermediate(model: Any, size: int) -> Any:
 @torch.no_grad()
 def grow_experts(model: Any, experts: int, noise: float, seed: int) -> Any:
     """``model``, a mixture, with ``experts`` experts, a multiple of what it has; proved before the noise."""
-    kind = model.config.model_type
-    if kind not in _MIXTURES:
-        raise UserError(f"a {kind} cannot be grown in experts: that is known for {', '.join(_MIXTURES)}")
-    before = int(getattr(model.config, _MIXTURES[kind]))
-    times, left = divmod(experts, before)
-    if left or times < 1:
-        raise UserError(f"grow.experts: the model has {before}, so a multiple of that is needed, not {experts}")
+    times = _times(model.config, experts)
+    before = experts // times
     config = grown_config(model.config, None, None, experts)
     weights = {n: torch.cat([w] * times) if _of_expert(n) else w for n, w in model.state_dict().items()}
     made = rebuilt(config, weights, model, "grown")
@@ -119,6 +117,17 @@ def grow_experts(model: Any, experts: int, noise: float, seed: int) -> Any:
     if noise and times > 1:
         _add_noise(made, before, noise, seed)
     return made
+
+
+def _times(config: Any, experts: int) -> int:
+    """How often each expert is there then. UserError for no mixture that is known, and for no multiple."""
+    if (kind := config.model_type) not in _MIXTURES:
+        raise UserError(f"a {kind} cannot be grown in experts: that is known for {', '.join(_MIXTURES)}")
+    before = int(getattr(config, _MIXTURES[kind]))
+    times, left = divmod(experts, before)
+    if left or times < 1:
+        raise UserError(f"grow.experts: the model has {before}, so a multiple of that is needed, not {experts}")
+    return times
 
 
 def _of_expert(name: str) -> bool:

@@ -42,7 +42,15 @@ def rebuilt(config: Any, weights: Mapping[str, Tensor], like: Any, done: str) ->
     if wrong := sorted(name for name in {*there, *shapes} if there.get(name) != shapes.get(name)):
         raise UserError(f"a {kind} cannot be {done}: {wrong[0]} would be another than its config says")
     model.load_state_dict({name: w.to(like.dtype) for name, w in weights.items()})
+    if model.can_generate() and _ids_of(config) == _ids_of(like.config):
+        model.generation_config = copy.deepcopy(like.generation_config)
     return model.eval()
+
+
+def _ids_of(config: Any) -> list[Any]:
+    """What ids mean, as far as a config says: with others, how the model generates is the new config's to say."""
+    text = config.get_text_config()
+    return [getattr(text, f, None) for f in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")]
 
 
 def largest_difference(one: Any, other: Any) -> float:

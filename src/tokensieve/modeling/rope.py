@@ -9,6 +9,21 @@ from typing import Any
 from ..runs.errors import UserError
 from .folder import told_by_library
 
+_OF_ALL = ("rope_theta", "rope_type", "partial_rotary_factor")
+_LENGTH = "original_max_position_embeddings"
+# What each type reads; transformers takes any other key, and does nothing with it.
+_OF_TYPE = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", _LENGTH),
+    "yarn": (
+        *("factor", _LENGTH, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+        "truncate",
+    ),
+    "longrope": ("factor", _LENGTH, "attention_factor", "short_factor", "long_factor"),
+    "llama3": ("factor", _LENGTH, "low_freq_factor", "high_freq_factor"),
+}
+
 
 def with_rope(model: Any, rope: Mapping[str, Any], positions: int | None) -> Any:
     """The model with ``rope`` laid over its config's ``rope_parameters`` and, if given, ``max_position_embeddings``; weights as
@@ -27,6 +42,7 @@ def with_rope(model: Any, rope: Mapping[str, Any], positions: int | None) -> Any
     if not known or any(isinstance(value, Mapping) for value in known.values()):
         why = "has none" if not known else f"has different ones for {', '.join(known)}"
         raise UserError(f"rope: rotary positions of a {config.model_type} cannot be changed: it {why}")
+    _check_read(rope, str(rope.get("rope_type", known.get("rope_type", "default"))))
     try:
         text.rope_parameters = {**known, **rope}
         if positions is not None:
@@ -38,3 +54,13 @@ def with_rope(model: Any, rope: Mapping[str, Any], positions: int | None) -> Any
         raise UserError(f"rope: a {config.model_type} cannot be made so: {told_by_library(e)}") from None
     made.generation_config = model.generation_config
     return made.eval()
+
+
+def _check_read(rope: Mapping[str, Any], kind: str) -> None:
+    """Refuse (UserError) a key that nothing reads, and a base that gives no angles."""
+    read = (*_OF_ALL, *_OF_TYPE.get(kind, rope))
+    if unread := [key for key in rope if key not in read]:
+        raise UserError(f"rope: {unread[0]!r} says nothing with rope_type {kind!r}, which reads {', '.join(read)}")
+    base = rope.get("rope_theta", 1.0)
+    if isinstance(base, bool) or not isinstance(base, int | float) or not 0 < base < float("inf"):
+        raise UserError(f"rope: rope_theta must be a number above 0, not {base!r}")

@@ -23,7 +23,7 @@ from ..runs.errors import UserError
 from .rebuilt import rebuilt
 
 HeadRow = Literal["mean", "first"]
-_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_ROLES = ("unk_token", "pad_token", "bos_token", "eos_token")  # of a token with several parts the last one counts
 
 
 @dataclass(frozen=True)

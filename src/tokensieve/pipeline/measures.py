@@ -19,7 +19,7 @@ from ..evaluation.measures.contamination import counted
 from ..evaluation.measures.registry import MEASURES, SIGNAL
 from ..evaluation.measures.signal import JUDGEMENTS, RECORD_FILES, flattened, read_records, signal
 from ..evaluation.measures.subject import MeasureRecord, ModelFigures, Subject
-from ..evaluation.measures.surprisal import read_words
+from ..evaluation.measures.surprisal import read_words, words_file
 from ..modeling.checkpoints import Checkpoint
 from ..modeling.folder import model_hash, read_config
 from ..modeling.load import check_length, check_tokenizer, check_vocabulary
@@ -102,7 +102,7 @@ def _work(config: EvaluateConfig, sets: Mapping[str, Corpus], targets: list[Chec
         "sets": {name: corpus.content_hash for name, corpus in sets.items()},
     }
     if "surprisal" in names:
-        inputs["words"] = file_hash(config.surprisal.words)
+        inputs["words"] = file_hash(words_file(config.surprisal))
     if "contamination" in names:
         both = (config.contamination.seen, config.contamination.unseen)
         inputs["items"] = [[identity(resolve(s)) for s in side] for side in both]

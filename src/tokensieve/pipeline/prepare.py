@@ -26,7 +26,7 @@ from ..data.build import assemble
 from ..data.build.assemble import Part
 from ..data.build.chat import Template
 from ..data.build.earlier import Earlier
-from ..data.build.mixture import Pool, allot, mixture_told, replayed, replayed_of, shares_of
+from ..data.build.mixture import Pool, allot, check_enough, mixture_told, replayed, replayed_of, shares_of
 from ..data.build.transforms import Transforms
 from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, WorkUnit
 from ..data.build.weigh import check_rules, silent
@@ -482,12 +482,13 @@ def _mixture(
         )
     pools = [Pool(s.label, n, s.config.epochs) for s, n in zip(sources, available, strict=True)]
     shares, old = shares_of(pools, [s.config.weight for s in sources], config.temperature), [e.pool for e in earlier]
-    taken = replayed_of(config.replay, old, config.max_rows) if earlier and config.max_rows is not None else []
+    taken = replayed_of(config.replay, config.max_rows) if earlier and config.max_rows is not None else []
     rows = allot(pools, shares, None if config.max_rows is None else config.max_rows - sum(taken))
     if (
         earlier and sum(rows) + sum(taken) != config.max_rows
     ):  # all of the new rows are taken: they say how many old ones
         taken = replayed(config.replay, old, sum(rows))
+    check_enough(config.replay, old, taken, sum(rows) + sum(taken))
     earlier = [replace(e, taken=n) for e, n in zip(earlier, taken, strict=True)]
     if shares is None and not earlier and all(p.epochs == 1 for p in pools):
         return rows, earlier, []

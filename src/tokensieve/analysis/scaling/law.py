@@ -192,7 +192,7 @@ def _flat(problem: FitProblem, found: FloatArray, cost: float, delta: float) -> 
             continue
         starts, low, high = found.copy(), *(b.copy() for b in problem.bounds)
         starts[:, i] = low[i] = high[i] = _NOTHING
-        for column in {"params", "tokens"} & set(problem.form.varies):
+        for column in sorted({"params", "tokens"} & set(problem.form.varies)):
             if problem.depends(starts[:1], column):
                 continue
             gone = int((np.abs(jacobian(problem.logs, starts[:1])[0]).max(0) < _SAME).sum())

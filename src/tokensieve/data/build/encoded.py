@@ -63,7 +63,7 @@ def of_tokens(ids: Int32, places_T: Int64, weights_C: Float32) -> tuple[Int32 | 
 
     A BOS put before it is no target and weighs 1; so do control tokens put between its parts, which are targets.
     """
-    put_before = len(places_T) > 1 and places_T[0] < 0
+    put_before = len(places_T) > 1 and places_T[0] == -1  # CONTROL is no BOS: it may stand first
     weights_T = weights_C[places_T]  # the EOS put behind has place -1: the last entry
     weights_T[: int(put_before)] = 1
     weights_T[places_T == CONTROL] = 1

@@ -85,17 +85,23 @@ def replayed(replay: Sequence[ReplaySource], pools: Sequence[Pool], new_rows: in
     """Rows to take of each earlier corpus beside ``new_rows`` new ones: of N = new_rows / (1 - sum of shares) rows in all,
     rounded, the share of each by largest remainders. UserError, with the numbers, where one has too few."""
     total = int(new_rows / (1 - sum(r.share for r in replay)) + 0.5)
-    return _filled_from(replay, pools, total, total - new_rows)
+    wanted = _split(replay, total - new_rows)
+    check_enough(replay, pools, wanted, total)
+    return wanted
 
 
-def replayed_of(replay: Sequence[ReplaySource], pools: Sequence[Pool], total: int) -> list[int]:
-    """The same of ``total`` rows in all."""
-    return _filled_from(replay, pools, total, int(total * sum(r.share for r in replay) + 0.5))
+def replayed_of(replay: Sequence[ReplaySource], total: int) -> list[int]:
+    """The same of ``total`` rows in all, before it is known whether the new ones fill their part: nothing is refused."""
+    return _split(replay, int(total * sum(r.share for r in replay) + 0.5))
 
 
-def _filled_from(replay: Sequence[ReplaySource], pools: Sequence[Pool], total: int, old: int) -> list[int]:
+def _split(replay: Sequence[ReplaySource], old: int) -> list[int]:
     of_all = sum(r.share for r in replay)
-    wanted = round_to_sum([r.share / of_all * old for r in replay], old) if old else [0] * len(replay)
+    return round_to_sum([r.share / of_all * old for r in replay], old) if old else [0] * len(replay)
+
+
+def check_enough(replay: Sequence[ReplaySource], pools: Sequence[Pool], wanted: Sequence[int], total: int) -> None:
+    """Raise UserError, with the numbers, where an earlier corpus has fewer rows than are ``wanted`` of it."""
     for one, pool, n in zip(replay, pools, wanted, strict=True):
         if n > pool.readable:
             often = "" if pool.epochs == 1 else f", {pool.readable} in {pool.epochs:g} epochs"
@@ -103,7 +109,6 @@ def _filled_from(replay: Sequence[ReplaySource], pools: Sequence[Pool], total: i
                 f"replay: {pool.label} has {pool.rows} rows{often}, a share of {one.share:.2%} of {total} rows needs {n}: "
                 "lower the share, or let it be read more often (epochs)"
             )
-    return wanted
 
 
 def read_over(rows: int, wanted: int, key: Sequence[int]) -> Iterator[npt.NDArray[np.int64]]:

@@ -149,13 +149,18 @@ def _before(values_N: np.ndarray) -> np.ndarray:
 # --- the file of words ---------------------------------------------------------------------------------------------------
 
 
-def read_words(options: SurprisalOptions) -> list[Text]:
-    """The texts of a file of words, in order. UserError naming file and line for a word or a number that is none."""
-    path = Path(options.words)
-    if not options.words or not path.is_file():
+def words_file(options: SurprisalOptions) -> Path:
+    """The file of words. UserError where it is not there."""
+    if not options.words or not Path(options.words).is_file():
         raise UserError(
             f"surprisal.words: {options.words or 'no file'} is not there: name a .csv, .tsv or .jsonl file of words"
         )
+    return Path(options.words)
+
+
+def read_words(options: SurprisalOptions) -> list[Text]:
+    """The texts of a file of words, in order. UserError naming file and line for a word or a number that is none."""
+    path = words_file(options)
     texts: dict[str, list[tuple[str, float, list[float]]]] = {}
     for line, row in _rows(path):
         where = f"{path} line {line}"

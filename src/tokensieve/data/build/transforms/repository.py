@@ -85,15 +85,19 @@ def path_distance(one: str, other: str) -> int:
 
 def _joined(name: str, files: Sequence[Document], tokens: Sequence[str]) -> Document:
     texts, parts, weights = [f"{name}\n"], [TextPart(token=tokens[0]), TextPart(0, len(name) + 1)], []
+    program, deleted = list[tuple[int, int]](), list[tuple[int, int]]()
     end = len(name) + 1
     for file in files:
         path = file.id.removeprefix(f"{name}/")
         start = end + len(path) + 1
         weights += [(start + lo, start + hi, weight) for lo, hi, weight in file.weights]
+        program += [(start + lo, start + hi) for lo, hi in file.program]
+        deleted += [(start + lo, start + hi) for lo, hi in file.deleted]
         texts += [f"{path}\n", file.text, "\n"]
         parts += [TextPart(token=tokens[1]), TextPart(end, start), TextPart(start, start + len(file.text))]
         end = start + len(file.text) + 1
         parts.append(TextPart(end - 1, end))
     parts.pop()  # nothing stands behind the last file
     first = files[0]
-    return Document(name, first.source, first.where, "".join(texts)[:-1], weights=tuple(weights), parts=tuple(parts))
+    made = Document(name, first.source, first.where, "".join(texts)[:-1], weights=tuple(weights), parts=tuple(parts))
+    return made._replace(program=tuple(program), deleted=tuple(deleted))

@@ -222,7 +222,7 @@ def test_what_cannot_be_mixed_is_refused(
 def test_a_mixture_that_was_refused_is_changed_without_reading_again(texts: Path, tmp_path: Path) -> None:
     """Each try at weights read and encoded all text anew."""
     with pytest.raises(UserError, match="needs"):
-        prepare(texts, tmp_path / "out", {"weight": 1.0}, {"weight": 1.0}, max_rows=280)
+        prepare(texts, tmp_path / "out", {"weight": 1.0}, {"weight": 1.0}, max_rows=200)
     parts = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "parts.tmp").glob("*.arrow")}
     assert parts
     for source in texts.glob("*.jsonl"):
@@ -239,6 +239,6 @@ def test_a_mixture_that_was_refused_is_changed_without_reading_again(texts: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "results", watched)
-        made = prepare(texts, tmp_path / "out", {"weight": 1.0}, {"weight": 1.0, "epochs": 30}, max_rows=280)
-    assert made.num_rows == 280
+        made = prepare(texts, tmp_path / "out", {"weight": 1.0}, {"weight": 1.0, "epochs": 30}, max_rows=200)
+    assert made.num_rows == 200
     assert {f"{name}.rows.arrow": when for name, when in seen.items()}.items() <= parts.items()

@@ -189,7 +189,7 @@ def test_positions_of_highest_entropy(tiny: Any, tokensieve: Any, tmp_path: Path
     [
         (
             (),
-            "init makes one thing at a time: name one of layers, prune, merge, vocab, grow, moe_from_dense, rope, none is given",
+            "one thing at a time: name one of layers, prune, merge, vocab, grow, moe_from_dense, rope, none is given",
         ),
         (("--layers", 1, "--grow.layers", 4), "not layers and grow"),
         (("--prune.layers", 1), "prune.corpus: name a folder that `prepare` wrote"),

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from tqdm.auto import tqdm
 
@@ -177,8 +176,8 @@ def _of_target(
     """The records of a model. It is loaded when something of it is left to measure."""
     subject: Subject | None = None
     for name in [n for n in _names(config) if n != SIGNAL]:
-        part = s.folder / PART_NOTES / f"{name}-{_slug(target)}.json"
-        path = s.folder / f"{name}-{_slug(target)}.jsonl"
+        part = s.folder / PART_NOTES / f"{name}-{tasks.file_stem(target)}.json"
+        path = s.folder / f"{name}-{tasks.file_stem(target)}.jsonl"
         if not part_is_whole(part):
             if subject is None:
                 model = tasks.model_of(target)
@@ -186,7 +185,7 @@ def _of_target(
                     check_vocabulary(model, corpus.vocab_size, str(target.folder))
                 subject = Subject(target, config.models[target.name], model, sets, config.device, config.batch_rows)
             _measure(name, subject, getattr(config, name), part, path)
-        yield from ({**_whose(target), "measure": name, **r} for r in read_json(part))
+        yield from ({**tasks.whose(target), "measure": name, **r} for r in read_json(part))
         if path.exists():
             files.append(path.name)
 
@@ -208,13 +207,3 @@ def _signal(config: EvaluateConfig, records: list[MeasureRecord]) -> Iterator[Me
     for r in signal(every):
         whose = {"step": None, "tokens_seen": None, "tokens_trained": None, "is_last": True, "measure": SIGNAL}
         yield {"model": r["model"], **whose, **r}
-
-
-def _whose(target: Checkpoint) -> dict[str, Any]:
-    trained = {"step": target.step, "tokens_seen": target.tokens_seen, "tokens_trained": target.tokens_trained}
-    averaged = {"averaged": len(target.averaged)} if target.averaged else {}
-    return {"model": target.name, **trained, "is_last": target.is_last, **averaged}
-
-
-def _slug(target: Checkpoint) -> str:
-    return quote(target.name, safe="") + ("" if target.step is None else f"@{target.step}")

@@ -73,7 +73,7 @@ def run(config: EvaluateConfig) -> Path:
         for target in targets:
             for path, its in _of_model(config, found, target, tokenizers[target.name], s):
                 files.append(path.name)
-                records += [{**_whose(target), **r} for r in its]
+                records += [{**whose(target), **r} for r in its]
         write_json(out / TASK_RECORDS, records)
         with atomic_file(out / "table.txt", "w") as f:
             f.write(task_tables(records, _asked_for(config), config.limit) + "\n")
@@ -229,7 +229,7 @@ def _of_model(
     lm, tasks = None, list[Asked | GeneralTask]([*found.maths, *found.general])
     for task in tasks:
         name = task.task.name if isinstance(task, Asked) else task.name
-        path = s.folder / f"answers-{_slug(target)}-{name}.jsonl"
+        path = s.folder / f"answers-{file_stem(target)}-{name}.jsonl"
         if not part_is_whole(path):
             if lm is None:
                 lm = _harness_model(config, target, tokenizer)
@@ -280,13 +280,15 @@ def _records(task: Asked | GeneralTask, result: TaskResult) -> list[dict[str, An
     return [{**whose, **r, **how} for r in result.records]
 
 
-def _whose(target: Checkpoint) -> dict[str, Any]:
+def whose(target: Checkpoint) -> dict[str, Any]:
+    """What a record says of the checkpoint that it is of."""
     trained = {"step": target.step, "tokens_seen": target.tokens_seen, "tokens_trained": target.tokens_trained}
     averaged = {"averaged": len(target.averaged)} if target.averaged else {}
     return {"model": target.name, **trained, "is_last": target.is_last, **averaged}
 
 
-def _slug(target: Checkpoint) -> str:
+def file_stem(target: Checkpoint) -> str:
+    """What the files of a checkpoint are called by."""
     return quote(target.name, safe="") + ("" if target.step is None else f"@{target.step}")
 
 

@@ -20,7 +20,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -296,6 +296,7 @@ def train(
     steps: int,
     learning_rate: float,
     look: Callable[[int], None] | None = None,
+    more: Mapping[str, list[Any]] | None = None,
 ) -> None:
     """One epoch, as recipes/math-tiny.yaml trains. ``look(step)`` before the first step and after each part of PROBES."""
     from datasets import Dataset
@@ -303,7 +304,8 @@ def train(
 
     from tokensieve.training.trainer import SelectiveTrainer
 
-    columns = {"input_ids": list(ids), "labels": list(ids)} | ({} if ref_nll is None else {"ref_nll": list(ref_nll)})
+    columns = {"input_ids": list(ids), "labels": list(ids), **(more or {})}
+    columns |= {} if ref_nll is None else {"ref_nll": list(ref_nll)}
 
     class Look(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -197,9 +197,20 @@ def whole_documents(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = N
     return arm.one({"name": rule, "unit": "document", **options}, corpus)
 
 
-def wrong_domain(arm: StudyArm, *, curated: str = "wrong", rule: str = "rho1", **options: Any) -> Stages:
+def wrong_domain(
+    arm: StudyArm, *, curated: str = "wrong", rule: str = "rho1", corpus: str | None = None, **options: Any
+) -> Stages:
     """A negative control: the reference has read other text, a stage of the recipe, ``wrong``."""
-    return _other_reference(arm, {"name": rule, **options}, corpus=arm.at(curated))
+    return _other_reference(arm, {"name": rule, **options}, corpus, {"corpus": arm.at(curated)})
+
+
+def other_reference(
+    arm: StudyArm, *, trained: Any = None, rule: str = "rho1", corpus: str | None = None, **options: Any
+) -> Stages:
+    """A reference trained otherwise: the fields of the recipe's that ``trained`` names are as it says."""
+    if not isinstance(trained, Mapping) or not trained:
+        raise UserError(f"arm {arm.name}: {arm.word} needs trained, the fields of the reference's training that are other")
+    return _other_reference(arm, {"name": rule, **options}, corpus, trained)
 
 
 def reversed_(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
@@ -208,7 +219,13 @@ def reversed_(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = None, *
 
 
 def small_reference(
-    arm: StudyArm, *, layers: Any = None, model: Any = None, rule: str = "rho1", **options: Any
+    arm: StudyArm,
+    *,
+    layers: Any = None,
+    model: Any = None,
+    rule: str = "rho1",
+    corpus: str | None = None,
+    **options: Any,
 ) -> Stages:
     """A smaller reference: begun from ``layers`` of the base model, or a model of this config trained as the base was."""
     if (layers is None) == (model is None):
@@ -217,7 +234,8 @@ def small_reference(
         before = {f"{arm.name}_init": {"verb": "init", "model": arm.at("base"), "layers": layers}}
     else:
         before = {f"{arm.name}_base": arm.like("base", model=model)}
-    return {**before, **_other_reference(arm, {"name": rule, **options}, model=f"@{next(iter(before))}")}
+    own = {"model": f"@{next(iter(before))}"}
+    return {**before, **_other_reference(arm, {"name": rule, **options}, corpus, own)}
 
 
 def sparse(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = None, **options: Any) -> Stages:
@@ -225,13 +243,16 @@ def sparse(arm: StudyArm, *, rule: str = "rho1", corpus: str | None = None, **op
     return arm.one({"name": rule, **options}, corpus, backward="sparse")
 
 
-def _other_reference(arm: StudyArm, objective: Mapping[str, Any], **instead: Any) -> Stages:
+def _other_reference(
+    arm: StudyArm, objective: Mapping[str, Any], corpus: str | None, fields: Mapping[str, Any]
+) -> Stages:
     """A rule with scores of a reference of its own: that of the recipe, trained with some fields changed."""
     reference, scores = f"{arm.name}_reference", f"{arm.name}_scores"
+    where = arm.text if corpus is None else arm.at(corpus)
     return {
-        reference: arm.like("reference", **instead),
-        scores: {"verb": "score", "model": f"@{reference}", "corpus": arm.text},
-        **arm.one(objective, scores=[f"@{scores}"]),
+        reference: _merged(arm.like("reference"), fields),
+        scores: {"verb": "score", "model": f"@{reference}", "corpus": where},
+        **arm.one(objective, corpus, scores=[f"@{scores}"]),
     }
 
 
@@ -245,6 +266,7 @@ WORDS: dict[str, Callable[..., Stages]] = {
     "curated_only": curated_only,
     "documents": whole_documents,
     "wrong_domain": wrong_domain,
+    "other_reference": other_reference,
     "reversed": reversed_,
     "small_reference": small_reference,
     "sparse": sparse,

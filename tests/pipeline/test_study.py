@@ -161,6 +161,24 @@ def test_an_arm_with_stages_of_its_own(tmp_path: Path) -> None:
     assert steps == [6, 2]
 
 
+def test_a_reference_trained_otherwise(tmp_path: Path) -> None:
+    arms = {
+        "clm": {},
+        "less": {"is": "other_reference", "trained": {"training": {"max_steps": 2}}, "corpus": "mixed", "ratio": 0.3},
+        "wrong_domain": {"corpus": "mixed"},
+        "mixture": {"is": "by_source", "of": {"name": "rho1"}},
+    }
+    made = loaded(recipe(tmp_path, arms=arms))
+    plain, less = (stage(made, f"{name}-seed0").fields for name in ("reference", "less_reference"))
+    assert {k for k in plain if plain[k] != less[k]} == {"out", "training"}
+    assert less["training"] == {**plain["training"], "max_steps": 2}
+    for arm in ("less", "wrong_domain"):
+        scores, student = (stage(made, f"{name}-seed0").fields for name in (f"{arm}_scores", arm))
+        assert Path(scores["corpus"]).name == Path(student["corpus"]).name == "mixed", "scores of what the student reads"
+        assert [Path(s).name for s in student["scores"]] == [f"{arm}_scores-seed0"]
+    assert stage(made, "less-seed0").fields["objective"] == {"name": "rho1", "ratio": 0.3}
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [
@@ -197,6 +215,7 @@ def test_a_value_of_another_kind_is_refused(said: dict[str, Any], why: str, tmp_
         ({"arms": {"clm": {}, "x": {"is": "no.mod:f"}}}, "is code to be imported and called"),
         ({"arms": {"clm": {}, "corpus": {"is": "clm"}}}, "arm corpus: there is another stage 'corpus' already"),
         ({"arms": {"clm": {}, "small_reference": {}}}, "small_reference needs either layers or model"),
+        ({"arms": {"clm": {}, "other_reference": {"trained": 3}}}, "other_reference needs trained, the fields"),
         ({"arms": []}, "arms: a mapping of arm to what it says"),
         ({"seeds": []}, "seeds: a study needs at least one"),
         ({"seeds": [0, 0]}, "seeds: 0 is named twice"),

@@ -286,9 +286,9 @@ def stages_of(arm: StudyArm) -> Stages:
 
 
 def _rule(arm: StudyArm) -> Callable[..., Stages]:
-    from ...core.objectives import COMBINED, OBJECTIVES, SCHEDULE
+    from ...core.objectives import BY_SOURCE, COMBINED, OBJECTIVES, SCHEDULE
 
-    rules = (*OBJECTIVES, *COMBINED, SCHEDULE)
+    rules = (*OBJECTIVES, *COMBINED, SCHEDULE, BY_SOURCE)
     if arm.word not in rules and ":" not in arm.word:
         raise UserError(f"arm {arm.name}: {unknown(arm.word, [*WORDS, *rules], 'arm')}")
     return rule

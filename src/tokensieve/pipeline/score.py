@@ -283,12 +283,12 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
         reference_flops=training_flops(config.model) if config.model else 0.0,
         **({"types": column_types(config)} if column_types(config) else {}),
         **({"context": config.context} if config.context != "none" else {}),
-        begun_from=_begun_from(config.model) if config.model else [],
+        begun_from=reference_begun_from(config.model) if config.model else [],
         **({"bos_note": note} if note else {}),
     )
 
 
-def _begun_from(model: str) -> list[dict[str, Any]]:
+def reference_begun_from(model: str) -> list[dict[str, Any]]:
     """What a reference was begun from, without what ``reference_flops`` has in it already."""
     counted = trained_by(model)
     return [link for link in lineage(model)[1:] if link["model"] not in counted]

@@ -109,6 +109,11 @@ def run(config: TrainConfig) -> Path:
         s.bind()
         _write_config(made, trainer.args, out)
         _train(trainer, going_on)
+        if not trainer.token_log.tokens_trained:  # the same on all ranks
+            raise UserError(
+                f"{out}: of {trainer.token_log.tokens_seen:,} tokens seen not one was trained on: the corpus's weights, or the "
+                "objective, leave none, and the model is what it began as"
+            )
         save_model(trainer, out, lora=config.lora is not None, dtype=config.dtype)
         if ranks.rank == 0:
             _tell_override(out / "model")

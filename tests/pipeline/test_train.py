@@ -260,8 +260,8 @@ def reported(tiny: Any, out: Path, tracker: str) -> list[str]:
 
 def test_a_run_that_trained_on_nothing_is_no_run(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
     """It ended with exit code 0 and a model that was the one it had begun with."""
-    corpus, source = tmp_path / "corpus", f"[{{path: {tiny.text}/target.jsonl}}]"
-    dropped = ("--weights", "[{regex: '.*', weight: 0}]", "--tokenizer", tiny.corpus, "--length", 32)
+    corpus, source = tmp_path / "corpus", f"[{{path: {tiny.text}/target.jsonl, name: t}}]"
+    dropped = ("--weights", "[{source: t, weight: 0}]", "--tokenizer", tiny.corpus, "--length", 32)
     assert tokensieve("prepare", "--out", corpus, "--sources", source, *dropped).code == 0
     done = tokensieve(
         "train", "--out", tmp_path / "run", "--corpus", corpus, "--model", tiny.base, "--training.max_steps", 1

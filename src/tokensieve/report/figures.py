@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.comparison import TOTAL
 from ..analysis.folders import Arm, Run, checkpoint_records, total_flops
 from .dynamics_figures import dynamics_figures
 from .logged import Columns, logged_tokens
@@ -49,11 +50,12 @@ def figures(runs: Sequence[Run]) -> Iterator[Figure]:
 
 # --- target and forgetting -------------------------------------------------------------------------------------------------
 
-AXES: dict[str, tuple[str, str, Callable[[Arm, dict[str, Any]], float]]] = {
-    "seen": ("tokens seen", "by tokens seen", lambda arm, r: r["tokens_seen"]),
-    "trained": ("tokens trained", "by tokens trained", lambda arm, r: r["tokens_trained"]),
-    "flops": ("FLOPs, total", "by total compute", lambda arm, r: total_flops(arm, r["tokens_seen"])),
+AXES: dict[str, tuple[str, str, str, Callable[[Arm, dict[str, Any]], float]]] = {
+    "seen": ("tokens seen", "by tokens seen", "tokens_seen", lambda arm, r: r["tokens_seen"]),
+    "trained": ("tokens trained", "by tokens trained", "tokens_trained", lambda arm, r: r["tokens_trained"]),
+    "flops": ("FLOPs, total", "by total compute", "flops_total", lambda arm, r: total_flops(arm, r["tokens_seen"])),
 }
+"""Its label, its title, the comparison's column of it, and its value at a checkpoint."""
 
 
 def target_curves(runs: Sequence[Run]) -> Iterator[Figure]:
@@ -64,8 +66,8 @@ def target_curves(runs: Sequence[Run]) -> Iterator[Figure]:
         "trained": "The same, counting only tokens that stood in the loss.",
         "flops": "The same against all FLOPs: a scored arm starts where its scoring and its reference model have been paid.",
     }
-    for key, (x_label, title, value) in AXES.items():
-        if run.target and (drawn := _curves(runs, run.target, x_label, value)):
+    for key, (_, title, *_) in AXES.items():
+        if run.target and (drawn := _curves(runs, run.target, key)):
             seeds = f" Thin lines are the {len(runs)} seeds, the thick one is their mean." if len(runs) > 1 else ""
             yield Figure(f"target-{key}", "target", f"{run.target} {title}", notes[key] + seeds, drawn)
 
@@ -74,20 +76,17 @@ def forgetting_curves(runs: Sequence[Run]) -> Iterator[Figure]:
     """The further evaluation sets, where forgetting would show."""
     run = runs[0]
     for i, other in enumerate(run.others):
-        x_label, _, value = AXES["seen"]
-        if drawn := _curves(runs, other, x_label, value):
+        if drawn := _curves(runs, other, "seen"):
             caption = f"nll on {other} at every checkpoint: a rise is forgetting."
             yield Figure(f"forgetting-{i + 1}", "forgetting", f"{other} by tokens seen", caption, drawn)
 
 
-def _curves(
-    runs: Sequence[Run], on_set: str, x_label: str, value: Callable[[Arm, dict[str, Any]], float]
-) -> Any | None:
+def _curves(runs: Sequence[Run], on_set: str, axis: str) -> Any | None:
     run, colours = runs[0], arm_colours(runs[0])
-    figure, axes = panel("nll, nats a token", x_label)
+    figure, axes = panel("nll, nats a token", AXES[axis][0])
     ends = []
     for arm in run.arms:
-        lines = [line for each in runs if (line := _line(each, arm.name, on_set, value))]
+        lines = [line for each in runs if (line := _line(each, arm.name, on_set, axis))]
         if not lines:
             continue
         colour, mean = colours[arm.name], _mean_line(lines)
@@ -104,15 +103,27 @@ def _curves(
     return figure
 
 
-def _line(run: Run, arm: str, on_set: str, value: Callable[[Arm, dict[str, Any]], float]) -> Any:
+def _line(run: Run, arm: str, on_set: str, axis: str) -> Any:
     found = next((a for a in run.arms if a.name == arm), None)
     on = run.on if on_set == run.target else "all"
     records = checkpoint_records(run, arm, on_set, on) if found else []
     records = [r for r in records if r["tokens_seen"] is not None]
     if found is None or not records:
         return None
-    x = np.array([value(found, r) for r in records], float)
+    _, _, column, value = AXES[axis]
+    x = np.array([value(found, r) for r in records], float) + spent_before(run, found, column)
     return (x, np.array([r["nll"] for r in records])) if np.isfinite(x).all() else None
+
+
+def spent_before(run: Run, arm: Arm, column: str) -> float:
+    """What the comparison charges an arm with beside its own run: runs that it alone was begun from. 0 without a comparison.
+
+    Of an annealed arm the table had the first part, and its curve began at 0.
+    """
+    row = next((r for r in run.rows if r["arm"] == arm.name), {})
+    own = [arm.summary.get(key) for key in (TOTAL if column == "flops_total" else (column,))]
+    known = [v for v in own if v is not None]
+    return 0.0 if row.get(column) is None or len(known) < len(own) else float(row[column] - sum(known))
 
 
 def _mean_line(lines: Sequence[Any]) -> Any:

@@ -131,10 +131,10 @@ class Known:
             return math.nan if spent is None else spent
         from ..second import teachers
 
-        config = self._configs.get(Path(run))
-        return self._flops(run) + self.spent_on(
-            getattr(config, "scores", []), teachers(getattr(config, "objective", None))
-        )
+        if (config := self._configs.get(Path(run))) is None:
+            return math.nan
+        said = getattr(config, "scores", []), teachers(getattr(config, "objective", None))
+        return self._flops(run) + self.spent_on(*said)
 
     def spent_on(self, scores: Sequence[str], teachers: Sequence[str] = ()) -> float:
         """FLOPs of scores, and of training the references that made them and the teachers; NaN where nobody knows."""
@@ -152,7 +152,8 @@ class Known:
         from ..score import training_flops
 
         path = Path(folder).parent if Path(folder).name == "model" else Path(folder)
-        flops = training_flops(folder) if path not in self.costs else self.costs[path].flops
+        is_stage = path in self.costs or path in self._configs
+        flops = self.costs.get(path, Cost()).flops if is_stage else training_flops(folder)
         return math.nan if flops is None else flops
 
     def forward_flops(self, model: str, tokens: float, length: float) -> float:

@@ -22,9 +22,9 @@ from ..analysis.comparison import PLUS_MINUS
 from ..analysis.folders import Run
 from . import svg
 from .explorer import views
-from .figures import Figure, figures
+from .figures import figures
 from .pieces import PieceTable, shown_text
-from .style import RC
+from .style import RC, Figure
 from .verdict import arms_table, verdict
 
 HERE = Path(__file__).parent / "page"

@@ -59,11 +59,10 @@ from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
 from .configs.train import KIND, NOT_WORK, SPLIT, TrainConfig
 from .equal_compute import check_epochs, check_length_given, steps_for
-from .lineage import lineage
+from .lineage import lineage, reference_begun_from, training_flops
 from .objectives import check_sources, objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
-from .score import reference_begun_from, training_flops
 
 _ADAM_BYTES = 12  # float32 weights and two moments, of a checkpoint that can be resumed from
 

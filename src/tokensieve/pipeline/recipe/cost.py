@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runs.manifest import is_done, read_manifest
-from ..lineage import total
+from ..lineage import total, training_flops
 from .inputs import RecipeInput
 
 
@@ -149,8 +149,6 @@ class Known:
 
     def _flops(self, folder: str) -> float:
         """Of a stage or, of a model that no stage makes, what trained it."""
-        from ..score import training_flops
-
         path = Path(folder).parent if Path(folder).name == "model" else Path(folder)
         is_stage = path in self.costs or path in self._configs
         flops = self.costs.get(path, Cost()).flops if is_stage else training_flops(folder)

@@ -64,6 +64,9 @@ def test_nothing_is_extrapolated() -> None:
 
 def test_seeds_without_a_value_are_left_out() -> None:
     found = effective([planted(0.3), planted(0.3)[:2], planted(0.3)], [(1e12, 4.4), (1e12, 4.4), (None, 4.4)])
-    assert found.seeds == 1
+    assert (found.seeds, found.of) == (1, 3)
+    assert found.told().endswith(
+        ", 1 of 3 seeds"
+    )  # the seeds in which longer runs were no better were gone without a word
     assert found.interval is None
     assert effective([], []) == Speedup()

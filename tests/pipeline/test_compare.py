@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 
+from tokensieve.data.corpus import open_corpus
+from tokensieve.modeling.folder import read_config
+from tokensieve.modeling.load import model_shapes
+from tokensieve.pipeline import lineage, train
 from tokensieve.pipeline.compare import CompareConfig, compare, render
 from tokensieve.pipeline.compare_scope import passes
+from tokensieve.pipeline.configs.train import TrainConfig
+from tokensieve.pipeline.objectives import objective_of
+from tokensieve.pipeline.recipe.cost import Known
 from tokensieve.pipeline.recipe.demo import recipe_verdict
 from tokensieve.runs.errors import UserError
 from tokensieve.runs.manifest import read_manifest
+from tokensieve.training.price import step_flops
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +333,29 @@ def test_equal_compute_is_no_less_and_less_than_a_step_more(two_seeds: Path) -> 
     step = equal["flops_student"] / equal["steps"]
     assert wanted <= equal["flops_student"] < wanted + 1.01 * step
     assert equal["passes"] == pytest.approx(equal["steps"] * rho1["passes"] / rho1["steps"], abs=1e-3)
+
+
+def test_a_rival_is_given_all_that_its_own_steps_cost(tiny: Any, tmp_path: Path) -> None:
+    """Neither a first pass nor a teacher's forwards and training were counted: the rival cost more than the arm."""
+    objective = {"name": "distill", "teacher": str(tiny.clm), "ratio": 0.5, "scope": "step", "reference": None}
+    training = {"per_device_train_batch_size": 2, "use_cpu": True}
+    config = TrainConfig(
+        str(tmp_path / "equal"), str(tiny.corpus), str(tiny.base), objective, training=training, backward="sparse",
+        compute_of=str(tiny.rho1),
+    )  # fmt: skip
+    corpus = open_corpus(tiny.corpus)
+    shapes = model_shapes(read_config(str(tiny.base)))
+    price = step_flops(objective_of(objective, False), shapes, 32, sparse=True, teacher=shapes)
+    left = lineage.total(read_manifest(tiny.rho1)["summary"]) - read_manifest(tiny.clm)["summary"]["flops_student"]
+    share = 0.5 * corpus.stats["tokens"] / (corpus.num_rows * 32) * 31 / 32
+    steps = train._with_steps(config, corpus).training["max_steps"]
+    assert (steps - 1) * price.of(64, 64 * share) < left <= steps * price.of(64, 64 * share)
+    planned = train.estimate(config, Known())
+    assert planned.flops == pytest.approx(left)
+    assert planned.tokens == pytest.approx(64 * left / price.of(64, 64 * 0.5))
+    (reference,) = train._references(config)
+    assert reference["flops"] == read_manifest(tiny.clm)["summary"]["flops_student"]
+    assert [link["model"] for link in reference["begun_from"]] == [lineage.lineage(str(tiny.base))[0]["model"]]
 
 
 def test_two_seeds(two_seeds: Path, tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:

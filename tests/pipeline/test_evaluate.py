@@ -15,6 +15,9 @@ import torch
 from tokensieve.data.corpus import Corpus, open_corpus
 from tokensieve.evaluation import ngram
 from tokensieve.evaluation.ngram import NGram
+from tokensieve.pipeline import tasks
+from tokensieve.pipeline.configs.evaluate import EvaluateConfig
+from tokensieve.runs.errors import UserError
 from tokensieve.runs.files import locked
 from tokensieve.runs.manifest import is_done, read_manifest
 
@@ -303,6 +306,9 @@ def test_average_of_the_last_checkpoints(tiny: Any, tokensieve: Any, tmp_path: P
         "evaluate", "--out", tmp_path / "x", "--models.clm", tiny.clm, "--sets.t", tiny.target, "--average", 3
     )
     assert (done.code, "has 2 checkpoints with its last, 3 are to be averaged" in done.error) == (2, True)
+    config = EvaluateConfig(str(tmp_path / "y"), {"x": str(tiny.clm / "model")}, {"t": str(tiny.target)}, average=2)
+    with pytest.raises(UserError, match="average: 2 checkpoints of each run, and none of x kept any but its last"):
+        tasks.targets_of(config)  # each stood for itself, and nobody was told
 
 
 def test_sums_by_document_add_up(evaluated: Path, records: dict[tuple[Any, ...], dict[str, Any]]) -> None:

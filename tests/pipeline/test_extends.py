@@ -83,6 +83,10 @@ def test_several_are_laid_one_over_the_other(tmp_path: Path) -> None:
         ({"extends": "below.yaml", "stages": {"text": None}}, "@text refers to no earlier stage"),
         ({"extends": "below.yaml", "settings": {"base": "@student"}}, "@student refers to no earlier stage"),
         ({"extends": "below.yaml", "stages": {"student": {"lenght": 3}}}, "unknown field 'lenght'"),
+        # A KeyError, or nothing at all where it stood last.
+        ({"extends": "below.yaml", "stages": {"studnet": None}}, "unknown stage 'studnet', did you mean 'student'?"),
+        ({"extends": "below.yaml", "inputs": {"web": None}}, "above.yaml: inputs: null takes away what"),
+        ({"stages": {"text": None, "next": {**PREPARE}}}, "stage text: verb is missing: one of"),
     ],
 )
 def test_faults(above: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from experiment import ONE_STEP as TRAINING
 from tokensieve.data.bos import expected
 from tokensieve.modeling.folder import model_hash
 from tokensieve.modeling.load import load_causal_lm
-from tokensieve.pipeline import init, score, train
+from tokensieve.pipeline import init, train
 from tokensieve.pipeline.configs.init import InitConfig
 from tokensieve.pipeline.configs.run import RecipeConfig
+from tokensieve.pipeline.lineage import training_flops
 from tokensieve.pipeline.recipe.cost import Known
 from tokensieve.pipeline.recipe.load import load
 from tokensieve.runs.errors import StaleFolder, UserError
@@ -45,10 +46,10 @@ def test_a_smaller_reference_is_made_trained_and_charged(tiny: Any, tmp_path: Pa
         init.run(InitConfig(str(out), str(tiny.base), 2))
 
     base = read_manifest(tiny.base)["summary"]["flops_student"]
-    assert score.training_flops(str(out)) == score.training_flops(str(out / "model")) == base
+    assert training_flops(str(out)) == training_flops(str(out / "model")) == base
     run = train.run(train.TrainConfig(str(tmp_path / "reference"), str(tiny.corpus), str(out), training=TRAINING))
     assert read_manifest(run)["inputs"]["model"] == model_hash(out)
-    assert 0 < score.training_flops(str(run)) < base  # type: ignore[operator]
+    assert 0 < training_flops(str(run)) < base  # type: ignore[operator]
 
 
 def test_all_blocks_are_the_same_model(tiny: Any, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from tokensieve.pipeline.configs.init import (
     PruneConfig,
     VocabConfig,
 )
+from tokensieve.pipeline.lineage import training_flops
 from tokensieve.pipeline.recipe.cost import Known
-from tokensieve.pipeline.score import training_flops
 from tokensieve.runs.manifest import read_manifest
 
 STEP = [f"--training.{k}={v}".replace("True", "true") for k, v in ONE_STEP.items()]

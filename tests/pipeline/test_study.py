@@ -235,6 +235,10 @@ def test_a_value_of_another_kind_is_refused(said: dict[str, Any], why: str, tmp_
         ({"study": {**STUDY, "effect": -0.1}}, "study: effect: a number above 0 is needed, not -0.1"),
         ({"study": {**STUDY, "students": 0}}, "study: students must be at least 1, not 0"),
         (
+            {"study": {**STUDY, "average": 2}},
+            "study: average: 2 checkpoints of each student, and save_strategy: no keeps",
+        ),
+        (
             {"study": {**STUDY, "baseline": "rho1", "longer": "@web", "lengths": [2]}},
             "study: lengths: rho1 needs scores, and there are none of @web",
         ),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tokensieve.data.corpus import open_corpus
 from tokensieve.modeling.load import load_causal_lm
 from tokensieve.runs.files import MANIFEST
-from tokensieve.runs.manifest import read_manifest
+from tokensieve.runs.manifest import is_done, read_manifest
 
 STEPS = ("--training.max_steps", "2", "--training.logging_steps", "1")
 
@@ -256,6 +256,18 @@ def reported(tiny: Any, out: Path, tracker: str) -> list[str]:
     where = ["train", "--out", out, "--corpus", tiny.corpus, "--model", tiny.base, "--scores", f"[{tiny.scores}]"]
     how = ["--objective.name", "rho1", "--objective.ratio", 0.6, *STEPS, "--eval_sets.target", tiny.target]
     return [str(a) for a in (*where, *how, "--training.eval_steps", 1, "--training.report_to", tracker)]
+
+
+def test_a_run_that_trained_on_nothing_is_no_run(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
+    """It ended with exit code 0 and a model that was the one it had begun with."""
+    corpus, source = tmp_path / "corpus", f"[{{path: {tiny.text}/target.jsonl, name: t}}]"
+    dropped = ("--weights", "[{source: t, weight: 0}]", "--tokenizer", tiny.corpus, "--length", 32)
+    assert tokensieve("prepare", "--out", corpus, "--sources", source, *dropped).code == 0
+    done = tokensieve(
+        "train", "--out", tmp_path / "run", "--corpus", corpus, "--model", tiny.base, "--training.max_steps", 1
+    )
+    assert (done.code, "tokens seen not one was trained on" in done.error) == (2, True)
+    assert not is_done(tmp_path / "run")
 
 
 def test_tensorboard(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tokensieve.analysis.folders import open_run
 from tokensieve.data.corpus import open_corpus
 from tokensieve.pipeline.report import ReportConfig, run
 from tokensieve.report.explorer import NONE, encoded, kept, quantised, views
-from tokensieve.report.page import HERE, TEMPLATES, embedded
+from tokensieve.report.page import HERE, TEMPLATES, _seen, embedded
 from tokensieve.report.pieces import PieceTable
 from tokensieve.report.verdict import verdict
 from tokensieve.runs.errors import UserError
@@ -307,6 +307,12 @@ def test_verdict_is_honest(gains: tuple[float, ...], opening: str, tmp_path: Pat
     """A report that calls every difference a gain would call noise and losses one."""
     runs = [make_run(tmp_path / f"seed-{i}", {"plain": ["a b"]}, gain=g, seed=i) for i, g in enumerate(gains)]
     assert verdict([open_run(r) for r in runs]).startswith(opening)
+
+
+def test_arms_that_saw_other_numbers_of_tokens() -> None:
+    """A page of equal compute said of each arm what the one that went on for longest had seen."""
+    assert _seen([642_600, 642_600]) == ("tokens seen by each arm", "642,600")
+    assert _seen([642_600, 1_019_000, 642_600]) == ("tokens seen by an arm", "642,600 to 1,019,000")
 
 
 # --- what is no run --------------------------------------------------------------------------------------------------------

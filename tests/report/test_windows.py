@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tokensieve.report.figures import _around, windowed
+from tokensieve.analysis.folders import Arm
+from tokensieve.report.figures import _around, spent_before, windowed
 
 Step = dict[str, Any]
 
@@ -37,3 +40,15 @@ def test_a_mean_that_is_null_is_no_zero(lines: Any, kept: float | None, dropped:
         assert means.tolist() == ([] if wanted is None else [pytest.approx(wanted)])
         around = _around(steps(*lines), which, 2, 2)
         assert math.isnan(around) if wanted is None else around == pytest.approx(wanted)
+
+
+def test_a_curve_begins_where_what_an_arm_was_begun_from_is_paid() -> None:
+    """The table charged an annealed arm with its first part; on the axes of tokens and of total compute it began at 0."""
+    spent = {"flops_student": 5.0, "flops_scoring": 1.0, "flops_reference": 2.0, "tokens_seen": 10, "tokens_trained": 6}
+    arm = Arm("anneal", Path(), {"summary": spent}, [])
+    row = {"arm": "anneal", "flops_total": 20.0, "tokens_seen": 40, "tokens_trained": 36}
+    run = SimpleNamespace(rows=[row])
+    assert [spent_before(run, arm, c) for c in ("flops_total", "tokens_seen", "tokens_trained")] == [12, 30, 30]  # type: ignore[arg-type]
+    assert spent_before(SimpleNamespace(rows=[]), arm, "flops_total") == 0  # type: ignore[arg-type]
+    row["flops_total"] = None  # type: ignore[assignment]
+    assert spent_before(run, arm, "flops_total") == 0  # type: ignore[arg-type]

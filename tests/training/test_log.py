@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from tokensieve.core import objective
 from tokensieve.modeling.flops import TokenFlops, token_flops
+from tokensieve.training.price import StepFlops
 from tokensieve.training.token_log import FlopsSpent, TokenLog, TokenLogConfig, logged_rows
 
 EVERY = TokenLogConfig(every=3, rows=2, seed=1)
@@ -144,7 +145,7 @@ def test_resume_is_the_uninterrupted_run(tmp_path: Path, saved_at: int, killed_a
 
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     """json.loads on half a line: the run could not be resumed at all."""
-    log = TokenLog(tmp_path, TokenLogConfig(), TokenFlops(1, 1), FlopsSpent())
+    log = TokenLog(tmp_path, TokenLogConfig(), StepFlops(TokenFlops(1, 1)), FlopsSpent())
     names = {"valid": 10, "kept": 4, "kept_nll": 8.0, "dropped_nll": 12.0, "weighted_nll": 8.0, "denominator": 4}
     sums = np.array([[float(n) for n in names.values()]] * 2)
     for step in (1, 2):
@@ -162,7 +163,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
     assert (log.tokens_seen, log.tokens_trained) == (20, 8)
     log.rewind(1, write=True)
-    assert (log.tokens_seen, log.tokens_trained, log.flops_student) == (10, 4, log.flops.train(16, 4))
+    assert (log.tokens_seen, log.tokens_trained, log.flops_student) == (10, 4, log.flops.of(16, 4))
     log.rewind(0, write=True)
     assert (log.tokens_seen, log.tokens_trained, log.flops_student) == (0, 0, 0)
     assert lines(tmp_path) == []

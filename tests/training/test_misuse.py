@@ -123,7 +123,7 @@ def test_step_scope_counts_its_first_pass(tmp_path: Path) -> None:
             made = trainer(tmp_path / name / scope, objective=objective(name, ratio=0.5, scope=scope))
             made.train()
             spent[name, scope] = made.token_log.flops_student
-    forward = made.token_log.flops.forward(8 * tiny.LENGTH)
+    forward = made.token_log.flops.student.forward(8 * tiny.LENGTH)
     assert spent["rho1", "step"] == pytest.approx(spent["rho1", "batch"] + forward, rel=1e-3)
     assert spent["random", "step"] == pytest.approx(spent["random", "batch"], rel=1e-3)
 

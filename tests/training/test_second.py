@@ -72,7 +72,7 @@ def test_a_teacher_beside_the_student(tmp_path: Path) -> None:
     assert tiny.gap({n: before[n] - w for n, w in tiny.weights(model).items()}, wanted) < 1e-9
     assert all(p.grad is None for p in teacher.parameters())
     assert trainer.state.log_history[0]["loss"] == pytest.approx(tiny.log_lines(tmp_path)[0]["loss"], rel=1e-5)
-    plain = trainer.token_log.flops.train(8 * tiny.LENGTH, tiny.log_lines(tmp_path)[0]["kept"])
+    plain = trainer.token_log.flops.student.train(8 * tiny.LENGTH, tiny.log_lines(tmp_path)[0]["kept"])
     assert tiny.log_lines(tmp_path)[0]["flops_student"] > 1.2 * plain
 
 
@@ -177,5 +177,5 @@ def test_a_teacher_that_is_asked_twice_is_counted_twice(tmp_path: Path) -> None:
         )
         spent[scope] = tiny.log_lines(tmp_path / scope)[0]["flops_student"]
     places = 4 * tiny.LENGTH
-    both = trainer.token_log.flops.forward(places) + trainer.second.flops_forward(places)
+    both = trainer.token_log.flops.student.forward(places) + trainer.token_log.flops.teacher.forward(places)
     assert spent["step"] == pytest.approx(spent["batch"] + both)

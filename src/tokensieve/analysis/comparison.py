@@ -22,6 +22,7 @@ CONTROLS = ("clm", "random", "random_like")
 """Objectives that choose by no score: arms with these are what the others are held against."""
 PLUS_MINUS = "± is half of the 95 % t interval over seeds"
 """What every ± over seeds means, in tables and sentences. It is also what decides."""
+CANNOT_TELL = "Cannot tell with these seeds"
 RISE = 0.005
 """Nats by which a curve must end above its lowest point to be said to rise: less is what the last steps do by chance."""
 
@@ -293,8 +294,17 @@ def sentence(seeds: Sequence[Sequence[Row]], arm: str, others: Sequence[str], wh
     sides = [_side(each, other, gap.n) for other, each in gaps.items()]
     ends = ", ".join(sides[:-1]) + (" and " if sides[1:] else "") + sides[-1]
     price = f"{_seen(_times(seeds, arm, baseline, 'tokens_seen'), baseline)} and {_compute(compute, baseline)}"
-    said = f"{word(gap, compute)}: {_shown(arm)} ends {ends} on {_shown(where)}{_over(gap.n, len(seeds))}, {price}."
+    hides = gap.is_decided and gap.n < sum(_has_rows(s, arm, baseline) for s in seeds)
+    found = CANNOT_TELL if hides else word(gap, compute)
+    said = f"{found}: {_shown(arm)} ends {ends} on {_shown(where)}{_over(gap.n, len(seeds))}, {price}."
+    if hides:  # a run that came to nothing is an outcome: left out, the others would pay for it
+        return f"{said} A seed in which one of the two has no finite nll cannot be left out: it stands against any verdict."
     return said + (f" {_more(gap)}" if gap.interval is not None and not gap.is_decided else "")
+
+
+def _has_rows(rows: Sequence[Row], *arms: str) -> bool:
+    """Whether a seed has runs of all of these, whatever they came to."""
+    return set(arms) <= {row["arm"] for row in rows}
 
 
 def _more(gap: OverSeeds) -> str:
@@ -314,7 +324,7 @@ def word(gap: OverSeeds, compute: float | None) -> str:
     if gap.interval is None:
         return "One seed decides nothing" if gap.n else "No verdict"
     if not gap.is_decided:
-        return "Cannot tell with these seeds"
+        return CANNOT_TELL
     worse = gap.interval[0] > 0
     if compute is None:
         return f"{'Worse' if worse else 'Better'}, at a total compute that is not known"

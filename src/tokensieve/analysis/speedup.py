@@ -67,19 +67,23 @@ class Speedup:
     factor: float | None = None
     interval: tuple[float, float] | None = None
     seeds: int = 0
+    of: int = 0
+    """Seeds that were given: one is left out that has no curve, since longer runs ended no lower in it, or no end."""
     beyond: str = ""
     """``above`` or ``below``: in some seed the arm ends below (above) all of the baseline's runs, and the factor there is only
     a bound, taken at the last of them: it is at least (at most) so much."""
 
     def told(self) -> str:
-        """For a table: ``1.42 (1.20 to 1.66)``, with >= or <= before a bound."""
+        """For a table: ``1.42 (1.20 to 1.66)``, with >= or <= before a bound, and how many seeds it is over where not all."""
         if self.factor is None:
             return ""
         sign = {"above": ">= ", "below": "<= "}.get(self.beyond, "")
         interval = (
             "" if self.interval is None or self.beyond else f" ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
         )
-        return f"{sign}{self.factor:.2f}{interval}"
+        return f"{sign}{self.factor:.2f}{interval}" + (
+            "" if self.seeds == self.of else f", {self.seeds} of {self.of} seeds"
+        )
 
 
 def effective(curves: Sequence[Ends], arm: Sequence[tuple[float | None, float | None]]) -> Speedup:
@@ -100,8 +104,9 @@ def effective(curves: Sequence[Ends], arm: Sequence[tuple[float | None, float | 
     if found.mean is None or len(beyond) == 2:
         return Speedup()
     interval = None if found.interval is None else (math.exp(found.interval[0]), math.exp(found.interval[1]))
-    return Speedup(math.exp(found.mean), interval, found.n, next(iter(beyond), ""))
+    return Speedup(math.exp(found.mean), interval, found.n, len(arm), next(iter(beyond), ""))
 
 
 def as_json(speedup: Speedup) -> dict[str, Any]:
-    return {"factor": speedup.factor, "interval": speedup.interval, "seeds": speedup.seeds, "beyond": speedup.beyond}
+    keys = ("factor", "interval", "seeds", "of", "beyond")
+    return {key: getattr(speedup, key) for key in keys}

@@ -12,7 +12,7 @@ from ..analysis.comparison import Row, by_seed, difference, rises, rivals, train
 from ..analysis.speedup import FEWEST, as_json, effective
 from ..evaluation.documents import read_documents
 from ..runs.files import read_json
-from .compare_scope import powers, scope
+from .compare_scope import limits, powers, scope
 from .configs.compare import CompareConfig
 from .recipe.registration import registered
 
@@ -23,8 +23,9 @@ SPEEDUP_AXES = ("flops_total", "tokens_seen")
 def findings(config: CompareConfig, seeds: Sequence[CompareConfig], rows: Sequence[Row]) -> dict[str, Any]:
     """``differences``: a record for each arm, what it is held against, and each set: ``arm``, ``rival``, ``set``, ``values``
     (by seed), ``mean``, ``sd``, ``interval`` (95 % t), ``documents`` (95 % bootstrap over documents; null without them);
-    ``speedups``: axis -> arm -> ``factor``, ``interval``, ``seeds``, ``beyond`` (see analysis/speedup.py); ``sentences``: the
-    verdict; of a study ``registration``, a sentence, ``power`` and ``scope`` (see compare_scope.py); ``runs``: number of seeds.
+    ``speedups``: axis -> arm -> ``factor``, ``interval``, ``seeds``, ``of``, ``beyond`` (see analysis/speedup.py);
+    ``sentences``: the verdict; of a study ``registration``, a sentence, ``power`` and ``scope`` (see compare_scope.py);
+    ``runs``: number of seeds.
     """
     each = by_seed(rows)
     declared = dict(config.rivals) if config.rivals or config.registration is not None else None
@@ -38,7 +39,7 @@ def findings(config: CompareConfig, seeds: Sequence[CompareConfig], rows: Sequen
         registration = read_json(config.registration)
         made["registration"] = registered(registration)
         made["power"] = powers(config, seeds, each, declared, registration["now"].get("effect"))
-        made["scope"] = scope(config, each, registration)
+        made["scope"] = [*scope(config, each, registration), *limits(config, seeds, each, declared)]
     return made
 
 

@@ -14,6 +14,7 @@ from ..analysis.comparison import Row, choosers, difference, over_seeds, rivals
 from ..analysis.table import rounded, table
 from ..runs.manifest import read_manifest
 from .configs.compare import CompareConfig
+from .lineage import begun_from
 
 POWER = (
     "What these seeds could tell four times in five, by how much their differences spread (two-sided paired t test at 5 %), "
@@ -120,3 +121,29 @@ def scope(config: CompareConfig, each: Sequence[Sequence[Row]], registration: Ma
         "for rules nobody has counted. What follows is whether a pair of arms ten times as large is worth its compute, not "
         "what the large run will gain."
     ]
+
+
+def limits(
+    config: CompareConfig,
+    seeds: Sequence[CompareConfig],
+    each: Sequence[Sequence[Row]],
+    declared: Mapping[str, str] | None,
+) -> list[str]:
+    """What intervals over seeds do not cover: another base, where all seeds went on from one, and how many verdicts there are.
+    Nothing for one seed."""
+    if len(seeds) == 1:
+        return []
+    begun = [begun_from(read_manifest(str(one.runs[config.baseline]), "model")) for one in seeds]
+    bases = {links[0]["model"] for links in begun if links}
+    said = []
+    if len(bases) == 1 and all(begun):
+        said.append(
+            "All seeds went on from one base model: the intervals say what chance in order, masks and references changes, not "
+            "what another base would."
+        )
+    if (count := len(choosers(each[0], config.baseline, declared))) > 1:
+        said.append(
+            f"{count} verdicts, each at 5 % and not corrected for their number: where nothing is to be found, one in 20 finds "
+            "something."
+        )
+    return said

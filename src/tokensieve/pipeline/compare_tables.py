@@ -85,11 +85,7 @@ def _cells(config: CompareConfig, rows: Sequence[Row], speedups: Mapping[str, An
     def speedup(axis: str) -> str | None:
         found = speedups.get(axis, {}).get(arm)
         interval = None if found is None or found["interval"] is None else tuple(found["interval"])
-        return (
-            None
-            if found is None
-            else Speedup(found["factor"], interval, found["seeds"], found["beyond"]).told() or None
-        )
+        return None if found is None else Speedup(**{**found, "interval": interval}).told() or None
 
     needs = {
         f"{config.baseline} needs, x FLOPs": speedup("flops_total"),

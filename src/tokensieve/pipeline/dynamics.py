@@ -36,8 +36,8 @@ from ..runs.work import Work
 from ..scoring.engine import Scorer
 from . import launch
 from .configs.dynamics import KIND, NOT_WORK, DynamicsConfig
+from .lineage import training_flops
 from .recipe.cost import Cost, Known
-from .score import training_flops
 
 
 def validate(config: DynamicsConfig) -> None:

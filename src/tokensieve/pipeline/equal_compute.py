@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..data.corpus import Corpus
-from ..modeling.flops import TokenFlops
 from ..runs.errors import UserError
 from ..runs.manifest import read_manifest
+from ..training.price import StepFlops
 from .configs.train import KIND, TrainConfig
 from .lineage import begun_from, charged, lineage, total
 
@@ -23,18 +23,18 @@ def check_length_given(config: TrainConfig) -> None:
         raise UserError(f"max_epochs must be above 0, not {config.max_epochs}")
 
 
-def steps_for(config: TrainConfig, flops: TokenFlops, places: float, share: float, spent: float) -> int:
+def steps_for(config: TrainConfig, flops: StepFlops, places: float, share: float, spent: float) -> int:
     """Steps of ``places`` tokens that cost more than the run ``compute_of`` cost in all, by less than one step.
 
     Not fewer: an arm pays only against a rival that was given as much. What both runs were begun from is charged to neither;
-    ``share`` of the tokens is trained on, and ``spent`` FLOPs were needed beforehand (scoring, reference). UserError if nobody
-    knows what that run cost, or if it was no more than what this one needs before its first step.
+    ``share`` of the tokens is trained on, and ``spent`` FLOPs were needed beforehand (scoring, references). UserError if
+    nobody knows what that run cost, or if it was no more than what this one needs before its first step.
     """
     other = read_manifest(str(config.compute_of), KIND, ("summary",))
     own = lineage(config.model) if isinstance(config.model, str) else []
     before = [total(link) for link in own if link["model"] not in {theirs["model"] for theirs in begun_from(other)}]
     costs = total(charged(other, {link["model"] for link in own}))
-    each = flops.train(places, places * share)
+    each = flops.of(places, places * share)
     if costs is None or None in before or not each > 0 or spent != spent:
         raise UserError(f"compute_of: nobody knows what {config.compute_of} cost in all, or what a step costs here")
     left = costs - spent - sum(b for b in before if b is not None)

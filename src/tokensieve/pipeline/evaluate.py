@@ -19,8 +19,8 @@ from ..evaluation.baselines import NGRAMS, baseline_figures
 from ..evaluation.documents import DOCUMENTS, DocumentSums
 from ..evaluation.sums import Sums
 from ..modeling.checkpoints import Checkpoint
-from ..modeling.folder import model_hash, read_config
-from ..modeling.load import check_length, check_tokenizer, check_vocabulary
+from ..modeling.folder import model_hash
+from ..modeling.load import check_length, check_vocabulary
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, write_json
 from ..runs.stage import stage
@@ -28,6 +28,7 @@ from ..runs.work import Work
 from ..scoring.engine import Scorer
 from . import launch, measures, tasks
 from .configs.evaluate import KIND, NOT_WORK, TASKS_ONLY, EvaluateConfig
+from .evaluation_sets import open_sets
 from .recipe.cost import Cost, Known
 
 
@@ -44,12 +45,7 @@ def run(config: EvaluateConfig) -> Path:
         return measures.run(config)
     if config.tasks:
         return tasks.run(config)
-    out = Path(config.out)
-    sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.sets.items()}
-    for folder in config.models.values():
-        for corpus in sets.values():
-            check_length(read_config(folder), corpus.length, folder)
-            check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
+    out, sets = Path(config.out), open_sets(config)
     notes = list(_check_bos(config, sets))
     targets = tasks.targets_of(config)
     with stage(out, _work(config, sets, targets)) as s:

@@ -21,9 +21,8 @@ from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from .config.help import check_seed
 from .configs.init import KIND, NOT_WORK, InitConfig
-from .lineage import lineage, trained_by
+from .lineage import lineage, trained_by, training_flops
 from .recipe.cost import Cost, Known
-from .score import training_flops
 from .starts import MADE, WAYS_TO_BEGIN, asked_for, check_start, shapes_of
 
 # What tokenises, of every layout that a folder may have: copied byte for byte.

@@ -46,6 +46,26 @@ def trained_by(model: str) -> list[str]:
     return [model_hash(model)]
 
 
+def reference_begun_from(model: str) -> list[dict[str, Any]]:
+    """What a reference was begun from, without what ``reference_flops`` has in it already."""
+    counted = trained_by(model)
+    return [link for link in lineage(model)[1:] if link["model"] not in counted]
+
+
+def training_flops(model: str) -> float | None:
+    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere. Of one that
+    `init` made of another, and nobody trained since: those of the other."""
+    for folder in (Path(model), Path(model).parent):
+        kind = read_manifest(folder)["kind"] if is_done(folder) else None
+        if kind == "model":
+            flops = read_manifest(folder, "model", ("summary",))["summary"]["flops_student"]
+            return None if flops is None else float(flops)
+        if kind == START:
+            flops = read_manifest(folder, START, ("source_flops",))["source_flops"]
+            return None if flops is None else float(flops)
+    return 0.0
+
+
 def begun_from(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lineage of a finished run, by its manifest. Of earlier versions only the first link is known, without figures."""
     first = manifest["inputs"].get("model")

@@ -20,8 +20,8 @@ from ..evaluation.measures.signal import JUDGEMENTS, RECORD_FILES, flattened, re
 from ..evaluation.measures.subject import MeasureRecord, ModelFigures, Subject
 from ..evaluation.measures.surprisal import read_words, words_file
 from ..modeling.checkpoints import Checkpoint
-from ..modeling.folder import model_hash, read_config
-from ..modeling.load import check_length, check_tokenizer, check_vocabulary
+from ..modeling.folder import model_hash
+from ..modeling.load import check_vocabulary
 from ..runs.errors import UserError
 from ..runs.files import PART_NOTES, atomic_file, file_hash, read_json, write_json
 from ..runs.manifest import note_part, part_is_whole, read_manifest
@@ -30,6 +30,7 @@ from ..runs.work import Work
 from . import launch, tasks
 from .config.fields import unknown
 from .configs.evaluate import MEASURES_KIND, NOT_WORK, EvaluateConfig
+from .evaluation_sets import open_sets
 from .recipe.cost import Cost, Known
 
 RECORDS = "measures.json"
@@ -42,12 +43,7 @@ def run(config: EvaluateConfig) -> Path:
     """
     launch.check_device(config.device)
     _check_inputs(config)
-    out = Path(config.out)
-    sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.sets.items()}
-    for folder in config.models.values():
-        for corpus in sets.values():
-            check_length(read_config(folder), corpus.length, folder)
-            check_tokenizer(folder, corpus.tokenizer(), str(corpus.folder))
+    out, sets = Path(config.out), open_sets(config)
     targets = tasks.targets_of(config)
     with stage(out, _work(config, sets, targets)) as s:
         if s.done:

@@ -23,6 +23,7 @@ from ..analysis.scaling.forms import FORMS
 from ..analysis.scaling.law import Estimate, Law, choose, fit_law
 from ..runs.errors import UserError
 from .configs.plan import PlanConfig
+from .lineage import training_flops
 from .recipe.cost import Known
 
 REPEATING = ("repetition", "data_constrained")
@@ -187,8 +188,6 @@ def reference_costs(config: PlanConfig, params: float, each: float) -> tuple[flo
     seen = (config.domain_tokens or 0.0) * config.reference_passes
     if config.reference is None:
         return each / 3 * params, each * params * seen, f"{each:.3g} N a token"
-    from .score import training_flops  # imports torch: seconds that a plan without a model's folder need not wait
-
     forward = Known().forward_flops(config.reference, 1.0, config.length)
     trained = training_flops(config.reference)
     if trained:

@@ -24,16 +24,15 @@ from ..modeling.flops import known_or_none, token_flops
 from ..modeling.folder import model_hash
 from ..modeling.load import check_dtype, check_length, check_tokenizer, check_vocabulary, load_causal_lm, quiet_loading
 from ..runs.errors import UserError
-from ..runs.manifest import is_done, note_part, part_field, part_is_whole, read_manifest
+from ..runs.manifest import note_part, part_field, part_is_whole
 from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from ..scoring.context import Context, ablated
 from ..scoring.engine import Scorer
 from . import launch
 from .config.fields import from_fields
-from .configs.init import KIND as START
 from .configs.score import KIND, NOT_WORK, ScoreConfig
-from .lineage import lineage, trained_by
+from .lineage import reference_begun_from, training_flops
 from .recipe.cost import Cost, Known
 from .score_columns import COLUMNS, asked, bytes_of, check_asked, check_origin, column_types, columns_of
 
@@ -283,26 +282,6 @@ def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, 
         reference_flops=training_flops(config.model) if config.model else 0.0,
         **({"types": column_types(config)} if column_types(config) else {}),
         **({"context": config.context} if config.context != "none" else {}),
-        begun_from=_begun_from(config.model) if config.model else [],
+        begun_from=reference_begun_from(config.model) if config.model else [],
         **({"bos_note": note} if note else {}),
     )
-
-
-def _begun_from(model: str) -> list[dict[str, Any]]:
-    """What a reference was begun from, without what ``reference_flops`` has in it already."""
-    counted = trained_by(model)
-    return [link for link in lineage(model)[1:] if link["model"] not in counted]
-
-
-def training_flops(model: str) -> float | None:
-    """FLOPs that trained a model, if `train` wrote its folder (None: not known); 0 for a model from elsewhere. Of one that
-    `init` made of another, and nobody trained since: those of the other."""
-    for folder in (Path(model), Path(model).parent):
-        kind = read_manifest(folder)["kind"] if is_done(folder) else None
-        if kind == "model":
-            flops = read_manifest(folder, "model", ("summary",))["summary"]["flops_student"]
-            return None if flops is None else float(flops)
-        if kind == START:
-            flops = read_manifest(folder, START, ("source_flops",))["source_flops"]
-            return None if flops is None else float(flops)
-    return 0.0

@@ -23,6 +23,14 @@ def folders(objective: Any) -> list[str]:
     return own + folders(objective.get("of"))
 
 
+def teachers(objective: Any) -> list[str]:
+    """Of these the ones that are asked in each step: at most one."""
+    if not isinstance(objective, Mapping):
+        return []
+    own = objective.get("teacher") if objective.get("name") == "distill" else None
+    return ([own] if isinstance(own, str) else []) + teachers(objective.get("of"))
+
+
 def without_folders(objective: Any) -> Any:
     """The same mapping without these paths."""
     if not isinstance(objective, Mapping):

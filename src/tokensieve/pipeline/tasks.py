@@ -84,7 +84,13 @@ def run(config: EvaluateConfig) -> Path:
 def targets_of(config: EvaluateConfig) -> list[Checkpoint]:
     """The models to evaluate, with their checkpoints if they are asked for."""
     names = config.models.items()
-    return [t for name, folder in names for t in checkpoints_of(name, folder, config.checkpoints, config.average)]
+    found = [t for name, folder in names for t in checkpoints_of(name, folder, config.checkpoints, config.average)]
+    if config.average > 1 and found and not any(t.averaged for t in found):
+        raise UserError(
+            f"average: {config.average} checkpoints of each run, and none of {', '.join(config.models)} kept any but its last: "
+            "leave average out, or train with save_strategy and save_steps"
+        )
+    return found
 
 
 def model_of(target: Checkpoint) -> Any:

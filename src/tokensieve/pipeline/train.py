@@ -25,7 +25,6 @@ from ..data.corpus import Corpus, open_corpus
 from ..data.rows import check_targets
 from ..data.scored import join_scores
 from ..data.tokenizer import auto_override
-from ..modeling.flops import TokenFlops, token_flops
 from ..modeling.folder import model_hash, read_config
 from ..modeling.freeze import freeze
 from ..modeling.load import (
@@ -49,6 +48,7 @@ from ..runs.work import Work
 from ..training.checkpoints import numbered
 from ..training.guards import GuardConfig, StopSignals
 from ..training.mup import scale_new_weights
+from ..training.price import StepFlops, share_trained, step_flops
 from ..training.self_test import run_self_test
 from ..training.sparse import check_backward
 from ..training.token_log import FlopsSpent, TokenLogConfig
@@ -59,11 +59,10 @@ from .config.fields import all_of, from_fields
 from .config.help import check_seed, one_line
 from .configs.train import KIND, NOT_WORK, SPLIT, TrainConfig
 from .equal_compute import check_epochs, check_length_given, steps_for
-from .lineage import lineage
+from .lineage import lineage, reference_begun_from, training_flops
 from .objectives import check_sources, objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
-from .score import training_flops
 
 _ADAM_BYTES = 12  # float32 weights and two moments, of a checkpoint that can be resumed from
 
@@ -109,6 +108,11 @@ def run(config: TrainConfig) -> Path:
         s.bind()
         _write_config(made, trainer.args, out)
         _train(trainer, going_on)
+        if not trainer.token_log.tokens_trained:  # the same on all ranks
+            raise UserError(
+                f"{out}: of {trainer.token_log.tokens_seen:,} tokens seen not one was trained on: the corpus's weights, or the "
+                "objective, leave none, and the model is what it began as"
+            )
         save_model(trainer, out, lora=config.lora is not None, dtype=config.dtype)
         if ranks.rank == 0:
             _tell_override(out / "model")
@@ -172,9 +176,11 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
     parameters = sum(p.numel() for p in model.parameters())
     model = model if config.lora is None else with_lora(copy.deepcopy(model), config.lora)  # others begin with it too
     model = model if not config.freeze else freeze(copy.deepcopy(model), config.freeze)
-    each_token = _token_flops(config, model, length).train(1, share_trained(config))
+    objective, teachers = _objective(config), second.teachers(config.objective)
+    teacher = known.model(teachers[0]) if teachers else None
+    each_token = _step_flops(config, objective, model, length, teacher).of(1, share_trained(objective.options))
     if config.compute_of is not None:
-        left = known.total_flops(config.compute_of) - known.spent_on(config.scores)
+        left = known.total_flops(config.compute_of) - known.spent_on(config.scores, teachers)
         steps, exact = max(left, 0.0) / (step * each_token), False
     tokens, copies = steps * step, _num_checkpoints(args, steps)
     flops = tokens * each_token
@@ -269,11 +275,6 @@ def check_optimizer(config: TrainConfig) -> None:
         )
 
 
-def share_trained(config: TrainConfig) -> float:
-    """The share of its tokens that an objective trains on, as far as its options say; else all."""
-    return float(_objective(config).options.get("ratio", 1.0))
-
-
 def _objective(config: TrainConfig) -> Objective:
     return objective_of(config.objective, config.allow_code)
 
@@ -306,24 +307,25 @@ def _check_unfinished(config: TrainConfig, s: Stage) -> bool:
     return bool(found)
 
 
-def _token_flops(config: TrainConfig, model: Any, length: float) -> TokenFlops:
-    return token_flops(model, length, sparse=config.backward == "sparse", strict=config.strict)
+def _step_flops(config: TrainConfig, objective: Objective, model: Any, length: float, teacher: Any) -> StepFlops:
+    how: dict[str, Any] = {"sparse": config.backward == "sparse", "strict": config.strict}
+    return step_flops(objective, model, length, **how, teacher=teacher)
 
 
 def _with_steps(config: TrainConfig, corpus: Corpus) -> TrainConfig:
     """The config with ``max_steps`` where ``compute_of`` says how long to train."""
     if config.compute_of is None:
         return config
-    args, flops = (
-        training_arguments(config),
-        _token_flops(config, _frozen(config, model_shapes(_model_config(config, corpus))), corpus.length),
-    )
+    args, objective = training_arguments(config), _objective(config)
+    shapes = _frozen(config, model_shapes(_model_config(config, corpus)))
+    teachers = [model_shapes(read_config(folder)) for folder in second.teachers(config.objective)]
+    flops = _step_flops(config, objective, shapes, corpus.length, teachers[0] if teachers else None)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
     valid = min(
         1.0, corpus.stats["tokens"] / max(1, corpus.num_rows * corpus.length)
     )  # padding is computed, not trained
-    share = share_trained(config) * valid * (1 - 1 / corpus.length)
-    steps = steps_for(config, flops, rows * corpus.length, share, sum(_flops_spent(config)))
+    share = share_trained(objective.options) * valid * (1 - 1 / corpus.length)
+    steps = steps_for(config, flops, rows * corpus.length, share, sum(_flops_spent(config, objective.second)))
     return dataclasses.replace(config, training={**config.training, "max_steps": steps})
 
 
@@ -474,13 +476,11 @@ def _flops_spent(config: TrainConfig, target: SecondTarget | None = None) -> tup
 
 
 def _references(config: TrainConfig) -> list[dict[str, Any]]:
-    """The models whose scores were used, what training them took, and what they were begun from: each once."""
+    """The models whose scores were used, and teachers: what training them took, and what they were begun from, each once."""
     manifests = [read_manifest(s, "scores") for s in config.scores]
-    found = {m["model_hash"]: m for m in manifests}
-    return [
-        {"model": name, "flops": m["reference_flops"], "begun_from": m.get("begun_from", [])}
-        for name, m in found.items()
-    ]
+    found = {model_hash(t): (training_flops(t), reference_begun_from(t)) for t in second.teachers(config.objective)}
+    found |= {m["model_hash"]: (m["reference_flops"], m.get("begun_from", [])) for m in manifests}
+    return [{"model": name, "flops": flops, "begun_from": links} for name, (flops, links) in found.items()]
 
 
 def _write_config(config: TrainConfig, args: Any, out: Path) -> None:

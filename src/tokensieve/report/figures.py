@@ -6,20 +6,21 @@ A figure is left out where a run has not logged what it needs; nothing is filled
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..analysis.folders import Arm, Dynamics, Run, checkpoint_records, total_flops
+from ..analysis.comparison import TOTAL
+from ..analysis.folders import Arm, Run, checkpoint_records, total_flops
+from .dynamics_figures import dynamics_figures
 from .logged import Columns, logged_tokens
 from .measures import measure_figures
 from .style import (
     ARMS,
     BASELINE,
-    CLASS_COLOURS,
     DROPPED_COLOUR,
     KEPT_COLOUR,
+    Figure,
     arm_colours,
     label_ends,
     panel,
@@ -27,17 +28,6 @@ from .style import (
     si,
 )
 from .svg import INK
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn figure. ``name`` is its file's, ``section`` where it stands on the page, ``caption`` plain text."""
-
-    name: str
-    section: str
-    title: str
-    caption: str
-    drawing: Any
 
 
 def figures(runs: Sequence[Run]) -> Iterator[Figure]:
@@ -52,7 +42,7 @@ def figures(runs: Sequence[Run]) -> Iterator[Figure]:
     yield from loss_against_target(run)
     yield from score_distributions(run, logged)
     for dynamics in run.dynamics:
-        yield from dynamics_figures(run, dynamics)
+        yield from dynamics_figures(dynamics)
     for name, title, caption, drawing in measure_figures(run):
         yield Figure(name, "measures", title, caption, drawing)
     yield from plan_curves(run)
@@ -60,11 +50,12 @@ def figures(runs: Sequence[Run]) -> Iterator[Figure]:
 
 # --- target and forgetting -------------------------------------------------------------------------------------------------
 
-AXES: dict[str, tuple[str, str, Callable[[Arm, dict[str, Any]], float]]] = {
-    "seen": ("tokens seen", "by tokens seen", lambda arm, r: r["tokens_seen"]),
-    "trained": ("tokens trained", "by tokens trained", lambda arm, r: r["tokens_trained"]),
-    "flops": ("FLOPs, total", "by total compute", lambda arm, r: total_flops(arm, r["tokens_seen"])),
+AXES: dict[str, tuple[str, str, str, Callable[[Arm, dict[str, Any]], float]]] = {
+    "seen": ("tokens seen", "by tokens seen", "tokens_seen", lambda arm, r: r["tokens_seen"]),
+    "trained": ("tokens trained", "by tokens trained", "tokens_trained", lambda arm, r: r["tokens_trained"]),
+    "flops": ("FLOPs, total", "by total compute", "flops_total", lambda arm, r: total_flops(arm, r["tokens_seen"])),
 }
+"""Its label, its title, the comparison's column of it, and its value at a checkpoint."""
 
 
 def target_curves(runs: Sequence[Run]) -> Iterator[Figure]:
@@ -75,8 +66,8 @@ def target_curves(runs: Sequence[Run]) -> Iterator[Figure]:
         "trained": "The same, counting only tokens that stood in the loss.",
         "flops": "The same against all FLOPs: a scored arm starts where its scoring and its reference model have been paid.",
     }
-    for key, (x_label, title, value) in AXES.items():
-        if run.target and (drawn := _curves(runs, run.target, x_label, value)):
+    for key, (_, title, *_) in AXES.items():
+        if run.target and (drawn := _curves(runs, run.target, key)):
             seeds = f" Thin lines are the {len(runs)} seeds, the thick one is their mean." if len(runs) > 1 else ""
             yield Figure(f"target-{key}", "target", f"{run.target} {title}", notes[key] + seeds, drawn)
 
@@ -85,20 +76,17 @@ def forgetting_curves(runs: Sequence[Run]) -> Iterator[Figure]:
     """The further evaluation sets, where forgetting would show."""
     run = runs[0]
     for i, other in enumerate(run.others):
-        x_label, _, value = AXES["seen"]
-        if drawn := _curves(runs, other, x_label, value):
+        if drawn := _curves(runs, other, "seen"):
             caption = f"nll on {other} at every checkpoint: a rise is forgetting."
             yield Figure(f"forgetting-{i + 1}", "forgetting", f"{other} by tokens seen", caption, drawn)
 
 
-def _curves(
-    runs: Sequence[Run], on_set: str, x_label: str, value: Callable[[Arm, dict[str, Any]], float]
-) -> Any | None:
+def _curves(runs: Sequence[Run], on_set: str, axis: str) -> Any | None:
     run, colours = runs[0], arm_colours(runs[0])
-    figure, axes = panel("nll, nats a token", x_label)
+    figure, axes = panel("nll, nats a token", AXES[axis][0])
     ends = []
     for arm in run.arms:
-        lines = [line for each in runs if (line := _line(each, arm.name, on_set, value))]
+        lines = [line for each in runs if (line := _line(each, arm.name, on_set, axis))]
         if not lines:
             continue
         colour, mean = colours[arm.name], _mean_line(lines)
@@ -115,15 +103,27 @@ def _curves(
     return figure
 
 
-def _line(run: Run, arm: str, on_set: str, value: Callable[[Arm, dict[str, Any]], float]) -> Any:
+def _line(run: Run, arm: str, on_set: str, axis: str) -> Any:
     found = next((a for a in run.arms if a.name == arm), None)
     on = run.on if on_set == run.target else "all"
     records = checkpoint_records(run, arm, on_set, on) if found else []
     records = [r for r in records if r["tokens_seen"] is not None]
     if found is None or not records:
         return None
-    x = np.array([value(found, r) for r in records], float)
+    _, _, column, value = AXES[axis]
+    x = np.array([value(found, r) for r in records], float) + spent_before(run, found, column)
     return (x, np.array([r["nll"] for r in records])) if np.isfinite(x).all() else None
+
+
+def spent_before(run: Run, arm: Arm, column: str) -> float:
+    """What the comparison charges an arm with beside its own run: runs that it alone was begun from. 0 without a comparison.
+
+    Of an annealed arm the table had the first part, and its curve began at 0.
+    """
+    row = next((r for r in run.rows if r["arm"] == arm.name), {})
+    own = [arm.summary.get(key) for key in (TOTAL if column == "flops_total" else (column,))]
+    known = [v for v in own if v is not None]
+    return 0.0 if row.get(column) is None or len(known) < len(own) else float(row[column] - sum(known))
 
 
 def _mean_line(lines: Sequence[Any]) -> Any:
@@ -335,154 +335,6 @@ def _threshold(arm: Arm, steps: Sequence[tuple[float, float]]) -> Figure:
     axes.xaxis.set_major_formatter(si)
     caption = "At every step (thin) and the median of stretches (thick)."
     return Figure(f"threshold-{arm.name}", "scores", f"{arm.name}: threshold", caption, figure)
-
-
-# --- dynamics --------------------------------------------------------------------------------------------------------------
-
-
-def dynamics_figures(run: Run, dynamics: Dynamics) -> Iterator[Figure]:
-    """Class shares beside the paper's, mean curve of each class, sample trajectories, and figure 6 as the paper has it."""
-    tables = dynamics.tables
-    yield _class_shares(dynamics)
-    yield _class_curves(dynamics)
-    for by, title in (("source", "source"), ("frequency", "how often the token occurs")):
-        if rows := [b for b in tables["breakdowns"] if b["by"] == by]:
-            yield _class_breakdown(dynamics, by, title, rows)
-    if tables["samples"]:
-        yield _trajectories(dynamics)
-    if kept := [c for c in tables["classes"] if c["class"] in CLASS_COLOURS and c.get("kept_share") is not None]:
-        yield _kept_by_class(dynamics, kept)
-    if tables["selection"]:
-        yield _kept_under(dynamics)
-
-
-def label(name: str) -> str:
-    """``H->L`` as it is printed."""
-    return name.replace("->", "→")
-
-
-def _class_shares(dynamics: Dynamics) -> Figure:
-    tables = dynamics.tables
-    rows = [c for c in tables["classes"] if c["class"] in CLASS_COLOURS]
-    figure, axes = _class_bars("share of tokens", [(r["class"], r["share"], r["paper"] or 0.0) for r in rows])
-    for i, row in enumerate(r for r in rows if r["paper"] is not None):
-        axes.plot([row["paper"]] * 2, [i - 0.4, i + 0.4], color=INK, linewidth=1.2)
-        if i == 0:
-            axes.annotate("paper", (row["paper"], i - 0.4), xytext=(0, 2), textcoords="offset points", ha="center")
-    axes.set_xlim(0, 1.15 * max(max(r["share"], r["paper"] or 0) for r in rows))
-    caption = (
-        f"{tables['tokens']:,} tokens at {len(tables['checkpoints'])} checkpoints, classed by the least-squares line through "
-        f"their nll (±{tables['threshold']:g}). Ticks: the paper's shares, of a larger model on other text."
-    )
-    return Figure(f"{dynamics.name}-classes", "dynamics", f"{dynamics.model}: four classes of tokens", caption, figure)
-
-
-def _class_bars(title: str, shares: Sequence[tuple[str, float, float]]) -> tuple[Any, Any]:
-    """A bar a class of (name, share, where a tick will stand): the number steps aside for a tick near the bar's end."""
-    figure, axes = panel(title, grid="x")
-    figure.set_size_inches(3.5, 1.9)
-    for i, (name, share, tick) in enumerate(shares):
-        axes.barh(i, share, height=0.55, color=CLASS_COLOURS[name], linewidth=0)
-        free = tick if share - 0.01 < tick < share + 0.12 else share
-        axes.annotate(f"{share:.1%}", (free, i), xytext=(5, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(shares)), [label(name) for name, *_ in shares])
-    axes.set_ylim(len(shares) - 0.5, -0.9)
-    axes.xaxis.set_major_formatter(percent)
-    return figure, axes
-
-
-def _over_checkpoints(dynamics: Dynamics, lines: Sequence[tuple[str, str, Sequence[float | None]]]) -> Any:
-    """A panel of (name, colour, nll at each checkpoint); lines with a hole are left out."""
-    seen = dynamics.tokens_seen
-    x = list(range(len(dynamics.tables["checkpoints"]))) if seen is None else seen
-    figure, axes = panel("mean nll, nats a token", "checkpoint" if seen is None else "tokens seen")
-    ends = []
-    for name, colour, values in lines:
-        y = [v for v in values if v is not None]
-        if len(y) == len(x):
-            axes.plot(x, y, color=colour, marker="o")
-            ends.append((float(x[-1]), float(y[-1]), name, colour))
-    if seen is not None:
-        axes.xaxis.set_major_formatter(si)
-    label_ends(axes, ends)
-    return figure
-
-
-def _class_curves(dynamics: Dynamics) -> Figure:
-    by_class = {
-        name: sorted((c for c in dynamics.tables["curves"] if c["class"] == name), key=lambda c: c["checkpoint"])
-        for name in CLASS_COLOURS
-    }
-    lines = [(label(name), CLASS_COLOURS[name], [r["nll"] for r in rows]) for name, rows in by_class.items()]
-    title = f"{dynamics.model}: mean nll of each class"
-    caption = "Mean over the tokens of a class; classes are those of the whole stretch."
-    return Figure(f"{dynamics.name}-curves", "dynamics", title, caption, _over_checkpoints(dynamics, lines))
-
-
-def _class_breakdown(dynamics: Dynamics, by: str, title: str, rows: Sequence[dict[str, Any]]) -> Figure:
-    """A bar a group, divided by class."""
-    groups = list(dict.fromkeys(r["group"] for r in sorted(rows, key=lambda r: r["order"])))
-    shares = {(r["group"], r["class"]): r["share"] or 0.0 for r in rows}
-    figure, axes = panel("share of the group's tokens", grid="x")
-    figure.set_size_inches(3.5, 0.9 + 0.2 * len(groups))
-    left = np.zeros(len(groups))
-    for name, colour in CLASS_COLOURS.items():
-        width = np.array([shares.get((g, name), 0.0) for g in groups])
-        axes.barh(range(len(groups)), width, left=left, height=0.7, color=colour, linewidth=0)
-        if len(groups) and width[0] > 0.06:
-            at = (left[0] + width[0] / 2, -0.45)
-            axes.annotate(label(name), at, xytext=(0, 2), textcoords="offset points", ha="center", color=colour)
-        left += width
-    axes.set_yticks(range(len(groups)), groups)
-    axes.set_ylim(len(groups) - 0.5, -1.1)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(percent)
-    caption = f"Classes by {title}: each bar is all of a group's tokens."
-    return Figure(f"{dynamics.name}-by-{by}", "dynamics", f"{dynamics.model}: classes by {title}", caption, figure)
-
-
-def _trajectories(dynamics: Dynamics) -> Figure:
-    """Small multiples on one scale: a few tokens of each class."""
-    from matplotlib.figure import Figure as Drawing
-
-    figure = Drawing(figsize=(3.5, 2.9))
-    grid = figure.subplots(2, 2, sharex=True, sharey=True)
-    for axes, (which, colour) in zip(grid.flat, CLASS_COLOURS.items(), strict=True):
-        for row in [s for s in dynamics.tables["samples"] if s["class"] == which][:8]:
-            axes.plot(row["nll"], color=colour, linewidth=0.7, alpha=0.9)
-        axes.set_title(label(which), color=colour, pad=3)
-        axes.grid(visible=True, axis="y")
-    figure.supxlabel("checkpoint", fontsize=7.5)
-    title = f"{dynamics.model}: sample trajectories"
-    caption = "Up to eight tokens of each class, nll in nats; many fluctuate more than they move."
-    return Figure(f"{dynamics.name}-samples", "dynamics", title, caption, figure)
-
-
-def _kept_by_class(dynamics: Dynamics, rows: Sequence[dict[str, Any]]) -> Figure:
-    figure, axes = _class_bars("share of tokens kept", [(r["class"], r["kept_share"], 0.0) for r in rows])
-    axes.set_xlim(0, 1)
-    title = f"{dynamics.model}: what is kept, by class"
-    caption = (
-        f"How often the top {dynamics.tables['ratio']:.0%} by excess hold a token of each class, over all checkpoints."
-    )
-    return Figure(f"{dynamics.name}-kept-by-class", "selection", title, caption, figure)
-
-
-def _kept_under(dynamics: Dynamics) -> Figure:
-    """Figure 6 as the paper has it: one selection, the last, looked at over all checkpoints."""
-    selection = dynamics.tables["selection"]
-    last = max(s["selected_at"] for s in selection)
-    rows = sorted((s for s in selection if s["selected_at"] == last), key=lambda s: s["checkpoint"])
-    lines = [
-        (key, colour, [r[f"{key}_nll"] for r in rows])
-        for key, colour in (("kept", KEPT_COLOUR), ("dropped", DROPPED_COLOUR))
-    ]
-    title = f"{dynamics.model}: one selection over time"
-    caption = (
-        f"Tokens of held-out text that the last selection (top {dynamics.tables['ratio']:.0%} by excess) keeps and drops, at "
-        "every checkpoint: figure 6 as the paper has it."
-    )
-    return Figure(f"{dynamics.name}-selection", "time", title, caption, _over_checkpoints(dynamics, lines))
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------------

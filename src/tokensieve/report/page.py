@@ -22,9 +22,9 @@ from ..analysis.comparison import PLUS_MINUS
 from ..analysis.folders import Run
 from . import svg
 from .explorer import views
-from .figures import Figure, figures
+from .figures import figures
 from .pieces import PieceTable, shown_text
-from .style import RC
+from .style import RC, Figure
 from .verdict import arms_table, verdict
 
 HERE = Path(__file__).parent / "page"
@@ -135,12 +135,21 @@ def _headline(run: Run) -> str:
     return f"{run.name}: {', '.join(names)}" if len(names) < 6 else run.name
 
 
+def _seen(tokens: Sequence[int]) -> tuple[str, str]:
+    """What arms saw: of equal compute those see more that cost less. (The most was told as what each of them had seen.)"""
+    least, most = min(tokens), max(tokens)
+    return (
+        ("tokens seen by each arm", f"{most:,}")
+        if least == most
+        else ("tokens seen by an arm", f"{least:,} to {most:,}")
+    )
+
+
 def _facts(runs: Sequence[Run]) -> list[tuple[str, object]]:
     run = runs[0]
     facts: list[tuple[str, object]] = [("run", run.name), ("seed" if len(runs) == 1 else "seeds", _seeds(runs))]
     if run.arms:
-        trained = max(run.arms, key=lambda a: a.summary["tokens_seen"])
-        facts.append(("tokens seen by each arm", f"{trained.summary['tokens_seen']:,}"))
+        facts.append(_seen([arm.summary["tokens_seen"] for arm in run.arms]))
     if corpus := next((c for c in run.corpora if run.arms and c.path == run.arms[0].corpus), None):
         stats = corpus.manifest["stats"]
         facts.append(("training corpus", f"{stats['documents']:,} documents, {stats['tokens']:,} tokens"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..analysis.folders import Run
@@ -15,6 +16,18 @@ ARMS = ("#2b8cc9", "#d4761c", "#169a78", "#8c7ae6", "#b59a1a")
 KEPT_COLOUR, DROPPED_COLOUR = "#d98a00", "#7d8b99"
 CLASS_COLOURS = dict(zip(CLASSES, ("#cc79a7", "#d98a00", "#2b8cc9", "#858585"), strict=True))
 SIZE = (3.5, 2.5)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure. ``name`` is its file's, ``section`` where it stands on the page, ``caption`` plain text."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    drawing: Any
+
 
 RC: dict[str, Any] = {
     "axes.edgecolor": INK,

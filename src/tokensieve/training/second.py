@@ -14,7 +14,6 @@ from ..core.backends import OWN
 from ..core.objective import SecondTarget
 from ..core.targets import SparseTargets, similar_entries
 from ..data.rows import next_entries
-from ..modeling.flops import TokenFlops
 from ..modeling.probe import broken_property
 from ..modeling.seam import HeadSeam, base_model, likeliest_entries
 from ..runs.errors import UserError
@@ -41,8 +40,7 @@ class SecondTargets:
     ) -> None:
         self.wanted, self.context = wanted, context
         self.seam: HeadSeam | None = None
-        self.flops: TokenFlops | None = None
-        """Of the teacher; known once the length of rows is."""
+        self.teacher: Any = None
         if wanted.origin == "teacher":
             if teacher is None:
                 raise UserError("the objective distils from a teacher: SelectiveTrainer(..., teacher=model)")
@@ -65,10 +63,6 @@ class SecondTargets:
 
         told = broken_property(self.seam, rows, count, call, device, labels=False)
         return told and f"the teacher: {told}"
-
-    def flops_forward(self, tokens: float) -> float:
-        """What second targets of so many tokens cost beside the student."""
-        return 0.0 if self.flops is None else self.flops.forward(tokens)
 
     @torch.no_grad()
     def of(self, inputs: Mapping[str, Tensor], share: float) -> SparseTargets:

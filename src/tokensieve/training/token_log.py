@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ..core import random_uniform
-from ..modeling.flops import TokenFlops, known_or_none
+from ..modeling.flops import known_or_none
 from ..runs.errors import UserError
 from ..runs.files import atomic_file
 from ..runs.layout import BESIDE, TIMES, TOKEN_LOG, log_lines, token_file, token_files
+from .price import StepFlops
 from .step import Totals, unpacked
 
 
@@ -73,7 +74,7 @@ class TokenLog:
 
     folder: Path
     config: TokenLogConfig
-    flops: TokenFlops
+    flops: StepFlops
     spent: FlopsSpent
     sources: Sequence[str] = ()
     tokens_seen: int = 0
@@ -83,10 +84,6 @@ class TokenLog:
     started: float = field(default_factory=time.monotonic)
     process: int = 1
     """Which of the processes that worked on this run; a resumed one starts its clock again."""
-    first_pass: bool = False
-    """Whether each step takes a forward of its own to choose its tokens."""
-    beside: Callable[[float], float] | None = None
-    """FLOPs of what runs beside the student for so many tokens: a teacher."""
     skipped: set[int] = field(default_factory=set)
     """Steps whose update was left out because something in them was not finite."""
 
@@ -103,9 +100,7 @@ class TokenLog:
 
     def _line(self, step: int, total: dict[str, Any], low: float, places: float) -> dict[str, Any]:
         skipped = step in self.skipped
-        self.flops_student += self.flops.train(places, total["kept"])
-        self.flops_student += self.flops.forward(places) if self.first_pass else 0.0
-        self.flops_student += self.beside(places) if self.beside is not None else 0.0
+        self.flops_student += self.flops.of(places, total["kept"])
         total, low = (_without_update(total), math.inf) if skipped else (total, low)
         self.tokens_seen += round(total["valid"])
         self.tokens_trained += round(total["kept"])

@@ -32,7 +32,7 @@ from ..core.stats import TokenStats, head_statistics
 from ..core.targets import SparseTargets
 from ..data.images import PER_IMAGE, PER_TOKEN
 from ..data.rows import collate, next_token
-from ..modeling.flops import TokenFlops, token_flops
+from ..modeling.flops import TokenFlops
 from ..modeling.images import image_inputs
 from ..modeling.probe import broken_property
 from ..modeling.probe_rows import has_target
@@ -45,6 +45,7 @@ from .feeding import weighted
 from .guards import GuardConfig
 from .optimised import Optimised
 from .options import Mer, Mup, SubsetNormOptions
+from .price import StepFlops, has_first_pass, step_flops
 from .progress import TokenProgress
 from .schedules import PowerSchedule
 from .second import SecondTargets, check_second
@@ -179,10 +180,9 @@ class SelectiveTrainer(Optimised):
         return TokenLog(
             Path(self.args.output_dir),
             config or TokenLogConfig(),
-            TokenFlops(0, 0),
+            StepFlops(TokenFlops(0, 0)),
             flops or FlopsSpent(),
             tuple(sources),
-            first_pass=self._needs_first_pass,
         )
 
     # --- the step -----------------------------------------------------------------------------------------------------
@@ -194,14 +194,14 @@ class SelectiveTrainer(Optimised):
         rows: Any = self.train_dataset
         first = next((row for i in range(len(rows)) if has_target(row := rows[i])), rows[0])
         refuse_deferred_router_loss(self.objective, self.seam.model)
-        sparse, strict = self.sparse.on, self.sparse.strict
-        self.token_log.flops = token_flops(self.model, len(first["input_ids"]), sparse=sparse, strict=strict)
-        if self.second is not None and self.second.seam is not None:
-            self.second.flops = token_flops(self.second.teacher, len(first["input_ids"]))
-            # A first pass that ranks by divergence asks the teacher as well.
-            asked = 2 if self._needs_first_pass and "divergence" in self.objective.needs else 1
-            of_teacher = self.second.flops_forward
-            self.token_log.beside = lambda places: asked * of_teacher(places)
+        self.token_log.flops = step_flops(
+            self.objective,
+            self.model,
+            len(first["input_ids"]),
+            sparse=self.sparse.on,
+            strict=self.sparse.strict,
+            teacher=None if self.second is None else self.second.teacher,
+        )
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         with self.guarded(), tensors_only(Path(checkpoint) if checkpoint else None):
             try:
@@ -290,10 +290,6 @@ class SelectiveTrainer(Optimised):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None  # the Trainer's own count is of labels, not of weights
 
-    @property
-    def _needs_first_pass(self) -> bool:
-        return self.objective.scope == "step" and bool(head_statistics(self.objective.needs))
-
     @torch.no_grad()
     def _choose_weights(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
         """Weights of all micro-batches ranked together, by a forward of each without gradient if the objective needs it.
@@ -306,7 +302,7 @@ class SelectiveTrainer(Optimised):
         with torch.random.fork_rng(devices=devices):
             for batch, known in zip(batches, self.step.known, strict=True):
                 head: dict[str, Tensor] = {}
-                if self._needs_first_pass:
+                if has_first_pass(self.objective):
                     inputs = self._prepare_inputs(dict(batch))
                     second = self._second_targets(inputs) if "divergence" in self.objective.needs else None
                     with self.compute_loss_context_manager():

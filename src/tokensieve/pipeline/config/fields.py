@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def from_fields(make: Any, fields: Mapping[str, Any], *place: str, filled: bool 
 
     Types are int, float, str, bool, None, Literal, Enum, list, tuple, dict, unions, and dataclasses inside each other. A value
     stays what it is, but for a whole number where a number is needed, a list for a tuple, a mapping for a dataclass, and text
-    that does not fit, which is taken for what it says as YAML ("3e-4").
+    that does not fit, which is taken for what it says as YAML ("3e-4"). Infinite numbers and NaN are refused.
 
     Args:
         place: Of the mapping itself, where it is a field of another.
@@ -144,6 +145,8 @@ class _Check:
         """A value that fits by its outside: what it holds, checked."""
         origin, args = typing.get_origin(kind) or kind, typing.get_args(kind)
         if origin is float:
+            if not math.isfinite(value):
+                self.wrong.append(Wrong(place, f"a finite number is needed, not {_shown(value)}"))
             return float(value)
         if is_enum(origin):
             return origin(value)

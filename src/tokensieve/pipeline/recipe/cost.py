@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runs.manifest import is_done, read_manifest
-from ..lineage import total
+from ..lineage import total, training_flops
 from .inputs import RecipeInput
 
 
@@ -129,16 +129,30 @@ class Known:
         if (manifest := self.manifest(run, "model")) is not None:
             spent = total(manifest["summary"])
             return math.nan if spent is None else spent
-        return self._flops(run) + self.spent_on(getattr(self._configs.get(Path(run)), "scores", []))
+        from ..second import teachers
 
-    def spent_on(self, scores: Sequence[str]) -> float:
-        """FLOPs of scores and of the references that made them; NaN where nobody knows."""
-        models = {str(getattr(self._configs.get(Path(s)), "model", s)) for s in scores}
-        return math.fsum(self._flops(folder) for folder in [*scores, *models])
+        if (config := self._configs.get(Path(run))) is None:
+            return math.nan
+        said = getattr(config, "scores", []), teachers(getattr(config, "objective", None))
+        return self._flops(run) + self.spent_on(*said)
+
+    def spent_on(self, scores: Sequence[str], teachers: Sequence[str] = ()) -> float:
+        """FLOPs of scores, and of training the references that made them and the teachers; NaN where nobody knows."""
+        made = {s: self._configs[Path(s)] for s in scores if Path(s) in self._configs}
+        models = {model for config in made.values() if (model := _scored_by(config)) is not None} | set(teachers)
+        elsewhere = [self.manifest(s, "scores") or {} for s in scores if s not in made]
+        trained = {m.get("model_hash"): m.get("reference_flops") for m in elsewhere}  # a model's training counts once
+        known = [*(m.get("flops") for m in elsewhere), *trained.values()]
+        return math.fsum(
+            [*(self._flops(folder) for folder in [*made, *models]), *(math.nan if f is None else f for f in known)]
+        )
 
     def _flops(self, folder: str) -> float:
-        cost = self.costs.get(Path(folder).parent if Path(folder).name == "model" else Path(folder), Cost())
-        return math.nan if cost.flops is None else cost.flops
+        """Of a stage or, of a model that no stage makes, what trained it."""
+        path = Path(folder).parent if Path(folder).name == "model" else Path(folder)
+        is_stage = path in self.costs or path in self._configs
+        flops = self.costs.get(path, Cost()).flops if is_stage else training_flops(folder)
+        return math.nan if flops is None else flops
 
     def forward_flops(self, model: str, tokens: float, length: float) -> float:
         """One forward of so many tokens through a model; NaN where its shapes are not known."""
@@ -146,3 +160,9 @@ class Known:
 
         shapes = self.model(model)
         return math.nan if shapes is None else token_flops(shapes, length).forward(tokens)
+
+
+def _scored_by(config: Any) -> str | None:
+    """The model whose scores a stage writes: of learning time the last checkpoint's run."""
+    models = [getattr(config, "model", None), *getattr(config, "models", [])]
+    return next((str(m) for m in reversed(models) if m is not None), None)

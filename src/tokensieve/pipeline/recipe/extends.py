@@ -2,7 +2,7 @@
 
     extends: rho1-math-1b                 a name, or a file beside it; or a list, later ones over earlier ones
     settings: {ratio: 0.7}                mappings are joined, everything else is replaced
-    stages: {rho1_50b: null}              null takes away what was there
+    stages: {rho1_50b: null}              null takes away what was there; a stage or input that was not there is an error
 
 ``name`` and ``out`` are each recipe's own. Stages come in the order of the recipes, but none before one that it reads: so a
 recipe may put a stage in the place of something that the other one reads from elsewhere.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runs.errors import UserError
+from ..config.fields import unknown
 from ..config.yaml_text import read_yaml
 from .study import stage_named, texts_in
 
@@ -43,11 +44,24 @@ def read_recipe(path: Path, find: Callable[[str], Path], above: tuple[Path, ...]
             raise UserError(f"{path}: extends: {e}") from None
         below = read_recipe(found, find, (*above, path.resolve()))
         made = laid_over(made, {k: v for k, v in below.items() if k not in _OWN})
+    _check_nulls(path, made, source)
     made = laid_over(made, source)
     settings = made.get("settings") or {}
     if isinstance(made.get("stages"), dict) and isinstance(settings, dict):  # what is neither, load says
         made["stages"] = _in_order(made["stages"], settings)
     return made
+
+
+def _check_nulls(path: Path, below: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Refuse a ``null`` over a stage or an input that no recipe below has: most likely its name is misspelt."""
+    for section in ("stages", "inputs"):
+        there, own = below.get(section) or {}, source.get(section) or {}
+        if not isinstance(there, Mapping) or not isinstance(own, Mapping):
+            continue  # load says what is wrong with it
+        if nothing := [str(name) for name, value in own.items() if value is None and name not in there]:
+            raise UserError(
+                f"{path}: {section}: null takes away what an extended recipe has: {unknown(nothing[0], there, section[:-1])}"
+            )
 
 
 def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class RecipeStage:
 
     @property
     def writes(self) -> bool:
-        """Whether it leaves a folder."""
-        return VERBS[self.verb].takes("out")
+        """Whether it leaves a folder; one without a verb that there is, of which something else is said, as well."""
+        return self.verb not in VERBS or VERBS[self.verb].takes("out")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ def _check_numbers(study: StudyConfig) -> None:
     for key in ("students", "average"):
         if getattr(study, key) < 1:
             raise UserError(f"study: {key} must be at least 1, not {getattr(study, key)}")
+    strategy = (study.student.get("training") or {}).get("save_strategy", "steps")
+    if study.average > 1 and strategy in ("no", False):  # each would stand for itself, and nobody be told
+        raise UserError(
+            f"study: average: {study.average} checkpoints of each student, and save_strategy: no keeps none: leave one out"
+        )
 
 
 def _check_names(study: StudyConfig, said: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:

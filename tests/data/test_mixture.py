@@ -223,6 +223,18 @@ def test_what_cannot_be_mixed_is_refused(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_one_corpus_is_replayed_once(texts: Path, tmp_path: Path) -> None:
+    """Named twice it was drawn from twice: rows came again that `epochs` says come once. Of sources that differ there are no such."""
+    old = str(texts / "earlier")
+    for sources in (None, ["web", "books"]):
+        with pytest.raises(UserError, match="replay.1: the same rows as replay.0, of .*earlier: name it once"):
+            twice = [ReplaySource(old, 0.2), ReplaySource(old, 0.1, sources=sources)]
+            prepare(texts, tmp_path / "out", {}, {}, replay=twice)
+    parts = [ReplaySource(old, 0.1, sources=[name]) for name in ("web", "books")]
+    made = rows_of(prepare(texts, tmp_path / "apart", {}, {}, replay=parts))
+    assert max((made - rows_of(prepare(texts, tmp_path / "plain", {}, {}))).values()) == 1
+
+
 def test_a_mixture_that_was_refused_is_changed_without_reading_again(texts: Path, tmp_path: Path) -> None:
     """Each try at weights read and encoded all text anew."""
     with pytest.raises(UserError, match="needs"):

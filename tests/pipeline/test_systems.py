@@ -6,12 +6,11 @@ import csv
 import importlib.util
 import json
 import random
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from system_rows import RUN_AS_PRINTED, commands, table_rows
 
 from tokensieve.runs.manifest import is_done
 
@@ -37,6 +36,9 @@ def write_sources() -> None:
     write_rows("curated.jsonl", [{"id": f"c{i}", "text": text(WANTED)} for i in range(30)])
     rated = [{"id": f"r{i}", "rating": 1 + 4 * (i % 2), "text": text((OTHER, WANTED)[i % 2])} for i in range(30)]
     write_rows("rated.jsonl", rated)
+    for name, text_of in {"one/a.py": "import b\n", "one/deep/b.py": "b = 1\n", "two/c.py": "c = 2\n"}.items():
+        Path("repos", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("repos", name).write_text(text_of)
     write_rows("refined.jsonl", [{"text": "Home\nA proof", "program": "remove_lines(1, 1)"}])
 
 
@@ -68,11 +70,9 @@ def test_commands_of_the_table_run(tmp_path: Path, tiny: Any, tokensieve: Any, m
         (tmp_path / name).symlink_to(getattr(tiny, name))
     write_sources()
     write_tables()
-    lines = (ROOT / "docs" / "systems.md").read_text("utf-8").splitlines()
-    mine = [line for line in lines if "test_systems.py::test_commands_of_the_table_run" in line]
-    assert len(mine) > 15
-    for line in mine:
-        words = shlex.split(re.findall(r"`([^`]+)`", line.split(" | ")[1])[0])
+    found = [words for row in table_rows(RUN_AS_PRINTED) for words in commands(row[1])]
+    assert len(found) > 40
+    for words in found:
         done = tokensieve(*words)
         assert done.code == 0, f"{' '.join(words)}: {done.error}"
         assert is_done(words[words.index("--out") + 1]), words

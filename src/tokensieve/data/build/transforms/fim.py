@@ -50,7 +50,8 @@ def fill_in_the_middle(options: FillInTheMiddle, encoder: Encoder) -> Transform:
 
     Whether a document is changed is a draw at ``rate``; then two cuts are drawn evenly from 0 ... its characters, ends
     included, so that a part may be empty, and SPM at ``spm``. Each part is encoded by itself; without its control tokens, and
-    put back in order, the document decodes to its text. All tokens stay targets. Documents that came as token ids,
+    put back in order, the document decodes to its text; of a tokenizer that puts a space before a text only the document's
+    beginning has one, as in Code Llama, and one by which a text that is cut is another one (WordPiece) is refused. All tokens stay targets. Documents that came as token ids,
     conversations, and problems with marked solutions stay as they are. A document that a row's end cuts loses the connection,
     which is counted: long ones should be few. Of a repository's files the last one is cut.
 
@@ -61,6 +62,7 @@ def fill_in_the_middle(options: FillInTheMiddle, encoder: Encoder) -> Transform:
         if not 0 <= getattr(options, name) <= 1:
             raise UserError(f"fim: {name} is a share, from 0 to 1, not {getattr(options, name)}")
     sentinels = _sentinels(options, encoder)
+    _check_joins(encoder)
 
     def change(document: Document, rng: np.random.Generator) -> Iterable[Document]:
         if document.tokens is not None or document.masked or document.solution:
@@ -107,3 +109,19 @@ def _sentinels(options: FillInTheMiddle, encoder: Encoder) -> Sentinels:
     raise UserError(
         f"fim: the tokenizer has no tokens for it, as {', '.join(SENTINELS[0])}: name its own (tokens: prefix, middle, suffix)"
     )
+
+
+_CUT = "if x:\n    return 'n\u00e9 \u597d'  # the sum\n"
+
+
+def _check_joins(encoder: Encoder) -> None:
+    """Raise UserError for a tokenizer by which a text that is cut in two, and joined again, says something else. Characters that
+    it does not know are left out: several of them may be one token, or two."""
+    text = "".join(c for c in _CUT if not encoder.num_unknown(encoder.encode([c])[0]))
+    whole = encoder.decode(encoder.encode_parts(text, [TextPart(0, len(text))])[0].tolist())
+    for at in range(1, len(text)):
+        cut = encoder.decode(encoder.encode_parts(text, [TextPart(0, at), TextPart(at, len(text))])[0].tolist())
+        if cut != whole:
+            raise UserError(
+                f"fim: by this tokenizer a text that is cut is another one: {text[:at]!r} and {text[at:]!r} are read as {cut!r}"
+            )

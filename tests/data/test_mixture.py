@@ -224,11 +224,11 @@ def test_what_cannot_be_mixed_is_refused(
 
 
 def test_one_corpus_is_replayed_once(texts: Path, tmp_path: Path) -> None:
-    """Named twice it was drawn from twice: rows came again that `epochs` says come once. Of sources that differ there are no such."""
+    """Named twice it was drawn from twice: rows came again that `epochs` says come once. Sources that differ share none."""
     old = str(texts / "earlier")
     for sources in (None, ["web", "books"]):
-        with pytest.raises(UserError, match="replay.1: the same rows as replay.0, of .*earlier: name it once"):
-            twice = [ReplaySource(old, 0.2), ReplaySource(old, 0.1, sources=sources)]
+        twice = [ReplaySource(old, 0.2), ReplaySource(old, 0.1, sources=sources)]
+        with pytest.raises(UserError, match=r"replay.1: the same rows as replay.0, of .*earlier: name it once"):
             prepare(texts, tmp_path / "out", {}, {}, replay=twice)
     parts = [ReplaySource(old, 0.1, sources=[name]) for name in ("web", "books")]
     made = rows_of(prepare(texts, tmp_path / "apart", {}, {}, replay=parts))

@@ -138,8 +138,8 @@ def of_its_kind(kind: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("kind", ["llama", "first", "always"])
 def test_parts_of_a_document_are_no_texts_of_their_own(kind: str, tmp_path: Path) -> None:
-    """Each part began with a space that its document does not have there: a model learned to put one into every gap it fills, and
-    the text came back with two more."""
+    """Each part began with a space that its document does not have there: a model learned to put one into every gap it
+    fills, and the text came back with two more."""
     tokenizer = of_its_kind(kind)
     tokenizer.save_pretrained(tmp_path)
     encoder = Encoder(tmp_path / "tokenizer.json", int(tokenizer.eos_token_id), token_bytes(tokenizer))
@@ -168,7 +168,7 @@ def test_parts_of_a_document_are_no_texts_of_their_own(kind: str, tmp_path: Path
 
 def test_a_tokenizer_that_cannot_say_the_inside_of_a_word_is_refused(tmp_path: Path) -> None:
     """WordPiece reads the end of a cut word as a word: "ret" and "urn" came back as two."""
-    letters = sorted({c for c in "if x: return  # the sum'"} - {" "})
+    letters = sorted(set("ifx:return#thesum'"))
     vocab = {t: i for i, t in enumerate(["[UNK]", "[SEP]", PRE, MID, SUF, *letters, *(f"##{c}" for c in letters)])}
     made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()

@@ -27,11 +27,21 @@ def write_documents(path: Path, words: list[str], documents: int, seed: int) -> 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     here = tmp_path_factory.mktemp("texts")
-    made = {"old": (CODE, 30), "new": (WORDS, 20), "prose": (PROSE, 20), "old_heldout": (CODE, 4), "new_heldout": (WORDS, 4)}
-    return {name: write_documents(here / f"{name}.jsonl", *what, seed) for seed, (name, what) in enumerate(made.items())}
+    made = {
+        "old": (CODE, 30),
+        "new": (WORDS, 20),
+        "prose": (PROSE, 20),
+        "old_heldout": (CODE, 4),
+        "new_heldout": (WORDS, 4),
+    }
+    return {
+        name: write_documents(here / f"{name}.jsonl", *what, seed) for seed, (name, what) in enumerate(made.items())
+    }
 
 
-def run_small(name: str, tokensieve: Any, folder: Path, settings: dict[str, Any], stages: dict[str, Any], *more: Any) -> Path:
+def run_small(
+    name: str, tokensieve: Any, folder: Path, settings: dict[str, Any], stages: dict[str, Any], *more: Any
+) -> Path:
     """The shipped recipe with its own stages, over other text and fewer rows."""
     small = {"extends": name, "out": str(folder / "run"), "settings": settings, "report": False, "stages": stages}
     (folder / "small.yaml").write_text(yaml.safe_dump(small))
@@ -45,9 +55,16 @@ def weights(run: Path, stage: str) -> dict[str, Any]:
 
 
 def test_stages_to_their_table(tokensieve: Any, tmp_path: Path, texts: dict[str, Any]) -> None:
-    """mix-tiny, filter to table: stages one after the other, of a mixture, a budget, an objective and a freeze list of their own."""
+    """mix-tiny, filter to table: stages of a mixture, a budget, an objective and a freeze list of their own."""
     both = [{**source, "epochs": 2} for source in (*texts["new"], *texts["prose"])]
-    given = {"old": texts["old"], "curated": texts["prose"], "filtered": both, "deduped": both, "new": both, "mixed": both}
+    given = {
+        "old": texts["old"],
+        "curated": texts["prose"],
+        "filtered": both,
+        "deduped": both,
+        "new": both,
+        "mixed": both,
+    }
     given |= {name: texts[name] for name in ("old_heldout", "new_heldout")}
     rows = {"old": 24, "curated": 8, "new": 24, "mixed": 24, "old_heldout": 4, "new_heldout": 4}
     stages: dict[str, Any] = {name: {"sources": sources} for name, sources in given.items()}
@@ -55,10 +72,15 @@ def test_stages_to_their_table(tokensieve: Any, tmp_path: Path, texts: dict[str,
         stages[name]["max_rows"] = most
     stages["old"]["vocab_size"] = 280
     stages["filtered"]["classifier"] = {"positive": texts["prose"]}
-    run = run_small("mix-tiny", tokensieve, tmp_path, {"steps": 3, "base_steps": 4, "reference_steps": 2, "length": 64}, stages)
+    run = run_small(
+        "mix-tiny", tokensieve, tmp_path, {"steps": 3, "base_steps": 4, "reference_steps": 2, "length": 64}, stages
+    )
     mixture = read_json(run / "mixed" / "manifest.json")["mixture"]
     assert [(part["source"], part["rows"]) for part in mixture][-1] == ("replay of old", 6)  # a quarter of 24
-    steps = {s: read_json(run / s / "summary.json")["steps"] for s in ("base", "reference", "plain", "replay", "rho1", "frozen")}
+    steps = {
+        s: read_json(run / s / "summary.json")["steps"]
+        for s in ("base", "reference", "plain", "replay", "rho1", "frozen")
+    }
     assert steps == {"base": 4, "reference": 2, "plain": 3, "replay": 3, "rho1": 3, "frozen": 3}
     base, moved, still = (weights(run, stage) for stage in ("base", "replay", "frozen"))
     assert {name for name in base if (base[name] == still[name]).all()} == {"model.embed_tokens.weight"}

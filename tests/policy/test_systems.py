@@ -53,8 +53,8 @@ def test_tests_are_collected(row: list[str]) -> None:
 
 @pytest.mark.parametrize("row", table_rows(RUN_AS_PRINTED), ids=lambda row: row[0])
 def test_commands_that_run_as_printed(row: list[str]) -> None:
-    """The page says so of its first table, and names the test that does it, which takes its commands from there: a row beside it,
-    or a command that it could not run, would be told as tried and was not."""
+    """The page says so of its first table, and names the test that does it, which takes its commands from there: a row beside
+    it, or a command that it could not run, would be told as tried and was not."""
     if row[1] == "none":
         return
     quoted = re.findall(r"`([^`]+)`", row[1])

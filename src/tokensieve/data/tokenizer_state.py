@@ -123,8 +123,8 @@ def _plain(part: Any) -> Any:
 
 
 def without_prefix(state: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A state that puts no space before a text, as SentencePiece's kind does (a Prepend, Metaspace's ``prepend_scheme``, ByteLevel's
-    ``add_prefix_space``); None where this one puts none."""
+    """A state that puts no space before a text, as SentencePiece's kind does (a Prepend, Metaspace's ``prepend_scheme``,
+    ByteLevel's ``add_prefix_space``); None where this one puts none."""
     changed = {**state, **{part: _without_prefix(state[part]) for part in ("normalizer", "pre_tokenizer")}}
     return None if changed == dict(state) else changed
 

@@ -20,8 +20,8 @@ def transforms_of(given: Sequence[Mapping[str, Any]]) -> list[NamedTransform]:
         for j, earlier in enumerate(made[:i]):
             if earlier.name == "fim" and later.name in ("fim", "repository") and _meet(earlier, later):
                 raise UserError(
-                    f"transforms.{i}: {later.name} behind fim (transforms.{j}) of the same documents: what is cut is neither cut "
-                    "again nor joined; put repository first, give each fim sources of its own"
+                    f"transforms.{i}: {later.name} behind fim (transforms.{j}) of the same documents: what is cut is neither "
+                    "cut again nor joined; put repository first, give each fim sources of its own"
                 )
     return made
 

@@ -124,5 +124,6 @@ def _check_joins(encoder: Encoder) -> None:
         cut = encoder.decode(encoder.encode_parts(text, [TextPart(0, at), TextPart(at, len(text))])[0].tolist())
         if cut != whole:
             raise UserError(
-                f"fim: by this tokenizer a text that is cut is another one: {text[:at]!r} and {text[at:]!r} are read as {cut!r}"
+                f"fim: by this tokenizer a text that is cut is another one: what is {whole[: at + 4]!r} as one text begins as "
+                f"{cut[: at + 4]!r} when it is cut behind {text[:at]!r}"
             )

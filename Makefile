@@ -8,7 +8,7 @@ DATA ?= data/math
 # one worker (loadscope), so that what they share is made once; files in their own order, where the long ones do not come last.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-TWINS := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection)
+TINY := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection mix dmt)
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
   bench-quality recipes-tiny dist exports bench-scaling sweep study-tiny families docs
@@ -84,8 +84,8 @@ study-demo: setup ## the demo with three seeds: the table of docs/results.md
 study-math: setup ## recipes/math-tiny.yaml, one seed; DATA=folder with the maths text
 	$(BIN)/tokensieve run math-tiny --seeds '[0]' --jobs 2 --out runs/study-math --set '{data: $(DATA)}'
 
-recipes-tiny: setup ## the stages of every recipe of the paper on text of this machine, a minute or two each; leaves runs/*-tiny
-	for name in $(TWINS); do $(BIN)/tokensieve run $$name --jobs 2 || exit 1; done
+recipes-tiny: setup ## every recipe of the paper on text of this machine, and the mixtures: a minute or two each; leaves runs/*-tiny
+	for name in $(TINY); do $(BIN)/tokensieve run $$name --jobs 2 || exit 1; done
 
 mutants: setup ## break the method on purpose, one bug at a time, and see a test fail for each
 	$(TEST_ENV) $(BIN)/python tests/mutants/run.py

@@ -77,6 +77,14 @@ PLANTED: dict[str, tuple[Table, dict[str, float]]] = {
         sized(granularity=np.array([1.0, 4.0, 16.0, 64.0])),
         {"c": 0.5, "g": 30.0, "gamma": 0.6, "a": 18.0, "alpha": 0.3, "b": 30.0, "beta": 0.3},
     ),
+    "shape": (
+        sized(aspect=np.array([1.0, 10.0, 100.0, 1000.0, 10000.0])),
+        {"E": 0.5, "A": 40.0, "alpha": 0.34, "B": 40.0, "beta": 0.28, "eps": 0.1, "gamma": 0.5},
+    ),
+    "conditional": (
+        grid(width=spread(3e-3, 30, 12), mlp_attention=spread(3e-2, 30, 8), best_nll=np.array([2.0, 3.0])),
+        {"a0": 1.0, "a1": 0.15, "a2": 0.03, "b1": 0.2, "b2": 0.2},
+    ),
     "rectified": (grid(tokens=spread(1e-1, 1e9, 41)), {"E": 0.5, "B": 100.0, "D_l": 20.0, "beta": 0.4}),
 }
 

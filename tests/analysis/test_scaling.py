@@ -78,6 +78,8 @@ def test_forms_are_each_other_in_their_limits() -> None:
     assert FORMS["precision"].function({**x, "bits": 400.0}, **HOFFMANN, P_w=2.7) == pytest.approx(plain)
     moe = {"c": 1.69, "a": 406.4, "alpha": 0.34, "b": 410.7, "beta": 0.28, "g": 9.0, "gamma": 0.6}
     assert FORMS["granularity"].function({**x, "granularity": 1e40}, **moe) == pytest.approx(plain)
+    wide = FORMS["shape"].function({**x, "aspect": 64.0}, **HOFFMANN, eps=0.01, gamma=0.5)
+    assert wide == pytest.approx(plain * 1.08)
     even = {**HOFFMANN, "alpha": 0.3, "beta": 0.3}
     gadre = {"E": 1.69, "a": 406.4 * 6**0.15, "b": 410.7 * 6**0.15, "eta": 0.15}
     spent = {**x, "flops": 6 * x["params"] * x["tokens"]}
@@ -95,6 +97,11 @@ def test_forms_move_as_their_papers_say() -> None:
     p = {"gamma": -1.0, "delta": 0.1, "N_C": 2.0, "alpha": 0.3, "D_C": 3.0, "beta": 0.2, "E": 0.5}
     pruned = FORMS["pruning"].function({"params": 8.0, "tokens": 16.0, "pruned": 0.25}, **p)
     assert pruned == pytest.approx(0.25 * 8**-0.1 * (2 * 8**-0.3 + 3 * 16**-0.2 + 0.5))
+    c = {"a0": 1.1, "a1": 0.05, "a2": 0.004, "b1": 0.1, "b2": 0.12}
+    away = {"width": np.array([0.08, 0.06, 0.1, 0.08, 0.08]), "mlp_attention": np.array([1.2, 1.2, 1.2, 0.9, 1.6])}
+    best, *others = FORMS["conditional"].function({**away, "best_nll": 2.5}, **c)  # w = a2 / a1, r = b2 / b1
+    assert best == pytest.approx(2.5 * (1.1 + 0.05 * math.log(0.08) + 0.05) * (1 + 0.1 * math.log(1.2) + 0.1))
+    assert best < min(others)
     assert FORMS["downstream"].function({"nll": 2.0}, epsilon=0.8, k=1.2, gamma=0.5) == pytest.approx(
         0.8 - 1.2 / math.e
     )

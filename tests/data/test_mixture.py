@@ -223,6 +223,23 @@ def test_what_cannot_be_mixed_is_refused(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_one_corpus_is_replayed_once(texts: Path, tmp_path: Path) -> None:
+    """Named twice it was drawn from twice: rows came again that `epochs` says come once. Sources that differ share none."""
+    old = str(texts / "earlier")
+    for sources in (None, ["web", "books"]):
+        twice = [ReplaySource(old, 0.2), ReplaySource(old, 0.1, sources=sources)]
+        with pytest.raises(UserError, match=r"replay.1: the same rows as replay.0, of .*earlier: name it once"):
+            prepare(texts, tmp_path / "out", {}, {}, replay=twice)
+    parts = [ReplaySource(old, 0.1, sources=[name]) for name in ("web", "books")]
+    made = prepare(texts, tmp_path / "apart", {}, {}, replay=parts)
+    assert {"web", "books"} < set(made.sources)
+    taken = Counter(
+        {ids: n for ids, n in rows_of(made).items() if made.sources[_row_source(made, ids)] in ("web", "books")}
+    )
+    assert taken
+    assert taken - rows_of(open_corpus(old)) == Counter()
+
+
 def test_a_mixture_that_was_refused_is_changed_without_reading_again(texts: Path, tmp_path: Path) -> None:
     """Each try at weights read and encoded all text anew."""
     with pytest.raises(UserError, match="needs"):

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from byte_tokenizers import byte_fallback
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tokensieve.data.build.transforms import Transforms
 from tokensieve.data.build.transforms.fim import SENTINELS
@@ -111,6 +114,79 @@ def test_weights_follow_their_characters(half: Corpus) -> None:
         assert sorted(heavy.replace("🙂", "")) == sorted("return")
         control = {encoder.backend.token_to_id(t) for t in (PRE, MID, SUF)} | {encoder.eos_id}
         assert {w for t, w in zip(ids, made.weights, strict=True) if t in control} == {1.0}
+
+
+# --- tokenizers that put a space before a text ------------------------------------------------------------------------------
+
+
+def of_its_kind(kind: str) -> PreTrainedTokenizerFast:
+    """Llama 2's kind, with bytes for what it does not know; and SentencePiece's unigrams as newer libraries write them."""
+    control = ["</s>", PRE, MID, SUF]
+    if kind == "llama":
+        made = byte_fallback().backend_tokenizer
+        made.add_special_tokens(control)
+    else:
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+        made.decoder = decoders.Metaspace(prepend_scheme=kind)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=120, special_tokens=["<unk>", *control], unk_token="<unk>", show_progress=False
+        )
+        made.train_from_iterator([t.replace("\n", " ") for t in TEXTS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["llama", "first", "always"])
+def test_parts_of_a_document_are_no_texts_of_their_own(kind: str, tmp_path: Path) -> None:
+    """Each part began with a space that its document does not have there: a model learned to put one into every gap it
+    fills, and the text came back with two more."""
+    tokenizer = of_its_kind(kind)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = Encoder(tmp_path / "tokenizer.json", int(tokenizer.eos_token_id), token_bytes(tokenizer))
+    ids_of = {name: encoder.backend.token_to_id(name) for name in (PRE, MID, SUF)}
+    transforms = Transforms(transforms_of([{"name": "fim", "rate": 1.0}]), encoder, 0)
+    texts = TEXTS if kind == "llama" else [t.replace("\n", " ").strip() for t in TEXTS]
+    documents = [Document(f"d{i}", "code", "", text) for i, text in enumerate(texts)]
+    plain = encoder.encode(texts)
+    seen = set()
+    for text, whole, made in zip(texts, plain, encode(transforms.documents(documents), encoder, []), strict=True):
+        ids = made.ids.tolist()[:-1]
+        pre, mid, suf = (ids.index(ids_of[name]) for name in (PRE, MID, SUF))
+        if seen_spm := suf == pre + 1:  # SPM: the prefix stands behind MID, and where it ends the tokens do not say
+            back = ids[mid + 1 :] + ids[suf + 1 : mid]
+        else:
+            back = ids[pre + 1 : suf] + ids[mid + 1 :] + ids[suf + 1 : mid]
+        seen.add(seen_spm)
+        assert encoder.decode(back) == encoder.decode(whole.tolist()[:-1]) == text
+    assert seen == {True, False}
+    if kind == "llama":
+        [made] = encode(transforms.documents(documents[:1]), encoder, [WeightRule(0.5, regex="return")])
+        assert made.weights is not None
+        heavy = [t for t, w in zip(made.ids.tolist(), made.weights, strict=True) if w == 0.5]
+        assert sorted(encoder.decode(heavy)) == sorted("return")
+
+
+def test_a_tokenizer_that_cannot_say_the_inside_of_a_word_is_refused(tmp_path: Path) -> None:
+    """WordPiece reads the end of a cut word as a word: "ret" and "urn" came back as two."""
+    letters = sorted(set("ifx:return#thesum'"))
+    vocab = {t: i for i, t in enumerate(["[UNK]", "[SEP]", PRE, MID, SUF, *letters, *(f"##{c}" for c in letters)])}
+    made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    made.add_special_tokens(["[SEP]", PRE, MID, SUF])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[SEP]", unk_token="[UNK]")
+    tokenizer.save_pretrained(tmp_path)
+    encoder = Encoder(tmp_path / "tokenizer.json", int(tokenizer.eos_token_id), token_bytes(tokenizer))
+    with pytest.raises(UserError, match=r"what is 'if x\W*' as one text begins as 'i f x' when it is cut behind 'i'"):
+        Transforms(transforms_of([{"name": "fim"}]), encoder, 0)
+
+
+@pytest.mark.parametrize("later", ["fim", "repository"])
+def test_what_is_cut_is_neither_cut_again_nor_joined(later: str) -> None:
+    """A second fim cut the middle of the first, with control tokens inside control tokens; a cut file was left out of its
+    repository without a word."""
+    with pytest.raises(UserError, match=rf"transforms.1: {later} behind fim \(transforms.0\) of the same documents"):
+        transforms_of([{"name": "fim", "sources": ["a", "b"]}, {"name": later, "sources": ["b"]}])
+    assert len(transforms_of([{"name": "fim", "sources": ["a"]}, {"name": later, "sources": ["b"]}])) == 2
 
 
 # --- repositories ----------------------------------------------------------------------------------------------------------

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import json
 import random
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from system_rows import RUN_AS_PRINTED, commands, table_rows
 
-from tokensieve.runs.manifest import is_done
+from tokensieve.runs.files import read_json
+from tokensieve.runs.manifest import is_done, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTED, OTHER = ["proof", "lemma", "integral", "theorem", "set"], ["click", "menu", "login", "share", "buy"]
@@ -37,6 +40,9 @@ def write_sources() -> None:
     write_rows("curated.jsonl", [{"id": f"c{i}", "text": text(WANTED)} for i in range(30)])
     rated = [{"id": f"r{i}", "rating": 1 + 4 * (i % 2), "text": text((OTHER, WANTED)[i % 2])} for i in range(30)]
     write_rows("rated.jsonl", rated)
+    for name, text_of in {"one/a.py": "import b\n", "one/deep/b.py": "b = 1\n", "two/c.py": "c = 2\n"}.items():
+        Path("repos", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("repos", name).write_text(text_of)
     write_rows("refined.jsonl", [{"text": "Home\nA proof", "program": "remove_lines(1, 1)"}])
 
 
@@ -59,40 +65,54 @@ def write_tables() -> None:
             writer = csv.writer(f)
             writer.writerow(["name", *columns])
             writer.writerows([f"r{i}", *row] for i, row in enumerate(zip(*columns.values(), strict=True)))
+    Path("knowledge.csv").symlink_to("chinchilla.csv")  # a skill's table is one as any
 
 
-def test_commands_of_the_table_run(tmp_path: Path, tiny: Any, tokensieve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, tiny: Any, tokensieve: Any) -> dict[str, Any]:
+    """What each command of the page's first table came to, by its words, in a folder with the files that they name."""
+    here = tmp_path_factory.mktemp("systems")
+    with contextlib.chdir(here):
+        for name in ("base", "corpus"):
+            Path(name).symlink_to(getattr(tiny, name))
+        write_sources()
+        write_tables()
+        given = [words for row in table_rows(RUN_AS_PRINTED) for words in commands(row[1])]
+        return {" ".join(words): (tokensieve(*words), here / words[words.index("--out") + 1]) for words in given}
+
+
+def test_commands_of_the_table_run(ran: dict[str, Any]) -> None:
     """Every one to its end, in the order of the page: what one writes another reads."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("base", "corpus"):
-        (tmp_path / name).symlink_to(getattr(tiny, name))
-    write_sources()
-    write_tables()
-    lines = (ROOT / "docs" / "systems.md").read_text("utf-8").splitlines()
-    mine = [line for line in lines if "test_systems.py::test_commands_of_the_table_run" in line]
-    assert len(mine) > 15
-    for line in mine:
-        words = shlex.split(re.findall(r"`([^`]+)`", line.split(" | ")[1])[0])
-        done = tokensieve(*words)
-        assert done.code == 0, f"{' '.join(words)}: {done.error}"
-        assert is_done(words[words.index("--out") + 1]), words
+    assert len(ran) > 40
+    for words, (done, out) in ran.items():
+        assert done.code == 0, f"{words}: {done.error}"
+        assert is_done(out), words
 
 
-def test_answers_are_given(tmp_path: Path, tokensieve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_given(ran: dict[str, Any]) -> None:
     """That a plan was written says little: the numbers that the page promises are in it."""
-    monkeypatch.chdir(tmp_path)
-    write_tables()
     promised = {
-        "chinchilla.csv --forms chinchilla --flops 1e18": {"parameters N*", "tokens D*"},
-        "mixture.csv --forms mixture --flops 1e12 --domain-tokens 1e6 --tolerance 0.05": {
-            "largest share of domain text"
-        },
-        "over_training.csv --forms over_training downstream --flops 1e12": {"error of tasks"},
-        "data_constrained.csv --forms repetition --flops 1e12 --unique 1e6": {"passes advised"},
+        "plan-chinchilla": {"parameters N*", "tokens D*"},
+        "plan-mixture": {"largest share of domain text"},
+        "plan-over": {"error of tasks"},
+        "plan-constrained": {"passes advised"},
     }
-    for i, (words, answers) in enumerate(promised.items()):
-        assert tokensieve("plan", *words.split(), "--out", f"out{i}").code == 0
-        found = {
-            a["what"] for a in json.loads(Path(f"out{i}/plan.json").read_text())["answers"] if a["value"] is not None
-        }
-        assert answers <= found, words
+    plans = {out.name: read_json(out / "plan.json")["answers"] for _, out in ran.values() if out.name in promised}
+    for name, answers in promised.items():
+        assert answers <= {a["what"] for a in plans[name] if a["value"] is not None}, name
+
+
+def test_shares_are_what_the_rows_say(ran: dict[str, Any]) -> None:
+    """Rows of the old corpus by largest remainders, weights exactly, and the mean of two models."""
+    made = {out.name: out for _, out in ran.values()}
+    for name, share in {"replayed": 0.05, "general": 0.0625, "sailor-best": 0.2, "domain-corpus": 0.05}.items():
+        new, old = (part["rows"] for part in read_manifest(made[name])["mixture"])
+        assert abs(old - share * (new + old)) < 1, name
+    assert [part["rows"] for part in read_manifest(made["mobile-one"])["mixture"]] == [16, 4]
+    one, two, mean = (
+        load_file(made[n] / "model" / "model.safetensors") for n in ("instella-1", "instella-2", "instella")
+    )
+    for name, weight in mean.items():
+        middle = (one[name].double() + two[name].double()) / 2
+        assert torch.equal(weight, middle.float()), name
+        assert not torch.equal(one[name], two[name]), name

@@ -5,30 +5,15 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from system_rows import RUN_AS_PRINTED, commands, table_rows
 
 from tokensieve.cli import given
-from tokensieve.pipeline.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "systems.md"
-
-
-def table_rows() -> list[list[str]]:
-    """The cells of each row of the page's tables: system, command, works, verified by, does not."""
-    lines = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    return [row for row in rows if row[0] != "system" and set(row[0]) - set("-: ")]
-
-
-def commands(cell: str) -> list[list[str]]:
-    """The words of each command in a cell: what stands in backticks and begins with a verb."""
-    quoted = [shlex.split(text) for text in re.findall(r"`([^`]+)`", cell)]
-    words = [q[1:] if q[0] == "tokensieve" else q for q in quoted]
-    return [w for w in words if w[0] in VERBS]
+THE_TEST = "command: `tests/pipeline/test_systems.py::test_commands_of_the_table_run`"
 
 
 @functools.cache
@@ -64,3 +49,18 @@ def test_tests_are_collected(row: list[str]) -> None:
             f"{file} has no {function}"
         )
     assert count or row[1] == "none", f"{row[0]}: nothing verifies it"
+
+
+@pytest.mark.parametrize("row", table_rows(RUN_AS_PRINTED), ids=lambda row: row[0])
+def test_commands_that_run_as_printed(row: list[str]) -> None:
+    """The page says so of its first table, and names the test that does it, which takes its commands from there: a row beside
+    it, or a command that it could not run, would be told as tried and was not."""
+    if row[1] == "none":
+        return
+    quoted = re.findall(r"`([^`]+)`", row[1])
+    found = commands(row[1])
+    assert len(found) == len(quoted), f"{row[0]}: what stands in backticks is a whole command"
+    assert row[3].endswith(THE_TEST), f"{row[0]}: which test runs its commands?"
+    for words in found:
+        assert "--out" in words, f"{row[0]}: {' '.join(words)} says not where it writes"
+        assert not [w for w in words if re.search(r"\b[A-Z]{2,}\b", w)], f"{row[0]}: a name to be filled in"

@@ -15,7 +15,7 @@ from ..runs.errors import UserError
 from ..runs.files import file_hash, hash_json, read_json
 from .places import by_bytes, by_characters
 from .read.documents import TextPart
-from .tokenizer_state import file_state, other_added_token, other_rule, state_of
+from .tokenizer_state import file_state, other_added_token, other_rule, state_of, without_prefix
 
 EOS = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # 256 bytes and EOS
@@ -251,13 +251,20 @@ class Encoder:
     def _placed(
         self, text: str, ids: Sequence[int], parses: bool
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        return self._framed_places(ids, self._places(text, ids), parses)
+        return self._framed_places(ids, self._places(text, ids, self.backend), parses)
 
     def encode_parts(self, text: str, parts: Sequence[TextPart]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """(ids, places) as :meth:`encode_placed` gives them, of a text whose parts are encoded each by itself, in the order
-        given; the place of a control token between them is ``CONTROL``. The vocabulary has all of these."""
-        texts = [text[p.start : p.end] for p in parts if not p.token]
-        found = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        given; the place of a control token between them is ``CONTROL``. The vocabulary has all of these.
+
+        A tokenizer that puts a space before a text puts it before the part that begins this one, and before no other: in the
+        order of the text and without control tokens, the ids decode to it.
+        """
+        found: dict[TextPart, list[int]] = {}
+        for backend, begins in ((self.backend, True), (self._inside, False)):
+            some = [p for p in parts if not p.token and (p.start == 0) == begins]
+            encoded = backend.encode_batch_fast([text[p.start : p.end] for p in some], add_special_tokens=False)
+            found |= {part: each.ids for part, each in zip(some, encoded, strict=True)}
         ids: list[int] = []
         places: list[npt.NDArray[np.int64]] = []
         for part in parts:
@@ -267,10 +274,21 @@ class Encoder:
                 ids.append(control)
                 places.append(np.array([CONTROL], np.int64))
             else:
-                mine = next(found).ids
-                ids += mine
-                places.append(self._places(text[part.start : part.end], mine) + part.start)
+                ids += (mine := found[part])
+                backend = self._inside if part.start else self.backend
+                places.append(self._places(text[part.start : part.end], mine, backend) + part.start)
         return self._framed_places(ids, np.concatenate(places), self.parses)
+
+    @cached_property
+    def _inside(self) -> Any:
+        """The tokenizer of a part before which there is text."""
+        if (state := without_prefix(state_of(self.backend))) is None:
+            return self.backend
+        from tokenizers import Tokenizer
+
+        made = Tokenizer.from_str(json.dumps(state))
+        made.encode_special_tokens = not self.parses
+        return made
 
     def _framed_places(
         self, ids: Sequence[int], places: npt.NDArray[np.int64], parses: bool
@@ -278,12 +296,12 @@ class Encoder:
         framed, before = self.framed(ids, parses), len(self._before(ids))
         return framed, np.pad(places, (before, len(framed) - before - len(ids)), constant_values=-1)
 
-    def _places(self, text: str, ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        """The character of the text at which each of its tokens stands."""
+    def _places(self, text: str, ids: Sequence[int], backend: Any) -> npt.NDArray[np.int64]:
+        """The character of the text at which each of its tokens stands, of the ``backend`` that made them."""
         sizes = self._spelled[np.asarray(ids, np.int64)]
         if self.spells and int(sizes.sum()) == len(text.encode()):
             return by_bytes(text, sizes)
-        offsets = self.backend.encode(text, add_special_tokens=False).offsets
+        offsets = backend.encode(text, add_special_tokens=False).offsets
         starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
         return by_characters(text, starts, ends)
 

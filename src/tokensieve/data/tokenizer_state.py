@@ -120,3 +120,21 @@ def _plain(part: Any) -> Any:
     if isinstance(part, dict):
         return {k: _plain(v) for k, v in part.items() if k != "trim_offsets"}
     return [_plain(p) for p in part] if isinstance(part, list) else part
+
+
+def without_prefix(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A state that puts no space before a text, as SentencePiece's kind does (a Prepend, Metaspace's ``prepend_scheme``,
+    ByteLevel's ``add_prefix_space``); None where this one puts none."""
+    changed = {**state, **{part: _without_prefix(state[part]) for part in ("normalizer", "pre_tokenizer")}}
+    return None if changed == dict(state) else changed
+
+
+def _without_prefix(part: Any) -> Any:
+    if part is None or part["type"] == "Prepend":
+        return None
+    for members in ("normalizers", "pretokenizers"):
+        if members in part:
+            return {**part, members: [m for m in map(_without_prefix, part[members]) if m is not None]}
+    if part["type"] == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    return {**part, "add_prefix_space": False} if part["type"] == "ByteLevel" else part

@@ -25,7 +25,7 @@ from ..data.bos import Bos, bos_of, set_template
 from ..data.build import assemble
 from ..data.build.assemble import Part
 from ..data.build.chat import Template
-from ..data.build.earlier import Earlier
+from ..data.build.earlier import Earlier, check_apart
 from ..data.build.mixture import Pool, allot, check_enough, mixture_told, replayed, replayed_of, shares_of
 from ..data.build.transforms import Transforms
 from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, WorkUnit
@@ -271,6 +271,7 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
     tables = Tables.of(config.documents, out / PARTS) if config.documents else None
     tokenizer, setup = _setup(config, out, sources, tables)
     earlier = [_earlier(config, r, setup, tokenizer_hash(tokenizer)) for r in config.replay]
+    check_apart(earlier)
     parts = _run_units(config, sources, setup, progress)
     _check_unknown(config, parts)
     _tell_silent(config, parts)

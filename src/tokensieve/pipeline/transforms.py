@@ -14,8 +14,21 @@ from .config.fields import from_fields, unknown
 
 def transforms_of(given: Sequence[Mapping[str, Any]]) -> list[NamedTransform]:
     """The transforms that mappings name, ``{name: fim, sources: [...], option: value}``. UserError for one that does not
-    exist, and for options it does not take."""
-    return [_made(fields, i) for i, fields in enumerate(given)]
+    exist, for options it does not take, and for one behind `fim` that a document cut by it would not come through."""
+    made = [_made(fields, i) for i, fields in enumerate(given)]
+    for i, later in enumerate(made):
+        for j, earlier in enumerate(made[:i]):
+            if earlier.name == "fim" and later.name in ("fim", "repository") and _meet(earlier, later):
+                raise UserError(
+                    f"transforms.{i}: {later.name} behind fim (transforms.{j}) of the same documents: what is cut is neither "
+                    "cut again nor joined; put repository first, give each fim sources of its own"
+                )
+    return made
+
+
+def _meet(one: NamedTransform, other: NamedTransform) -> bool:
+    """Whether a document may be of both."""
+    return one.sources is None or other.sources is None or not {*one.sources}.isdisjoint(other.sources)
 
 
 def _made(fields: Mapping[str, Any], index: int) -> NamedTransform:

@@ -99,6 +99,18 @@ class Earlier:
         return Supply(table, docs, [self.corpus.sources[i] for i in used])
 
 
+def check_apart(earlier: Sequence[Earlier]) -> None:
+    """Raise UserError where two may take the same rows of one corpus: each draws by itself, so a row would come more often
+    than ``epochs`` says."""
+    for i, one in enumerate(earlier):
+        for j, other in enumerate(earlier[:i]):
+            if one.corpus.content_hash == other.corpus.content_hash and len(np.intersect1d(one.rows, other.rows)):
+                raise UserError(
+                    f"replay.{i}: the same rows as replay.{j}, of {one.corpus.folder}: name it once, with the share of both, "
+                    "or with sources that differ"
+                )
+
+
 def _only_of(corpus: Corpus, sources: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Whether each row is of these sources alone. bool [rows]"""
     wanted = np.isin(np.arange(len(corpus.sources)), [corpus.sources.index(name) for name in sources])

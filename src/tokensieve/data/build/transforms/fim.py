@@ -50,9 +50,11 @@ def fill_in_the_middle(options: FillInTheMiddle, encoder: Encoder) -> Transform:
 
     Whether a document is changed is a draw at ``rate``; then two cuts are drawn evenly from 0 ... its characters, ends
     included, so that a part may be empty, and SPM at ``spm``. Each part is encoded by itself; without its control tokens, and
-    put back in order, the document decodes to its text. All tokens stay targets. Documents that came as token ids,
-    conversations, and problems with marked solutions stay as they are. A document that a row's end cuts loses the connection,
-    which is counted: long ones should be few. Of a repository's files the last one is cut.
+    put back in order, the document decodes to its text; of a tokenizer that puts a space before a text only the document's
+    beginning has one, as in Code Llama, and one by which a text that is cut is another one (WordPiece) is refused. All tokens
+    stay targets. Documents that came as token ids, conversations, and problems with marked solutions stay as they are. A
+    document that a row's end cuts loses the connection, which is counted: long ones should be few. Of a repository's files the
+    last one is cut.
 
     Bavarian et al. 2022 (arXiv 2207.14255), section 3 and SPM variant 2 of its appendix D; cuts, order and encoding checked
     against the code that bigcode's Megatron-LM trained StarCoder with.
@@ -61,6 +63,7 @@ def fill_in_the_middle(options: FillInTheMiddle, encoder: Encoder) -> Transform:
         if not 0 <= getattr(options, name) <= 1:
             raise UserError(f"fim: {name} is a share, from 0 to 1, not {getattr(options, name)}")
     sentinels = _sentinels(options, encoder)
+    _check_joins(encoder)
 
     def change(document: Document, rng: np.random.Generator) -> Iterable[Document]:
         if document.tokens is not None or document.masked or document.solution:
@@ -107,3 +110,20 @@ def _sentinels(options: FillInTheMiddle, encoder: Encoder) -> Sentinels:
     raise UserError(
         f"fim: the tokenizer has no tokens for it, as {', '.join(SENTINELS[0])}: name its own (tokens: prefix, middle, suffix)"
     )
+
+
+_CUT = "if x:\n    return 'n\u00e9 \u597d'  # the sum\n"
+
+
+def _check_joins(encoder: Encoder) -> None:
+    """Raise UserError for a tokenizer by which a text that is cut in two, and joined again, says something else. Characters
+    that it does not know are left out: several of them may be one token, or two."""
+    text = "".join(c for c in _CUT if not encoder.num_unknown(encoder.encode([c])[0]))
+    whole = encoder.decode(encoder.encode_parts(text, [TextPart(0, len(text))])[0].tolist())
+    for at in range(1, len(text)):
+        cut = encoder.decode(encoder.encode_parts(text, [TextPart(0, at), TextPart(at, len(text))])[0].tolist())
+        if cut != whole:
+            raise UserError(
+                f"fim: by this tokenizer a text that is cut is another one: what is {whole[: at + 4]!r} as one text begins as "
+                f"{cut[: at + 4]!r} when it is cut behind {text[:at]!r}"
+            )

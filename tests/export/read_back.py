@@ -87,7 +87,7 @@ def environment(folder: Path, own: list[str], needed: list[str]) -> tuple[Path, 
     """(its Python, why it could not be made)."""
     python = folder / "bin" / "python"
     if not python.exists():
-        venv.create(folder, with_pip=True)
+        venv.create(folder, with_pip=False)  # pip is among this environment's packages
         [site] = folder.glob("lib/python*/site-packages")
         ours = [p for p in sys.path if p.endswith("site-packages")]
         (site / "of_this_environment.pth").write_text("\n".join(ours) + "\n")
@@ -99,6 +99,7 @@ def environment(folder: Path, own: list[str], needed: list[str]) -> tuple[Path, 
                 "pip",
                 "install",
                 "--quiet",
+                "--no-compile",
                 "--disable-pip-version-check",
                 *options,
                 *packages,

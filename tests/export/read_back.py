@@ -55,6 +55,7 @@ INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
         ["brotli", "python-snappy", "zstd", "boto3", "paramiko", "catalogue"],
     ),
     "axolotl": ("parquet", ["axolotl"], ["addict", "fire", "colorama", "posthog", "numba"]),
+    "axolotl_plugin": ("parquet", ["axolotl"], ["addict", "fire", "colorama", "posthog", "numba"]),
     "llama_factory": ("llama_factory", ["llamafactory"], []),
     "swift": ("swift", ["ms-swift"], ["modelscope", "addict", "dacite", "simplejson", "json-repair"]),
 }

@@ -19,7 +19,9 @@ STAGES = ("base_text", "curated", "corpus")
 
 
 def main(wheel: str) -> None:
-    path = Path(wheel).resolve(strict=True)
+    path = Path(wheel).resolve()
+    if not path.is_file():
+        sys.exit(f"{path} is no file: `make dist` builds one")
     with tempfile.TemporaryDirectory(prefix="tokensieve-wheel-") as folder:
         here = Path(folder)
         run(here, sys.executable, "-m", "venv", "env")
@@ -43,4 +45,4 @@ def run(here: Path, *words: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1] if sys.argv[1:] else "dist")

@@ -241,7 +241,7 @@ def test_axolotl_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert tiny.gap({n: start[n] - w for n, w in tiny.weights(model).items()}, wanted) < 1e-9
     assert plugin.get_training_args(cfg) == {"average_tokens_across_devices": True}
 
-    with pytest.raises(ts.UserError, match="^sample_packing: not served beside tokensieve's trainer"):
+    with pytest.raises(ts.UserError, match=r"^sample_packing: not served beside tokensieve's trainer"):
         plugin.get_trainer_cls(types.SimpleNamespace(**vars(cfg), sample_packing=True))
     assert plugin.get_trainer_cls(types.SimpleNamespace(tokensieve=None)) is None
 

@@ -6,7 +6,8 @@
 A reader's environment sees this one's packages (torch and transformers are too large to be installed eight times); what is
 its own is installed over them, at the version that pip finds. Each script in readers/ prints, as JSON, what the reader's
 trainer sums up: for every sample a list of [id before, target, weight]. That must be what the tests' own readers find.
-Exit code 1 if one does not; a reader that pip cannot install here is told and passed over.
+Exit code 1 if one does not; a reader that pip cannot install here is told and passed over. axolotl_plugin is axolotl
+again: the trainer that its builder makes with examples/axolotl_plugin.py does a step, which must be SelectiveTrainer's.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 def main(names: list[str]) -> int:
+    if unknown := [name for name in names if name not in INSTALLED]:
+        print(f"no reader {unknown[0]!r}: one of {', '.join(INSTALLED)}", file=sys.stderr)
+        return 2
     out = ROOT / "runs" / "exports"
     corpus = corpora.corpus(out / "corpus", corpora.write_text(out / "text"))
     scores = exports.made_scores(out / "scores", corpus)
@@ -70,7 +74,7 @@ def main(names: list[str]) -> int:
         to, own, needed = INSTALLED[name]
         folder = export.run(exports.config(out / to, corpus, to, scores))
         want = [[list(term) for term in row] for row in READERS[to](folder, corpora.LENGTH)]
-        python, lacks = environment(out / "envs" / name, own, needed)
+        python, lacks = environment(out / "envs" / name.removesuffix("_plugin"), own, needed)
         if lacks:
             print(f"{name:14} not here: {lacks}", flush=True)
             continue

@@ -154,8 +154,8 @@ def test_what_is_not_there_is_one_sentence(made: Path) -> None:
 
 
 def test_the_notebook_runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From top to bottom in a kernel of Jupyter's, as who opens it does; what each cell shows is what Jupyter would draw. Run as
-    Python in one namespace it could not fail where only a kernel fails, and what was drawn was never asked for."""
+    """From top to bottom in a kernel of Jupyter's, as a reader runs it; each cell shows what Jupyter draws. Run as Python in
+    one namespace it could not fail where only a kernel fails."""
     monkeypatch.setenv("TOKENSIEVE_RUN", str(made))
     monkeypatch.setenv("PYTHONPATH", str(SOURCE))
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):

@@ -38,7 +38,7 @@ SMALLER = {
 }
 # Commands that are not done: an installation, the demo (`make demo`), a recipe of gigabytes.
 LEFT_OUT = ("pip install", "tokensieve demo", "runs/demo/", "--only corpus curated", "runs/rho1-math-1b/")
-WORDS = "a rule keeps the tokens that are worth their loss and drops noise like 1729 or 271828 from lists of names".split()
+SENTENCE = "a rule keeps the tokens that are worth their loss and drops noise like 1729 or 271828 from lists of names"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -66,7 +66,7 @@ def smaller(page: str, text: str) -> str:
 
 def texts(count: int, seed: int) -> list[str]:
     rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(200, 400))) for _ in range(count)]
+    return [" ".join(rng.choices(SENTENCE.split(), k=rng.randint(200, 400))) for _ in range(count)]
 
 
 def write_rows(path: Path, rows: list[str]) -> None:

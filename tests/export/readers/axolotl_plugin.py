@@ -1,7 +1,6 @@
-"""axolotl: examples/axolotl_plugin.py in the trainer that its builder makes of a config, a step of it, and its rows as trained."""
+"""axolotl: examples/axolotl_plugin.py in the trainer that its builder makes: a step of it, and its rows as trained."""
 
 import json
-import runpy
 import sys
 from importlib.metadata import version
 from pathlib import Path

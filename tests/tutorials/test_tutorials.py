@@ -23,12 +23,13 @@ from processes import environment
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.M | re.S)
-# What is another number here: two steps instead of many, two processes instead of eight.
+# What is another word here: two steps instead of many, two processes instead of eight, and no bf16, as the pages say of a CPU.
 SMALLER = {
-    "own_data": {"max_steps: 1000": "max_steps: 2"},
-    "sft": {},
-    "quickstart": {"max_steps: 200": "max_steps: 2"},
+    "own_data": {"max_steps: 1000": "max_steps: 2", ", bf16: true": ""},
+    "sft": {", bf16: true": ""},
+    "quickstart": {"max_steps: 200": "max_steps: 2", ", bf16: true": ""},
     "many_gpus": {
+        "  bf16: true\n": "",
         "--nproc-per-node 8": "--nproc-per-node 2",
         "--training.max_steps 20": "--training.max_steps 2",
         "max_steps: 1000": "max_steps: 2",

@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import venv
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,11 +31,6 @@ from tokensieve.pipeline import export  # noqa: E402
 HERE = Path(__file__).parent / "readers"
 
 
-def torchvision_of(torch: str) -> str:
-    """The torchvision that was built for a torch: 2.13.0 -> 0.28.0."""
-    return f"0.{int(torch.split('.')[1]) + 15}.0"
-
-
 # reader -> (the format it reads, what is installed without its own needs, what of those it does need here)
 INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
     "trl": ("parquet", [], []),
@@ -49,10 +43,7 @@ INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
     "megatron": ("megatron", ["megatron-core"], []),
     "mds": (
         "mds",
-        [
-            "mosaicml-streaming",
-            f"torchvision=={torchvision_of(version('torch'))}",
-        ],  # with its needs, another torch comes along
+        ["mosaicml-streaming"],
         ["brotli", "python-snappy", "zstd", "boto3", "paramiko", "catalogue"],
     ),
     "axolotl": ("parquet", ["axolotl"], ["addict", "fire", "colorama", "posthog", "numba"]),

@@ -11,7 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 TINY := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection mix dmt)
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
-  bench-quality recipes-tiny dist exports bench-scaling sweep study-tiny families docs
+  bench-quality recipes-tiny dist exports bench-scaling sweep study-tiny families docs tutorials
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -95,6 +95,9 @@ faults: setup ## kill, stop, damage and starve runs in every way of docs/reliabi
 
 families: setup ## every model family of docs/families.md measured, and the page's table written anew
 	$(TEST_ENV) $(BIN)/python tests/families/run.py
+
+tutorials: setup ## the shell blocks of the tutorials, each page in a folder with what it asks for, in order
+	$(TEST_ENV) $(BIN)/python -m pytest tests/tutorials -v --durations=0
 
 exports: setup ## every export read back by the reader it is for, each in an environment of its own below runs/exports
 	$(TEST_ENV) $(BIN)/python tests/export/read_back.py

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import runpy
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,31 @@ def test_lightning(tmp_path: Path, name: str) -> None:
     tiny.train(wanted, args, tiny.rows(8), rule)
     moved = [{n: start[n] - w for n, w in tiny.weights(m).items()} for m in (model, wanted)]
     assert tiny.gap(*moved) < 1e-6  # clipping divides by a norm that is float32 or not
+
+
+# --- axolotl ----------------------------------------------------------------------------------------------------------------
+
+
+def test_axolotl_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called as axolotl's builder calls it: its step is SelectiveTrainer's, its collators are not asked, and settings that
+    its own trainer serves are refused. With axolotl itself: `make exports`."""
+    base = types.ModuleType("axolotl.integrations.base")
+    base.BasePlugin = type("BasePlugin", (), {})  # type: ignore[attr-defined]  no method is inherited
+    for name, module in (("axolotl", base), ("axolotl.integrations", base), ("axolotl.integrations.base", base)):
+        monkeypatch.setitem(sys.modules, name, module)
+    plugin = example("axolotl_plugin")["TokensievePlugin"]()
+    cfg = types.SimpleNamespace(tokensieve={"name": "rho1", "ratio": 0.4})
+    kind, model = plugin.get_trainer_cls(cfg), tiny.llama(dtype=torch.float64)
+    of_builder = {"data_collator": len, "eval_data_collator": len, "bench_data_collator": len, "dataset_tags": []}
+    start, args = tiny.weights(model), tiny.arguments(tmp_path / "ours", 4, 2)
+    kind(model=model, args=args, train_dataset=tiny.rows(8), eval_dataset=None, callbacks=[], **of_builder).train()
+    wanted = tiny.step_gradients(tmp_path, tiny.rows(8), ts.objective("rho1", ratio=0.4), 4, 2)
+    assert tiny.gap({n: start[n] - w for n, w in tiny.weights(model).items()}, wanted) < 1e-9
+    assert plugin.get_training_args(cfg) == {"average_tokens_across_devices": True}
+
+    with pytest.raises(ts.UserError, match=r"^sample_packing: not served beside tokensieve's trainer"):
+        plugin.get_trainer_cls(types.SimpleNamespace(**vars(cfg), sample_packing=True))
+    assert plugin.get_trainer_cls(types.SimpleNamespace(tokensieve=None)) is None
 
 
 # --- torchtitan -------------------------------------------------------------------------------------------------------------

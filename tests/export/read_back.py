@@ -6,7 +6,8 @@
 A reader's environment sees this one's packages (torch and transformers are too large to be installed eight times); what is
 its own is installed over them, at the version that pip finds. Each script in readers/ prints, as JSON, what the reader's
 trainer sums up: for every sample a list of [id before, target, weight]. That must be what the tests' own readers find.
-Exit code 1 if one does not; a reader that pip cannot install here is told and passed over.
+Exit code 1 if one does not; a reader that pip cannot install here is told and passed over. axolotl_plugin is axolotl
+again: the trainer that its builder makes with examples/axolotl_plugin.py does a step, which must be SelectiveTrainer's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import os
 import subprocess
 import sys
 import venv
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,11 +31,6 @@ from tokensieve.pipeline import export  # noqa: E402
 HERE = Path(__file__).parent / "readers"
 
 
-def torchvision_of(torch: str) -> str:
-    """The torchvision that was built for a torch: 2.13.0 -> 0.28.0."""
-    return f"0.{int(torch.split('.')[1]) + 15}.0"
-
-
 # reader -> (the format it reads, what is installed without its own needs, what of those it does need here)
 INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
     "trl": ("parquet", [], []),
@@ -48,19 +43,20 @@ INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
     "megatron": ("megatron", ["megatron-core"], []),
     "mds": (
         "mds",
-        [
-            "mosaicml-streaming",
-            f"torchvision=={torchvision_of(version('torch'))}",
-        ],  # with its needs, another torch comes along
+        ["mosaicml-streaming"],
         ["brotli", "python-snappy", "zstd", "boto3", "paramiko", "catalogue"],
     ),
     "axolotl": ("parquet", ["axolotl"], ["addict", "fire", "colorama", "posthog", "numba"]),
+    "axolotl_plugin": ("parquet", ["axolotl"], ["addict", "fire", "colorama", "posthog", "numba"]),
     "llama_factory": ("llama_factory", ["llamafactory"], []),
     "swift": ("swift", ["ms-swift"], ["modelscope", "addict", "dacite", "simplejson", "json-repair"]),
 }
 
 
 def main(names: list[str]) -> int:
+    if unknown := [name for name in names if name not in INSTALLED]:
+        print(f"no reader {unknown[0]!r}: one of {', '.join(INSTALLED)}", file=sys.stderr)
+        return 2
     out = ROOT / "runs" / "exports"
     corpus = corpora.corpus(out / "corpus", corpora.write_text(out / "text"))
     scores = exports.made_scores(out / "scores", corpus)
@@ -69,7 +65,7 @@ def main(names: list[str]) -> int:
         to, own, needed = INSTALLED[name]
         folder = export.run(exports.config(out / to, corpus, to, scores))
         want = [[list(term) for term in row] for row in READERS[to](folder, corpora.LENGTH)]
-        python, lacks = environment(out / "envs" / name, own, needed)
+        python, lacks = environment(out / "envs" / name.removesuffix("_plugin"), own, needed)
         if lacks:
             print(f"{name:14} not here: {lacks}", flush=True)
             continue
@@ -87,7 +83,7 @@ def environment(folder: Path, own: list[str], needed: list[str]) -> tuple[Path, 
     """(its Python, why it could not be made)."""
     python = folder / "bin" / "python"
     if not python.exists():
-        venv.create(folder, with_pip=True)
+        venv.create(folder, with_pip=False)  # pip is among this environment's packages
         [site] = folder.glob("lib/python*/site-packages")
         ours = [p for p in sys.path if p.endswith("site-packages")]
         (site / "of_this_environment.pth").write_text("\n".join(ours) + "\n")
@@ -99,6 +95,7 @@ def environment(folder: Path, own: list[str], needed: list[str]) -> tuple[Path, 
                 "pip",
                 "install",
                 "--quiet",
+                "--no-compile",
                 "--disable-pip-version-check",
                 *options,
                 *packages,

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from families import FAMILIES, MAMBA, NOT_CAUSAL, Family, build, class_of
-from family_facts import DATA, FACTS, IDS, LABELS, PLAIN, refusal, row
+from family_facts import DATA, FACTS, IDS, LABELS, PLAIN, own_loss, refusal, row
 
 from tokensieve.core import objective
 from tokensieve.modeling.probe import broken_property
@@ -105,6 +105,13 @@ def test_a_router_loss_set_in_a_text_config_is_seen() -> None:
     with pytest.raises(UserError, match="which a router loss does not survive"):
         refuse_deferred_router_loss(objective("dft", denominator="weight"), model)
     refuse_deferred_router_loss(objective("rho1"), model)
+
+
+@pytest.mark.parametrize("name", ["MiniCPM3", "HyperCLOVA X, scaled logits"])
+def test_one_name_of_a_scale_means_three_things(name: str, tmp_path: Path) -> None:
+    """Granite divides its logits by the config's ``logits_scaling``. MiniCPM3 divides what it gives its head, which was
+    divided once more behind it; HyperCLOVA X multiplies. Both were refused as heads that do more than is known."""
+    assert own_loss(FAMILIES[name], tmp_path) == "equal"
 
 
 def test_a_loss_made_of_logits_is_refused() -> None:

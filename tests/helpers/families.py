@@ -55,7 +55,7 @@ class Family:
     suite: bool = False
     """In `make test`; the others in `make families` only."""
     dtype: torch.dtype = torch.float64
-    """float32 where the class keeps its router in it when it is read from a folder."""
+    """float32 where the class has its router, or a decay, in it when it is read from a folder, whatever was saved."""
 
 
 DENSE, WINDOW, CAP, MOE, MLA, SSM, HYBRID, RECURRENT, DIFFERENTIAL, TERNARY, HALF = (
@@ -98,6 +98,7 @@ FAMILIES: dict[str, Family] = {
     "EXAONE 4": Family("exaone4", DENSE),
     "Helium": Family("helium", DENSE),
     "Granite, scaled logits": Family("granite", DENSE, {"logits_scaling": 3.0}),
+    "HyperCLOVA X, scaled logits": Family("hyperclovax", DENSE, {"logits_scaling": 0.5}),
     "Cohere, scaled logits": Family("cohere", DENSE, {"logit_scale": 0.25}),
     "Mistral": Family("mistral", WINDOW, {"sliding_window": 7}, suite=True),
     "Cohere2": Family("cohere2", WINDOW, SLIDING),
@@ -137,6 +138,7 @@ FAMILIES: dict[str, Family] = {
     "MiniMax-M2": Family("minimax_m2", MOE, ROUTER),
     "GLM-4.5": Family("glm4_moe", MOE, {"first_k_dense_replace": 1}, suite=True),
     "dots.llm1": Family("dots1", MOE, {"n_shared_experts": 1, "first_k_dense_replace": 1}),
+    "Hunyuan-A13B": Family("hunyuan_v1_moe", MOE, {"moe_topk": 2}, dtype=torch.float32),
     "DeepSeek-V2": Family("deepseek_v2", MLA, {**LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1}),
     "DeepSeek-V3": Family(
         "deepseek_v3",
@@ -144,12 +146,66 @@ FAMILIES: dict[str, Family] = {
         {**LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
         suite=True,
     ),
+    "GLM-4.7-Flash": Family("glm4_moe_lite", MLA, {**LATENT, "num_key_value_heads": 4}),
+    "MiniCPM3": Family("minicpm3", MLA, {**LATENT, "num_key_value_heads": 4, "dim_model_base": 16}),
+    "Youtu-LLM": Family("youtu", MLA, {**LATENT, "num_key_value_heads": 4}),
     "Mamba": Family("mamba", SSM, {"state_size": 8}, suite=True),
+    "Falcon-Mamba": Family("falcon_mamba", SSM, {"state_size": 8}),
+    "Mamba-2": Family(
+        "mamba2", SSM, {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "expand": 2, "chunk_size": 8}
+    ),
     "Jamba": Family(
         "jamba", HYBRID, {**ROUTER, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
     ),
+    "Bamba": Family("bamba", HYBRID, {**MAMBA, "attn_layer_indices": [1]}),
+    "Zamba2": Family(
+        "zamba2",
+        HYBRID,
+        {
+            "layers_block_type": ["linear_attention", "hybrid"],
+            "n_mamba_heads": 8,
+            "mamba_d_state": 8,
+            "chunk_size": 8,
+            "num_key_value_heads": 4,
+            "adapter_rank": 8,
+        },
+    ),
+    "Falcon-H1": Family(
+        "falcon_h1", HYBRID, {**MAMBA, "mamba_d_ssm": 64, "mamba_expand": 2, "lm_head_multiplier": 0.5}
+    ),
+    "Granite 4 hybrid": Family("granitemoehybrid", HYBRID, {**ROUTER, **MAMBA, **BOTH, "shared_intermediate_size": 16}),
+    "Nemotron-H": Family(
+        "nemotron_h",
+        HYBRID,
+        {
+            "layers_block_type": ["linear_attention", "moe", "full_attention"],
+            "num_hidden_layers": 3,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "chunk_size": 8,
+            "moe_shared_expert_intermediate_size": 16,
+        },
+    ),
+    "LFM2": Family("lfm2", HYBRID, {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}),
+    "LFM2-MoE": Family("lfm2_moe", HYBRID, {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
     "Qwen3-Next": Family(
         "qwen3_next", HYBRID, {**ROUTER, **DELTA, **BOTH, "shared_expert_intermediate_size": 16}, suite=True
+    ),
+    "OLMo Hybrid": Family("olmo_hybrid", HYBRID, BOTH, dtype=torch.float32),
+    "Kimi Linear": Family(
+        "kimi_linear",
+        HYBRID,
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "num_key_value_heads": 4,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
+            **BOTH,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
     ),
     "MiniMax-01": Family("minimax", RECURRENT, {**ROUTER, **BOTH, "block_size": 8}, suite=True),
     "RecurrentGemma, Griffin": Family(
@@ -163,6 +219,8 @@ FAMILIES: dict[str, Family] = {
         },
         suite=True,
     ),
+    "RWKV": Family("rwkv", RECURRENT, {"attention_hidden_size": 32}),
+    "xLSTM": Family("xlstm", RECURRENT, {"num_heads": 2, "chunk_size": 8, "output_logit_soft_cap": 3.0}),
     "Differential Transformer": Family("diffllama", DIFFERENTIAL, suite=True),
     "BitNet b1.58": Family("bitnet", TERNARY, {"quantization_config": ONLINE}, suite=True),
     "Gemma 3": Family("gemma3_text", HALF, SLIDING, suite=True),
@@ -178,8 +236,14 @@ FAMILIES: dict[str, Family] = {
             "activation_sparsity_pattern": [0.0, 0.0],
         },
     ),
+    "Gemma 4": Family(
+        "gemma4_text",
+        HALF,
+        {**SLIDING, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8, "global_head_dim": 8},
+    ),
     "Llama 4": Family("llama4_text", HALF, {"intermediate_size_mlp": 48, "num_experts_per_tok": 1, "moe_layers": [1]}),
     "Qwen3.5": Family("qwen3_5_text", HALF, {**DELTA, **BOTH}),
+    "Aria": Family("aria_text", HALF, {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}),
 }
 
 

@@ -27,6 +27,9 @@ Compute = Callable[[Tensor, LinearHead], Tensor | None]
 # Of the head's input: (what it is taken for, the columns of it that the model makes its own logits and loss of).
 Show = Callable[[Tensor, LinearHead], tuple[Tensor, slice]]
 
+# The power of the config's `logits_scaling` in the logits. Granite divides them; MiniCPM3 divides what its head is given, which
+# the seam sees after that; HyperCLOVA X multiplies.
+LOGITS_SCALING = {"minicpm3": 0.0, "hyperclovax": 1.0}
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN, *PER_IMAGE)
 
 
@@ -221,7 +224,8 @@ def _logit_transform(model: nn.Module) -> tuple[float, float | None]:
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    power = LOGITS_SCALING.get(getattr(config, "model_type", ""), -1.0)
+    scale *= float(getattr(config, "logits_scaling", None) or 1.0) ** power
     scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, Griffin, xLSTM
     softcap = next(filter(None, (getattr(config, name, None) for name in caps)), None)

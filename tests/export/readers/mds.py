@@ -2,9 +2,19 @@
 
 import json
 import sys
+import types
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 
-from streaming import StreamingDataset
+# Imported at the top, for images, which no sample here has. Its build must follow torch's: the newest one brought gigabytes
+# of CUDA, and the one for this torch's version was built for another build of it ("operator torchvision::nms does not exist").
+for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__spec__ = ModuleSpec(name, None)
+sys.modules["torchvision.datasets"].VisionDataset = object
+sys.modules["torchvision.transforms.functional"].to_tensor = None
+
+from streaming import StreamingDataset  # noqa: E402
 
 data = StreamingDataset(local=sys.argv[1], shuffle=False, batch_size=1)
 terms = []

@@ -87,9 +87,11 @@ def test_the_draw() -> None:
     whole, half = absorbing.batches([batch_of(rows)], 5)[0], absorbing.batches([batch_of(rows, 2, 2)], 5)[0]
     for column in ("input_ids", "targets", "weight"):
         assert torch.equal(whole[column][2:], half[column])
-    assert not bool(
-        ((whole["targets"] == -100) != (torch.nn.functional.pad(whole["input_ids"][:, 1:], (0, 1)) != MASK)).any()
-    )
+    for row, item in enumerate(Rows(rows).__getitems__(range(4))):
+        fed_T, hidden_T, share = absorbing.of_row(row, item["input_ids"], item["labels"], 5)
+        assert torch.equal(whole["input_ids"][row], fed_T)
+        assert torch.equal(whole["targets"][row, :-1], torch.where(hidden_T, item["labels"], -100)[1:])
+        assert torch.equal(whole["weight"][row], torch.full_like(whole["weight"][row], 1 / torch.tensor(share)))
 
 
 def test_attention_opens() -> None:

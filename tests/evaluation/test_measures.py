@@ -13,6 +13,7 @@ import tiny as models
 import torch
 from byte_tokenizers import byte_fallback, byte_level
 
+from tokensieve.data.corpus import open_corpus
 from tokensieve.data.read.source import SourceConfig
 from tokensieve.evaluation.measures.contamination import bound, contamination, counted
 from tokensieve.evaluation.measures.options import (
@@ -21,7 +22,7 @@ from tokensieve.evaluation.measures.options import (
     QuantisationOptions,
     SurprisalOptions,
 )
-from tokensieve.evaluation.measures.probes import probes, random_sequences
+from tokensieve.evaluation.measures.probes import probes, random_sequences, text_sequences
 from tokensieve.evaluation.measures.quantisation import ratio, rounded_weights, rounding, to_nearest
 from tokensieve.evaluation.measures.signal import flattened, noise, signal
 from tokensieve.evaluation.measures.subject import Subject
@@ -172,7 +173,7 @@ def test_copy_scores_are_those_by_hand(known: Subject) -> None:
     options = ProbeOptions(rows=3, tokens=5, copies=3)
     found = by_metric(probes(known, options).records)
     later, gain = [], []
-    for sequence in random_sequences(options, known.encoder.vocab_size, known.encoder.eos_id):
+    for sequence in random_sequences(options, known.encoder.vocab_size, known.no_text):
         assert known.encoder.eos_id not in sequence
         nll = full_nll(known, [known.start, *sequence * 3])
         later.append(sum(nll[5:]) / 10)
@@ -187,6 +188,19 @@ def test_copy_scores_are_those_by_hand(known: Subject) -> None:
         probes(known, ProbeOptions(tokens=300))
 
 
+def test_sequences_are_of_text_alone(tiny: Any) -> None:
+    """A row that began with BOS or was filled up was repeated with it: the model is told where copies begin."""
+    corpus = open_corpus(tiny.corpus)
+    eos = corpus.eos_id
+    options = ProbeOptions(rows=4, tokens=6)
+    for sequence in text_sequences(options, corpus, {eos}):
+        assert len(sequence) == 6
+        assert eos not in sequence
+    first = list(corpus.rows[0]["input_ids"])
+    assert text_sequences(options, corpus, {eos, first[0]})[0] != first[:6]
+    assert all(x not in (0, 3) for row in random_sequences(ProbeOptions(rows=50), 8, {0, 3}) for x in row)
+
+
 def test_a_model_that_was_taught_to_copy(tmp_path: Path) -> None:
     """Trained on sequences that repeat: the copies cost it less than the first, which no random model can have."""
     found = subject(tmp_path, byte_level(), initializer_range=0.05, num_attention_heads=4, hidden_size=64)
@@ -194,7 +208,7 @@ def test_a_model_that_was_taught_to_copy(tmp_path: Path) -> None:
     before = by_metric(probes(found, options).records)["copy_gain", "random"]
     model = found.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    sequences = random_sequences(options, found.encoder.vocab_size, found.encoder.eos_id)
+    sequences = random_sequences(options, found.encoder.vocab_size, found.no_text)
     ids = torch.tensor([[found.start, *s * 3] for s in sequences])
     labels = ids.clone()
     labels[:, :7] = -100  # the copies alone are learned: by heart will do

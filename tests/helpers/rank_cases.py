@@ -37,6 +37,8 @@ from tokensieve.modeling.sparse import SparseBackward
 from tokensieve.pipeline import score
 from tokensieve.runs import files, manifest
 from tokensieve.runs.errors import UserError
+from tokensieve.training.options import Mer, Noise, SubsetNormOptions
+from tokensieve.training.schedules import PowerSchedule
 from tokensieve.training.self_test import run_self_test
 from tokensieve.training.token_log import TokenLogConfig
 from tokensieve.training.trainer import SelectiveTrainer
@@ -203,6 +205,18 @@ CASES["by-source"] = case(
     objective("by_source", of={"name": "rho1", "ratio": 0.6}, instead={"b": {"ratio": 0.2}}),
     lambda: tiny.rows(8, doc_starts=[[0, 5]] * 8, doc_sources=[[0, 1], [1, 0]] * 4),
 )
+TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
+CASES["mer"] = case(objective("rho1", ratio=0.4), **TWO_STEPS)
+CASES["subset-norm"] = case(objective("clm"), **TWO_STEPS)
+CASES["power"] = case(objective("rho1", ratio=0.4), **TWO_STEPS)
+CASES["noise"] = case(objective("clm"), lambda: tiny.rows(8, uneven=False), **TWO_STEPS)
+# What the trainer is asked for beside its objective.
+PARTS: dict[str, dict[str, Any]] = {
+    "mer": {"mer": Mer(every=2, epsilon=0.3)},
+    "subset-norm": {"optimizer": SubsetNormOptions(rank=4)},
+    "power": {"schedule": PowerSchedule(a=0.02, b=-0.5, count="trained", warmup_tokens=20)},
+    "noise": {"noise": Noise(1, anneal_steps=2)},
+}
 CASES["intersect"] = case(objective("intersect", of=[{"name": "dft"}, {"name": "rho1", "ratio": 0.5}]))
 
 
@@ -215,8 +229,9 @@ def run_case(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     log = TokenLogConfig(every=1, rows=100)
     backward = "sparse" if name in SPARSE else "exact"
     trainer = tiny.train(
-        model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log, sources=("a", "b"), backward=backward
-    )
+        model, args, CASES[name]["data"](), CASES[name]["made"], token_log=log, sources=("a", "b"), backward=backward,
+        **PARTS.get(name, {}),
+    )  # fmt: skip
     after = tiny.weights(model)
     return {"gradients": {n: before[n] - after[n] for n in before}, "logged": trainer.state.log_history}
 

@@ -216,6 +216,11 @@ def test_what_cannot_be_merged_says_so(other: Any, told: str) -> None:
         check_mergeable([model(), other()], ["a", "b"])
 
 
+def test_what_a_merge_does_not_depend_on() -> None:
+    """A chat model has another EOS, and perhaps longer rows: that says nothing of its weights, and was refused."""
+    check_mergeable([model(), model(seed=1, eos_token_id=3, pad_token_id=4, max_position_embeddings=128)], ["a", "b"])
+
+
 # --- grown, and shared out -------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +331,27 @@ def test_a_token_of_several_parts_ends_texts_first() -> None:
     )
     rows = new_rows(old, new)
     assert rows.pieces[new.eos_token_id] == [old.eos_token_id]
+
+
+def test_tokens_that_are_written_otherwise_keep_their_spaces() -> None:
+    """Decoded by itself a token of marks loses its space: " the" got the rows of "the". Amid a word none is put before."""
+    marks = Tokenizer(models.BPE({t: i for i, t in enumerate(("<s>", *"▁theö", "<0xC3>", "▁t", "he", "▁the"))},
+                                 [("▁", "t"), ("h", "e"), ("▁t", "he")]))  # fmt: skip
+    marks.decoder = decoders.Metaspace()
+    space, oe = "Ġ", "Ã¶"
+    vocab = ("<e>", space, *"the", *oe, space + "t", "he", space + "the", oe)
+    merges = [(space, "t"), ("h", "e"), (space + "t", "he"), (oe[0], oe[1])]
+    level = Tokenizer(models.BPE({t: i for i, t in enumerate(vocab)}, merges))
+    level.decoder = decoders.ByteLevel()
+    one = PreTrainedTokenizerFast(tokenizer_object=marks, eos_token="<s>")
+    other = PreTrainedTokenizerFast(tokenizer_object=level, eos_token="<e>")
+    for old, new in ((one, other), (other, one)):
+        rows, known = new_rows(old, new), old.get_vocab()
+        twin = {"Ġthe": "▁the", "▁the": "Ġthe", "he": "he", "ö": oe, oe: "ö", "<e>": "<s>", "<s>": "<e>"}
+        for token in {*twin} & {*new.get_vocab()}:
+            assert rows.pieces[new.get_vocab()[token]] == [known[twin[token]]], token
+        assert rows.unknown == (old is one)  # the byte B6, which it does not have
+    assert new_rows(one, other).pieces[vocab.index(oe[0])] == [one.get_vocab()["<0xC3>"]]
 
 
 def spelled(*control: str) -> Tokenizer:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from tokensieve.core import objective
 from tokensieve.pipeline.configs.train import TrainConfig
@@ -98,6 +98,15 @@ def test_tables_of_positions_are_embeddings() -> None:
     assert model.transformer.wpe.weight not in scaled
     assert model.transformer.wte.weight not in scaled
     assert (scaled[model.lm_head.weight], scaled[model.transformer.h[0].attn.c_attn.weight]) == ("head", "within")
+
+
+def test_what_is_no_linear_layer_is_refused() -> None:
+    """A convolution, a state space and a router were scaled as if both of their sides grew."""
+    shape = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 1, "tie_word_embeddings": False}
+    with pytest.raises(UserError, match=r"backbone\.layers\.0\.mixer\.\S+ \[.*\] is no linear layer's"):
+        roles(MambaForCausalLM(MambaConfig(**shape, state_size=4)))
+    with pytest.raises(UserError, match="a mixtral has num_local_experts"):
+        roles(tiny.mixtral())
 
 
 def test_what_would_not_be_reached(tmp_path: Path) -> None:

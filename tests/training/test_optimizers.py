@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny as tiny_models
 import torch
 
+from tokensieve.pipeline.configs.train import TrainConfig
+from tokensieve.pipeline.training_parts import state_bytes
+from tokensieve.runs.errors import UserError
 from tokensieve.training.optimizers import SubsetNorm, directions
-from tokensieve.training.options import SubsetNormOptions
+from tokensieve.training.options import Mer, SubsetNormOptions
+from tokensieve.training.trainer import SelectiveTrainer
 
 GRADIENTS = [torch.randn(4, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(4)]
 LR, BETA1, BETA2, EPS, DECAY = 0.1, 0.8, 0.9, 1e-3, 0.5
@@ -87,6 +92,51 @@ def test_vectors_have_adamw_of_their_own() -> None:
         optimizer.step()
         adam.step()
     assert torch.allclose(weight.detach(), twin.detach(), rtol=0, atol=1e-8)
+
+
+def test_second_moments_of_bfloat16() -> None:
+    """Rounded to bfloat16 a moment stops at 256 times what is added to it; and a resumed run read back a rounded one."""
+    optimizer, weight = made((4, 3))
+    low = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    rounded = SubsetNorm([low], LR, (BETA1, BETA2), EPS, DECAY)
+    for gradient in GRADIENTS:
+        low.grad = gradient.to(torch.bfloat16)
+        weight.grad = low.grad.double()
+        optimizer.step()
+        rounded.step()
+    v, wanted = rounded.state[low]["exp_avg_sq"], optimizer.state[weight]["exp_avg_sq"]
+    assert v.dtype == torch.float32
+    assert torch.allclose(v.double(), wanted, rtol=1e-6)
+    again = SubsetNorm([low], LR, (BETA1, BETA2), EPS, DECAY)
+    again.load_state_dict(rounded.state_dict())
+    assert torch.equal(again.state[low]["exp_avg_sq"], v)
+    assert again.state[low]["exp_avg_sq"] is not v
+
+
+def test_a_subspace_of_no_momentum(tmp_path: Path) -> None:
+    """rank was passed over without a word where adam_beta1 is 0."""
+    args = tiny_models.arguments(tmp_path, adam_beta1=0.0)
+    with pytest.raises(UserError, match="no momentum to keep in a subspace"):
+        SelectiveTrainer(
+            tiny_models.llama(), args, train_dataset=tiny_models.rows(4), optimizer=SubsetNormOptions(rank=2)
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "each"),
+    [
+        ({}, 8),
+        ({"training": {"optim": "sgd"}}, 0),
+        ({"training": {"optim": "adamw_8bit"}}, 2),
+        ({"optimizer": SubsetNormOptions()}, 4),
+        ({"optimizer": SubsetNormOptions(rank=8), "mer": Mer(2, 0.5)}, 4),
+        ({"mer": Mer(2, 1.0)}, 8),
+    ],
+)
+def test_what_a_plan_counts_of_its_state(fields: dict[str, Any], each: int) -> None:
+    """12 bytes a parameter were taken for every optimizer: sgd's checkpoints are a third of that."""
+    config = TrainConfig(corpus="c", model="m", out="o", **fields)
+    assert state_bytes(config, str(config.training.get("optim", "adamw_torch_fused"))) == each
 
 
 def test_against_adamw_by_compare(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:

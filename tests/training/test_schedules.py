@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from tokensieve.core import objective
+from tokensieve.runs.errors import UserError
 from tokensieve.training.schedules import PowerSchedule
 from tokensieve.training.trainer import SelectiveTrainer
 
@@ -98,6 +99,13 @@ def test_it_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     assert again == rates
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert (killed / "tokens.jsonl").read_bytes() == log
+
+
+def test_a_checkpoint_from_elsewhere(tmp_path: Path) -> None:
+    """In another folder there is no log of its tokens: n began again, and the rate with it, without a word."""
+    train(trainer(tmp_path / "run", "seen", 3))
+    with pytest.raises(UserError, match="go on in the folder of the checkpoint, or copy its tokens"):
+        train(trainer(tmp_path / "other", "seen", 4), resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 
 
 def learning_rates(run: Path) -> list[float]:

@@ -196,9 +196,12 @@ def check_saved(folder: Path, live: Any, done: str = "cut") -> None:
         raise UserError(f"a {kind} cannot be {done}: saved and read again, {wrong[0]} is another")
     again.load_state_dict(wanted, assign=True)
     if not torch.equal(random_logits(live), random_logits(again)):
+        of_blocks = done in ("cut", "pruned", "grown")
+        built, so = (
+            ("with so many blocks", ", so it computes with their number") if of_blocks else ("from its config", "")
+        )
         raise UserError(
-            f"a {kind} cannot be {done}: with the same weights, one built with fewer blocks computes other logits, so it "
-            "computes with their number"
+            f"a {kind} cannot be {done}: with the same weights, one built {built} computes other logits{so}"
         )
 
 

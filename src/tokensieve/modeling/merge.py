@@ -81,8 +81,9 @@ def check_mergeable(models: Sequence[Any], names: Sequence[str]) -> None:
 
 
 def _other_field(one: Any, other: Any) -> str | None:
-    """The first field of two configs that differs and says what is computed."""
-    said = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+    """The first field of two configs that differs and says what is computed: not ids of special tokens, nor the longest row."""
+    said = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+    said |= {"bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings"}
     first, second = ({k: v for k, v in c.to_dict().items() if k not in said} for c in (one, other))
     return next((k for k in sorted({*first, *second}) if first.get(k) != second.get(k)), None)
 

@@ -5,12 +5,15 @@
     new token                         input: mean of the rows of its old pieces; head: the same, or the first piece's
 
 The mean and the first piece are EEVE's (arXiv 2402.14714, section 3.2, by memory and by a public port of its initialisation).
+Tokenizers that write alike (both bytes, or both marks for spaces) have a token in common if both write it so; of others the
+old one's pieces of its text are taken, with the space that it begins with.
 PersianMind (arXiv 2401.06466) adds tokens of a language to Llama's vocabulary in the same way.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,27 +51,72 @@ def new_rows(old: Any, new: Any) -> NewRows:
     parts = {getattr(new, r): getattr(old, r) for r in _ROLES if getattr(new, r) and getattr(old, r)}
     kept = 0
     for token, i in new.get_vocab().items():
-        if (there := parts.get(token, token)) in known:
+        special = token in parts or i in new.backend_tokenizer.get_added_tokens_decoder()
+        if (there := parts.get(token, token)) in known and (same_script or special):
             pieces[i] = [known[there]]
             kept += 1
         else:
             pieces[i] = _pieces(old, new, token, i, same_script)
+            kept += (
+                not same_script
+                and len(pieces[i]) == 1
+                and _text(old, old.convert_ids_to_tokens(pieces[i])[0]) == _text(new, token)
+            )
     return NewRows(pieces, kept)
 
 
 def _decoder(tokenizer: Any) -> str:
     """How tokens are written: as bytes, with marks for spaces ..."""
-    return json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"], sort_keys=True)
+    return json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"], sort_keys=True, ensure_ascii=False)
 
 
 def _pieces(old: Any, new: Any, token: str, i: int, same_script: bool) -> list[int]:
     """Old ids of a new token. Written alike, the token itself is cut, which serves halves of characters too; else its text."""
     unknown = old.unk_token_id
-    if same_script and i not in new.backend_tokenizer.get_added_tokens_decoder():
+    if i in new.backend_tokenizer.get_added_tokens_decoder():
+        found = old(new.decode([i]), add_special_tokens=False)["input_ids"]
+    elif same_script:
         found = [t.id for t in old.backend_tokenizer.model.tokenize(token)]
     else:
-        found = old(new.decode([i]), add_special_tokens=False)["input_ids"]
+        found = _cut(old, _text(new, token))
     return [p for p in found if p != unknown]
+
+
+def _cut(tokenizer: Any, text: bytes) -> list[int]:
+    """Ids of what stands amid a text: no mark of a beginning is put before it, which would make it another token."""
+    if _is_byte_level(tokenizer):
+        spelled = "".join(_alphabet()[b] for b in text)
+        return [t.id for t in tokenizer.backend_tokenizer.model.tokenize(spelled)]
+    try:
+        there = text.decode()
+    except UnicodeDecodeError:  # half of a character: of a vocabulary with bytes these
+        known = tokenizer.get_vocab()
+        return [known[f"<0x{b:02X}>"] for b in text if f"<0x{b:02X}>" in known]
+    if "\u2581" in _decoder(tokenizer):
+        return [t.id for t in tokenizer.backend_tokenizer.model.tokenize(there.replace(" ", "\u2581"))]
+    return list(tokenizer(there, add_special_tokens=False)["input_ids"])
+
+
+def _text(tokenizer: Any, token: str) -> bytes:
+    """The bytes of a text that a token stands for, its spaces among them."""
+    if _is_byte_level(tokenizer):
+        back = {c: b for b, c in _alphabet().items()}
+        return bytes(back[c] for c in token) if all(c in back for c in token) else token.encode()
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode("utf-8", "surrogatepass")
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    return '"ByteLevel"' in _decoder(tokenizer)
+
+
+@functools.cache
+def _alphabet() -> dict[int, str]:
+    """byte -> the character that byte-level vocabularies write for it: printable ones as they are, others from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
 
 
 def rows_of_pieces(table_VD: Tensor, pieces: Sequence[Sequence[int]], how: HeadRow) -> Tensor:

@@ -100,6 +100,9 @@ def _merged(config: InitConfig) -> Made:
     names = [config.model, *m.models]
     models = [open_source(name, "merge", "merged") for name in names]
     check_mergeable(models, names)
+    if (model_folder(config.model) / "tokenizer.json").is_file():
+        for name in m.models:
+            check_tokenizer(name, load_tokenizer(model_folder(config.model)), config.model)
     weights = m.weights or [1.0] * (len(names) if m.method == "linear" else len(m.models))
     made = merge(models[0], models[1:], m.method, weights, m.scale, m.density)
     return made, {"merged_hashes": [model_hash(name) for name in names]}

@@ -63,8 +63,7 @@ from .lineage import lineage, reference_begun_from, training_flops
 from .objectives import check_sources, objective_of
 from .recipe.cost import Cost, Known
 from .save_model import check_merges, is_untied, save_model, with_lora
-
-_ADAM_BYTES = 12  # float32 weights and two moments, of a checkpoint that can be resumed from
+from .training_parts import check_noise, noise_of, state_bytes
 
 # What we recommend over TrainingArguments' own defaults. A NaN loss must be seen, not filtered out of the log.
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -184,8 +183,11 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
         steps, exact = max(left, 0.0) / (step * each_token), False
     tokens, copies = steps * step, _num_checkpoints(args, steps)
     flops = tokens * each_token
-    each = 4 if args.save_only_model else _ADAM_BYTES
-    memory = parameters * (4 + _ADAM_BYTES if config.lora is None else 4)
+    held = 4 + state_bytes(
+        config, str(getattr(args.optim, "value", args.optim))
+    )  # float32 weights and the optimizer's state
+    each = 4 if args.save_only_model else held
+    memory = parameters * (4 + held if config.lora is None else 4)
     return Cost(tokens, flops, parameters * (4 + each * copies), exact and done, max(1, copies), memory)
 
 
@@ -225,6 +227,7 @@ def validate(config: TrainConfig) -> None:
     check_length_given(config)
     check_schedule(config)
     check_optimizer(config)
+    check_noise(config)
     if args.eval_strategy != "no" and not config.eval_sets:
         raise UserError("training: eval_strategy has nothing to evaluate: name eval_sets")
     if wrong := [name for name in config.eval_sets if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]:
@@ -369,6 +372,7 @@ def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], ob
             mer=config.mer,
             optimizer=config.optimizer,
             mup=config.mup,
+            noise=noise_of(config, corpus),
             **second.models(objective, config, corpus),
             token_log=TokenLogConfig(config.token_log_every, config.token_log_rows, config.seed),
             flops_spent=FlopsSpent(*_flops_spent(config, objective.second)),

@@ -21,7 +21,7 @@ def dry_step(trainer: Any, model: Any) -> None:
     """
     count = trainer._train_batch_size
     rows = trainer.train_dataset
-    batch = collate(rows.__getitems__(longest_rows(rows, count)))
+    [batch] = trainer.fed([collate(rows.__getitems__(longest_rows(rows, count)))])
     passes = 2 if trainer.args.gradient_accumulation_steps > 1 else 1
     local = model.no_sync if isinstance(model, torch.nn.parallel.DistributedDataParallel) else contextlib.nullcontext
     trainer.current_gradient_accumulation_steps = passes

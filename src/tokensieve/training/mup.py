@@ -6,7 +6,8 @@
     vocabulary head           1 / m                                    lr / m
 
 At the base width nothing changes. Everything must grow by m together: heads in number, not in size (so that 1 / sqrt(d) of
-attention stays what it is), and the layers between. That activations keep their size while they learn, whatever the width, is
+attention stays what it is), and the layers between. Known are linear layers: convolutions, state spaces and routers have
+sides that do not grow, and are refused. That activations keep their size while they learn, whatever the width, is
 the coordinate check, in tests/training/test_mup.py.
 """
 
@@ -19,6 +20,7 @@ import torch
 from ..runs.errors import UserError
 
 WITHIN, HEAD = "within", "head"
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def factor(model: Any, base: int) -> float:
@@ -32,10 +34,29 @@ def factor(model: Any, base: int) -> float:
 
 
 def roles(model: Any) -> dict[torch.nn.Parameter, str]:
-    """The parameters that are scaled, and as what. Tables of positions or types are embeddings as those of tokens are."""
+    """The parameters that are scaled, and as what. Tables of positions or types are embeddings as those of tokens are.
+
+    UserError for a mixture, and for a matrix that is no linear layer's: both of its sides must grow with the width.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    text = model.config.get_text_config()
+    if experts := next((f for f in _EXPERTS if getattr(text, f, None)), None):
+        raise UserError(
+            f"mup: a {text.model_type} has {experts}, and the outputs of a router do not grow with the width"
+        )
     head = model.get_output_embeddings().weight
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    found = {p: WITHIN for p in model.parameters() if p.dim() >= 2 and id(p) not in tables}
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    found = {}
+    for name, p in model.named_parameters():
+        if p.dim() < 2 or id(p) in tables:
+            continue
+        if id(p) not in linear:
+            raise UserError(
+                f"mup: {name} {list(p.shape)} is no linear layer's, so how it grows with the width is not known"
+            )
+        found[p] = WITHIN
     return {**found, head: HEAD}
 
 

@@ -41,6 +41,10 @@ class Optimised(Logged):
 
     def check_whole_matrices(self) -> None:
         """Raise UserError for what looks at whole matrices of the model where there are parts of them, or an adapter's."""
+        if self.own_optimizer is not None and self.own_optimizer.rank and not self.args.adam_beta1:
+            raise UserError(
+                "optimizer.rank: with adam_beta1 0 there is no momentum to keep in a subspace: set rank to 0"
+            )
         if self.is_fsdp_enabled and (self.own_optimizer is not None or self.mup is not None):
             name = "mup" if self.mup is not None else "optimizer"
             raise UserError(f"{name}: it looks at whole matrices, and FSDP has parts of them: use DDP")
@@ -95,5 +99,10 @@ class Optimised(Logged):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         state = super()._init_training_state(*args, **kwargs)
+        if self.schedule is not None and self.state.global_step and not self.token_log.tokens_seen:
+            raise UserError(
+                f"schedule: it counts tokens by the token log, which {self.token_log.folder} has not up to step "
+                f"{self.state.global_step}: go on in the folder of the checkpoint, or copy its tokens.jsonl"
+            )
         self._counted = {"seen": self.token_log.tokens_seen, "trained": self.token_log.tokens_trained}
         return state

@@ -5,8 +5,8 @@
                         m <- b1 m + (1 - b1) g P;   step along m P' + (g - g P P')
     w <- w - lr sqrt(1 - b2^t) / (1 - b1^t) step / (sqrt(v) + eps) - lr wd w
 
-Vectors keep AdamW's own state. A sum over a row makes steps smaller than AdamW's by about the square root of its length:
-learning rates are larger by that.
+Second moments are float32 at least, whatever the weights are. Vectors keep AdamW's own state. A sum over a row makes steps
+smaller than AdamW's by about the square root of its length: learning rates are larger by that.
 """
 
 from __future__ import annotations
@@ -51,14 +51,23 @@ class SubsetNorm(torch.optim.Optimizer):
     def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[p], group["betas"]
         state["step"] = t = state.get("step", 0) + 1
-        squares = subset_squares(grad)
+        squares = subset_squares(grad if grad.dtype == torch.float64 else grad.float())
         v = state.setdefault("exp_avg_sq", torch.zeros_like(squares))
         v.mul_(beta2).add_(squares, alpha=1 - beta2)
         along = self._momentum(state, grad, group) if beta1 else grad
         size = group["lr"] * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-        p.addcdiv_(along, (v.sqrt() + group["eps"]).expand_as(p), value=-size)
+        p.sub_((along * (size / (v.sqrt() + group["eps"]))).to(p.dtype))
         if group["weight_decay"]:
             p.mul_(1 - group["lr"] * group["weight_decay"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would round second moments to the dtype of the weights."""
+        super().load_state_dict(state_dict)
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        mine = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, mine, strict=True):
+            if (saved := state_dict["state"].get(i, {}).get("exp_avg_sq")) is not None:
+                self.state[p]["exp_avg_sq"] = saved.to(p.device, copy=True)
 
     def _momentum(self, state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> Tensor:
         beta1, rank = group["betas"][0], group["rank"]

@@ -48,3 +48,23 @@ class Mup:
     def __post_init__(self) -> None:
         if self.base < 1:
             raise ValueError(f"base must be at least 1, not {self.base}")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Hidden tokens and an attention that opens: absorbing diffusion, or a masked language model, out of a causal one."""
+
+    token: str | int
+    """The mask, as the tokenizer spells it, or its id. One that is there already: `init --vocab` adds tokens."""
+    name: Literal["absorbing", "masked"] = "absorbing"
+    """absorbing: a share of its own for each row, weights of 1 / share; masked: one share."""
+    share: float = 0.15
+    """masked: of the tokens that are hidden."""
+    anneal_steps: int = 0
+    """Optimizer steps in which attention opens, from causal to all tokens; 0: open from the first."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, not {self.share}")
+        if self.anneal_steps < 0:
+            raise ValueError(f"anneal_steps must be at least 0, not {self.anneal_steps}")

@@ -43,8 +43,9 @@ from .checkpoints import tensors_only
 from .engines import check_engine, check_one_device, refuse_deferred_router_loss
 from .feeding import weighted
 from .guards import GuardConfig
+from .noised import Noising
 from .optimised import Optimised
-from .options import Mer, Mup, SubsetNormOptions
+from .options import Mer, Mup, Noise, SubsetNormOptions
 from .price import StepFlops, has_first_pass, step_flops
 from .progress import TokenProgress
 from .schedules import PowerSchedule
@@ -94,11 +95,11 @@ class SelectiveTrainer(Optimised):
     ``strict``. ``teacher``, a model, and ``embeddings`` [V, D] are for objectives that distil or smooth. ``sources``, names of
     the corpus's sources, has selection counted by source. ``schedule``: a learning rate by tokens in place of the arguments'
     own by steps; ``mer``: meta-experience replay; ``optimizer``: one of ours in place of ``args.optim``;
-    ``mup``: learning rates by maximal update parametrisation (new weights: ``mup.scale_new_weights``). Writes
-    ``tokens.jsonl``, ``times.jsonl`` and ``tokens/`` into ``args.output_dir``. Raises UserError before training for a missing
-    column, one that speaks of tokens and is not read, an argument that is not kept to, a head it does not understand, an engine
-    it does not support, or where no step can be
-    done; for a row with values that cannot be meant when it is read.
+    ``mup``: learning rates by maximal update parametrisation (new weights: ``mup.scale_new_weights``); ``noise``: hidden tokens
+    as targets, under an attention that opens. Writes ``tokens.jsonl``, ``times.jsonl``, ``tokens/`` into ``args.output_dir``.
+    Raises UserError before training for a missing column, one that speaks of tokens and is not read, an argument that is not
+    kept to, a head it does not understand, an engine it does not support, or where no step can be done; for a row with values
+    that cannot be meant when it is read.
     """
 
     loss_is_scaled_for_ga = True
@@ -126,11 +127,15 @@ class SelectiveTrainer(Optimised):
         mer: Mer | None = None,
         optimizer: SubsetNormOptions | None = None,
         mup: Mup | None = None,
+        noise: Noise | None = None,
         **kwargs: Any,
     ) -> None:
         self.schedule, self._counted = schedule, {"seen": 0, "trained": 0}
         self.mer, self.mup, self.own_optimizer = mer, mup, optimizer
-        self.objective = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
+        rule = weighted(objective or make_objective("clm"), train_dataset, ignore_columns)
+        beside = {"eval_dataset": eval_dataset, "a teacher": teacher, "backward: sparse": backward == "sparse" or None}
+        self.noise = None if noise is None else Noising(noise, args, model, rule, beside)
+        self.objective = rule if self.noise is None else self.noise.objective(rule)
         self.head = head or HeadOptions()
         check_keywords(kwargs, collate)
         self.check_given_optimizers(kwargs)
@@ -141,7 +146,7 @@ class SelectiveTrainer(Optimised):
         check_second(self.objective, self.head.backend, teacher)
         wanted = self.objective.second
         columns = wanted.columns if wanted is not None and wanted.origin == "columns" else None
-        self.init_rows(model, self.objective.needs, ignore_columns, thresholds or {}, columns)
+        self.init_rows(model, rule.needs, ignore_columns, thresholds or {}, columns)
         super().__init__(model, args, **{**kwargs, **self.given_rows(train_dataset, eval_dataset)})
         check_engine(self)
         self.check_whole_matrices()
@@ -236,6 +241,8 @@ class SelectiveTrainer(Optimised):
                 return model(**inputs)
 
         told = broken_property(self.seam, rows, count, call, self.args.device)
+        if told is None and self.noise is not None:
+            told = self.noise.broken(self.seam, rows, count, call, self.args.device)
         if told := self._first_of_ranks(told):
             raise UserError(told)
         self._proved.append(rows)
@@ -253,9 +260,14 @@ class SelectiveTrainer(Optimised):
         if self.state.global_step >= self.state.max_steps:
             return [], None  # resumed from the checkpoint of the last step: the Trainer would do one more
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.fed(batches)
         self.begin_step(batches)
         self._count_seen(batches)
         return batches, None if self.step.denominator is None else no_zero(self.step.denominator)
+
+    def fed(self, batches: list[Any]) -> list[Any]:
+        """A step's micro-batches as they are trained on: with noise where that is asked for."""
+        return batches if self.noise is None else self.noise.batches(batches, self.state.global_step)
 
     def begin_step(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
         """A new step of these micro-batches: what is known of them before the forward, and the weights where a first pass

@@ -11,10 +11,11 @@ induction score is that of ``scoring/retrieval.py`` [AttentionInfluence].
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from ...data.corpus import Corpus
 from ...data.list_columns import list_values
 from ...runs.errors import UserError
 from ...scoring.retrieval import RetrievalHeads
@@ -32,19 +33,34 @@ def probes(subject: Subject, options: ProbeOptions) -> ModelFigures:
             f"probes: {options.copies} copies of {options.tokens} tokens are {long - 1}, and {subject.target.folder} has a "
             f"context of {subject.longest}: give fewer probes.tokens"
         )
-    sequences = {"random": random_sequences(options, subject.encoder.vocab_size, subject.encoder.eos_id)}
+    sequences = {"random": random_sequences(options, subject.encoder.vocab_size, subject.no_text)}
     for name, corpus in subject.sets.items():
-        ids = (list_values(corpus.rows, "input_ids", i, i + 1)[0] for i in range(min(options.rows, corpus.num_rows)))
-        sequences[name] = [row[: options.tokens].tolist() for row in ids if len(row) >= options.tokens]
+        sequences[name] = text_sequences(options, corpus, subject.no_text)
     records = [r for on, found in sequences.items() for r in _copying(subject, options, found, on)]
     return ModelFigures([*records, *_induction(subject, options)])
 
 
-def random_sequences(options: ProbeOptions, vocab_size: int, without: int) -> list[list[int]]:
-    """Sequences of tokens drawn alike, none of them ``without``: it would end a text."""
+def random_sequences(options: ProbeOptions, vocab_size: int, without: Collection[int]) -> list[list[int]]:
+    """Sequences of tokens drawn alike, none of them ``without``: BOS, EOS and the like would begin or end a text."""
     rng = np.random.default_rng(options.seed)
-    drawn = rng.integers(0, vocab_size - 1, (options.rows, options.tokens))
-    return [[i + (i >= without) for i in row] for row in drawn.tolist()]
+    there = np.setdiff1d(np.arange(vocab_size), np.array(sorted(without), np.int64))
+    found: list[list[int]] = there[rng.integers(0, len(there), (options.rows, options.tokens))].tolist()
+    return found
+
+
+def text_sequences(options: ProbeOptions, corpus: Corpus, without: Collection[int]) -> list[list[int]]:
+    """Of the first rows that have so much the first tokens of one text, without what begins, ends or fills up a row."""
+    found: list[list[int]] = []
+    for i in range(corpus.num_rows):
+        run: list[int] = []
+        for token in list_values(corpus.rows, "input_ids", i, i + 1)[0].tolist():
+            run = [] if token in without else [*run, token]
+            if len(run) == options.tokens:
+                found.append(run)
+                break
+        if len(found) == options.rows:
+            break
+    return found
 
 
 def _copying(subject: Subject, options: ProbeOptions, sequences: list[list[int]], on: str) -> Iterator[MeasureRecord]:

@@ -61,6 +61,12 @@ class Subject:
         bos = expected(self.target.folder)
         return self.encoder.eos_id if bos is None or bos.id is None else bos.id
 
+    @cached_property
+    def no_text(self) -> frozenset[int]:
+        """Ids that stand for no text: EOS, BOS, padding and what else the tokenizer calls special."""
+        tokenizer = load_tokenizer(tokenizer_folder(model_folder(self.target.folder)))
+        return frozenset({self.encoder.eos_id, self.start, *tokenizer.all_special_ids})
+
     @property
     def longest(self) -> int | None:
         return max_positions(self.model.config.get_text_config())

@@ -68,7 +68,7 @@ class GrowConfig:
     experts: int | None = None
     """Of a mixture: experts to grow to, a multiple; as many times as many are visited."""
     noise: float = 0.0
-    """Added to copied experts, in standard deviations of the weight; the function is then nearly the same."""
+    """Normal noise on copied experts and their rows of the router, in standard deviations of each weight; 0: exact copies."""
 
 
 @dataclass(frozen=True)

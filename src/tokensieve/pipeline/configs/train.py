@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...training.options import Mer, Mup, SubsetNormOptions
+from ...training.options import Mer, Mup, Noise, SubsetNormOptions
 from ...training.schedules import PowerSchedule
 
 KIND = "model"
@@ -62,6 +62,8 @@ class TrainConfig:
     """Maximal update parametrisation, {base: hidden size that training.learning_rate was found at}, of new weights."""
     mer: Mer | None = None
     """Meta-experience replay, {every: 100, epsilon: 0.3}, over a corpus that has rows of old text as well."""
+    noise: Noise | None = None
+    """Diffusion or a masked language model out of a causal one, {token: "<mask>", name: absorbing, anneal_steps: 10000}."""
     compute_of: str | None = None
     """A folder that `train` wrote: train for as many steps as cost what it cost in all, with scoring and reference."""
     max_epochs: float | None = None

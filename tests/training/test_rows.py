@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,18 @@ def test_every_row_once_an_epoch(num_rows: int, multiple: int, seed: int, drop_l
     assert epoch(sampler, 3) == order
     if not shuffle:
         assert real == list(range(len(real)))
+
+
+def test_an_epochs_order_is_held_as_numbers() -> None:
+    """As a list of Python ints it took 40 bytes a row, through the whole epoch: 34 GB of a billion rows."""
+    tracemalloc.start()
+    try:
+        order = iter(EpochSampler(100_000, 0, multiple=8))
+        first = next(order)
+        assert tracemalloc.get_traced_memory()[0] < 16 * 100_000
+    finally:
+        tracemalloc.stop()
+    assert type(first) is int
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

@@ -15,6 +15,7 @@ processor time of all of them. The model is tiny: what grows with the text is lo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -73,7 +74,11 @@ def main() -> None:
         texts = corpus_texts(args.data)
         small = begin(folder, texts, args)
         speed, rounds = against_bare(folder, texts, small, args) if args.bare else ([], {})
-        grown = [found for size in args.grow for found in stages(folder, texts, small, size, args)]
+        grown = list[dict[str, Any]]()
+        with contextlib.suppress(KeyboardInterrupt):  # what was measured until then is told
+            for size in args.grow:
+                for found in stages(folder, texts, small, size, args):
+                    grown.append(found)
     rows = [
         {
             "text, GB": f"{g['gigabytes']:g}",
@@ -131,13 +136,14 @@ def write_text(texts: list[str], folder: Path, size: int) -> Path:
 
 
 def begin(folder: Path, texts: list[str], args: Any) -> Path:
-    """A corpus of 2 MB, whose tokenizer the others take, and the model that scores."""
-    text, small = write_text(texts, folder / "small text", 2_000_000), folder / "small"
+    """A corpus of 1 MB, whose tokenizer the others take, and the model that scores."""
+    text, small = write_text(texts, folder / "small text", 1_000_000), folder / "small"
     sources = [SourceConfig(str(text))]
     prepare.run(PrepareConfig(str(small), sources, vocab_size=args.vocab_size, length=args.length, workers=1), False)
     training = {"max_steps": 2, "per_device_train_batch_size": 8}
-    model = {**MODEL, "max_position_embeddings": args.length}
-    watched("train", {"out": folder / "reference", "corpus": small, "model": model, "training": training})
+    if not args.again:
+        model = {**MODEL, "max_position_embeddings": args.length}
+        watched("train", {"out": folder / "reference", "corpus": small, "model": model, "training": training})
     return small
 
 

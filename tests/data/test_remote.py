@@ -108,7 +108,6 @@ def test_filter_reads_every_text_by_url(both: tuple[Path, str], tmp_path: Path, 
 
 
 def test_the_measure_of_contamination_reads_by_url(both: tuple[Path, str]) -> None:
-    folder, url = both
     found = [
         counted(ContaminationOptions([SourceConfig(f"{p}/a.jsonl")], [SourceConfig(f"{p}/long.txt")])) for p in both
     ]
@@ -116,7 +115,7 @@ def test_the_measure_of_contamination_reads_by_url(both: tuple[Path, str]) -> No
 
 
 def test_what_cannot_be_read_is_one_sentence(both: tuple[Path, str]) -> None:
-    folder, url = both
+    _, url = both
     for path, told in {
         f"{url}/none.jsonl": "does not exist",
         f"{url}/*.csv": "nothing matches this pattern",

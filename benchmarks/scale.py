@@ -6,7 +6,7 @@
     python benchmarks/scale.py --data FOLDER --bare 8 --rounds 5         speed alone: prepare against a bare tokenizer
 
 Text is the corpus again and again, each time with its paragraphs in another order (seeded) and under other ids, in files of 64
-MB; without --data 20 MB of made-up words. Commands are those of a user, two workers and two ranks. Ten times a second the
+MB; without --data 20 MB of made-up words. Commands are those of a user, two workers and two ranks. Four times a second the
 memory of a command and of all that it started is added up: RSS, which has a page that two processes map twice, and what of it
 is their own (RssAnon); the rest is files mapped into memory, which the system takes back when it wants to. Seconds are
 processor time of all of them. The model is tiny: what grows with the text is looked for, not what a model costs.
@@ -238,7 +238,7 @@ def watched(verb: str, fields: dict[str, Any], ranks: int = 1) -> dict[str, Any]
     os.set_blocking(child.stderr.fileno(), False)
     said = b""
     while child.poll() is None:
-        time.sleep(0.1)
+        time.sleep(0.25)
         rss, anon = held(child.pid)
         found = {"rss": max(found["rss"], rss), "anon": max(found["anon"], anon)}
         said = (said + (child.stderr.read() or b""))[-2000:]

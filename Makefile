@@ -12,6 +12,8 @@ TINY := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
   bench-quality recipes-tiny dist exports bench-scaling sweep study-tiny families docs tutorials
+
+  bench-quality recipes-tiny dist exports bench-scaling bench-scale sweep study-tiny families docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -71,6 +73,12 @@ sweep: setup ## thirteen tiny runs and the laws through them, recipes/sweep-tiny
 
 bench-scaling: setup ## are planted laws found, and do their intervals hold them; minutes of a core
 	$(BIN)/python benchmarks/scaling.py
+
+bench-scale: setup ## memory and speed of prepare, score, train and dedup at .25, .5 and 1 GB of text: hours; DATA=folder
+	$(BIN)/python benchmarks/scale.py --data $(DATA) --grow 0.25 0.5 1 --save
+	$(BIN)/python benchmarks/filter.py --grow 0.25 0.5 1 --save
+	$(BIN)/python benchmarks/filter.py --grow 0.25 0.5 1 --method exact --save
+	$(BIN)/python benchmarks/mixing.py --megabytes 4 --rounds 5 --save
 
 bench-references: setup ## references of fewer blocks: cost and selection; DATA=folder with the maths text
 	$(BIN)/python benchmarks/references.py --data $(DATA) --out runs/references --save

@@ -4,6 +4,7 @@
     python benchmarks/filter.py --data FOLDER --grow 0.25 0.5 1        memory of dedup at so many GB of text made from it
     python benchmarks/filter.py --data FOLDER --judge 0.25 0.5 1       the same without text: signatures are drawn
     python benchmarks/filter.py --grow 0.25 0.5 1 --save               memory alone, of text that is made up
+    python benchmarks/filter.py --grow 0.25 0.5 1 --method exact       of exact copies alone
     python benchmarks/filter.py --data FOLDER --model RUN --save       with kind model, too
 
 One process and one thread, whose processor time is taken: others may work on the machine. Everything counts, reading and the
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--grow", type=float, nargs="*", default=[])
     parser.add_argument("--judge", type=float, nargs="*", default=[], help="as --grow, of signatures that are drawn")
+    parser.add_argument("--method", default="minhash", choices=["minhash", "exact"], help="of --grow")
     parser.add_argument("--model", default="")
     parser.add_argument("--scratch", type=Path, default=None, help="where the text is written and removed again")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -62,19 +64,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         words = json.loads(args.one)
-        print(json.dumps(one(words) if words[0] else drawn(Path(words[1]), int(words[2]))))
+        print(json.dumps(one(words, args.method) if words[0] else drawn(Path(words[1]), int(words[2]))))
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory(dir=args.scratch) as name:
         folder = Path(name)
         rows, records = speeds(folder, args) if args.data else ([], [])
-        grown = [grow(folder, args.data, size) for size in args.grow]
+        grown = [grow(folder, args.data, size, args.method) for size in args.grow]
         grown += [grow(folder, args.data, size, draw=True) for size in args.judge]
     memory = [
         {
             "text, GB": f"{g['gigabytes']:.2f}{' (drawn)' if g['drawn'] else ''}",
             "documents": f"{g['documents']:,}",
-            "near copies": f"{g['near_copies']:,}",
+            "near copies" if g["method"] == "minhash" else "copies": f"{g['near_copies']:,}",
             "peak, MB": f"{g['peak'] / 1e6:.0f}",
             "with mapped parts": f"{g['with_mapped'] / 1e6:.0f}",
             "above start": f"{(g['peak'] - g['start']) / 1e6:.0f}",
@@ -86,6 +88,8 @@ def main() -> None:
     ]
     about = f"{args.megabytes:g} MB of text, {args.rounds} rounds, median (lowest-highest); dedup's memory below."
     name, title = ("filter", "Filters") if args.data else ("dedup-memory", "Memory of dedup by MinHash")
+    if args.method == "exact":
+        name, title = f"{name}-exact", "Memory of dedup, exact copies"
     report(name, title, about if args.data else MADE_UP, [rows, memory], records + grown, save=args.save)
 
 
@@ -145,17 +149,19 @@ def copy_text(corpus: Path, path: Path, megabytes: float) -> float:
     return size / 1e6
 
 
-def grow(folder: Path, data: Path | None, gigabytes: float, draw: bool = False) -> dict[str, Any]:
+def grow(
+    folder: Path, data: Path | None, gigabytes: float, method: str = "minhash", draw: bool = False
+) -> dict[str, Any]:
     """Write the text, filter it in a process of its own, and remove both."""
     path, out = folder / "grown.jsonl", folder / "grown"
     if not draw:
         write_text(corpus_texts(data), path, int(gigabytes * 1e9))
     words = ["" if draw else str(path), str(out), str(int(gigabytes * 1e9 / 2000))]
-    command = [sys.executable, __file__, "--one", json.dumps(words)]
+    command = [sys.executable, __file__, "--method", method, "--one", json.dumps(words)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     path.unlink(missing_ok=True)
     shutil.rmtree(out, ignore_errors=True)
-    found = {"gigabytes": gigabytes, "drawn": draw, **json.loads(done.stdout.splitlines()[-1])}
+    found = {"gigabytes": gigabytes, "drawn": draw, "method": method, **json.loads(done.stdout.splitlines()[-1])}
     print(found, flush=True)
     return found
 
@@ -247,10 +253,10 @@ def write_text(texts: list[str], path: Path, size: int) -> None:
                         return
 
 
-def one(words: list[str]) -> dict[str, Any]:
+def one(words: list[str], method: Any) -> dict[str, Any]:
     """Filter a file in this process; what it took."""
-    path, out = words[:2]
-    filtering.run(FilterConfig(f"{out} warm", "dedup", [SourceConfig(first_rows(path))]), progress=False)
+    (path, out), dedup = words[:2], Dedup(method)
+    filtering.run(FilterConfig(f"{out} warm", "dedup", [SourceConfig(first_rows(path))], dedup=dedup), progress=False)
     parts: list[int] = []
     real = filtering.Measured
 
@@ -260,13 +266,13 @@ def one(words: list[str]) -> dict[str, Any]:
 
     filtering.Measured = counted  # type: ignore[misc, assignment]
     with watched() as memory:
-        filtering.run(FilterConfig(out, "dedup", [SourceConfig(path)], workers=1), progress=False)
+        filtering.run(FilterConfig(out, "dedup", [SourceConfig(path)], workers=1, dedup=dedup), progress=False)
     manifest = json.loads((Path(out) / "manifest.json").read_text())
     shutil.rmtree(f"{out} warm")
     return {
         **memory,
         "documents": manifest["stats"]["documents"],
-        "near_copies": manifest["near_copies"],
+        "near_copies": manifest.get("near_copies", manifest["exact_copies"]),
         "parts": parts[0],
     }
 

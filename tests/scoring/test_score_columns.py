@@ -14,6 +14,7 @@ import pytest
 
 from tokensieve import cli
 from tokensieve.core import objective
+from tokensieve.data.aligned import AlignedFile
 from tokensieve.data.corpus import open_corpus
 from tokensieve.data.rows import Rows
 from tokensieve.data.scored import load_scored
@@ -209,6 +210,28 @@ def test_files_that_do_not_fit_are_refused_by_name(made: Made, tmp_path: Path) -
     refused(r"row 0 of 'w' has 1 numbers for \d+ tokens", path.name)
     pq.write_table(pa.table({"w": [v.tolist() for v in values], "input_ids": [[1, 2]] * len(values)}), path)
     refused("input_ids of row 0 are not those of", path.name)
+
+
+def test_a_file_is_looked_at_some_rows_at_a_time(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of 8M tokens was made into model inputs as one batch: 300 MB, whatever the batch of a model."""
+    values, _ = numbers(made)
+    np.save(tmp_path / "a.npy", values)
+    path = str(note(tmp_path / "a.npy", made))
+    whole = score.run(config(made, tmp_path / "whole", from_file=path, columns=["w"]))
+    looked: list[int] = []
+    read = AlignedFile.read
+
+    def counted(self: AlignedFile, name: str, start: int, stop: int) -> np.ndarray:
+        looked.append(stop - start)
+        return read(self, name, start, stop)
+
+    monkeypatch.setattr(AlignedFile, "read", counted)
+    monkeypatch.setattr(score, "_FILE_TOKENS", 2 * values.shape[1])
+    parts = score.run(config(made, tmp_path / "parts", from_file=path, columns=["w"]))
+    assert max(looked) == 2
+    assert sum(looked) == len(values) > 2
+    for name in (shard["file"] for shard in manifest(whole)["shards"]):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,38 @@ def column_block(dataset: Any, name: str, start: int, stop: int) -> np.ndarray:
     """Rows ``start`` to ``stop`` of a column whose lists are all of one length, [rows, length], without Python lists."""
     values: np.ndarray = list_values(dataset, name, start, stop)[0]
     return values.reshape(stop - start, -1)
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether :func:`row_arrays` reads such a column: numbers, truth values, or lists of numbers."""
+
+    def is_number(one: pa.DataType) -> bool:
+        return bool(pa.types.is_integer(one) or pa.types.is_floating(one))
+
+    return is_number(kind) or bool(pa.types.is_boolean(kind)) or (pa.types.is_list(kind) and is_number(kind.value_type))
+
+
+def row_arrays(table: pa.Table) -> list[dict[str, Any]] | None:
+    """The rows of a table of plain columns as ``datasets`` gives them in the format numpy, lists as int64 or float32; None
+    where something is null.
+
+    ``datasets`` makes an array of each entry by itself: of 4 columns, .7 ms a row where this takes .04.
+    """
+    columns: list[Sequence[Any]] = []
+    for column in table.columns:
+        if column.null_count:
+            return None
+        whole = pa.concat_arrays(column.chunks)
+        if not pa.types.is_list(whole.type):
+            columns.append(whole.to_numpy(zero_copy_only=False))
+            continue
+        values = whole.flatten()
+        if values.null_count:
+            return None
+        kind = np.int64 if pa.types.is_integer(values.type) else np.float32
+        numbers = values.to_numpy(zero_copy_only=False).astype(kind)  # a copy: rows are changed, and the file is not
+        columns.append(np.split(numbers, np.cumsum(whole.value_lengths().to_numpy())[:-1]))
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def list_values(dataset: Any, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ targets        = labels one to the left, -100 at the end: made once, by collate,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from .columns import (
     visible_columns,
 )
 from .images import PER_IMAGE, ImageInputs, RowImages
+from .list_columns import is_plain, row_arrays
 from .pieces import PACKING, Pieces, cut_off_padding, doc_starts, per_token, piece_positions, read_pieces
 from .row_checks import check_loss_mask, labels, mask, scores, second_target, token_ids, whole_number
 
@@ -103,6 +104,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         self.vocab_size, self.whole_rows = vocab_size, {*CORPUS} <= {*names}
         self.read = {"input_ids", *scores, *(second or ()), *read, *self.loss_masks}
         self.transformed, self.half = has_transform(dataset), set[str]()
+        self._table: Any = None
         self.unread = ({*OPTIONAL} | LOSS_MASKS) - {
             *ignore_columns,
             *shown,
@@ -112,6 +114,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         else:
             self.half = {n for n in scores if value_type(dataset.features[n]) == "float16"}
             self.dataset = dataset.select_columns(sorted(self.read)).with_format("numpy")
+            if self.whole_rows and all(is_plain(field.type) for field in self.dataset.features.arrow_schema):
+                self._table = self.dataset.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -120,7 +124,17 @@ class Rows(Dataset[dict[str, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        return [self._pad_row() if i == PAD_ROW else self._row(self.dataset[int(i)], int(i)) for i in indices]
+        real = [int(i) for i in indices if i != PAD_ROW]
+        found = zip(self._read(real), real, strict=True)
+        return [self._pad_row() if i == PAD_ROW else self._row(*next(found)) for i in indices]
+
+    def _read(self, indices: list[int]) -> Iterable[Mapping[str, Any]]:
+        """Rows as the data set has them; of a prepared corpus read together."""
+        if self._table is not None and indices:
+            span = range(indices[0], indices[0] + len(indices))
+            if (found := row_arrays(self._table[span if indices == [*span] else indices])) is not None:
+                return found
+        return (self.dataset[i] for i in indices)
 
     def _row(self, row: Mapping[str, Any], index: int) -> dict[str, Tensor]:
         if self.transformed:  # every item says anew which columns it has
@@ -260,7 +274,7 @@ class EpochSampler(Sampler[int]):
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_rows)
         filled = np.concatenate([order, np.full(self.multiple, PAD_ROW)])
-        return iter(filled[: len(self)].tolist())
+        return map(int, filled[: len(self)])  # a list of ints would take five times its 8 bytes a row
 
 
 def check_targets(dataset: Any, what: str) -> None:

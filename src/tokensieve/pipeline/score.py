@@ -36,6 +36,10 @@ from .lineage import reference_begun_from, training_flops
 from .recipe.cost import Cost, Known
 from .score_columns import COLUMNS, asked, bytes_of, check_asked, check_origin, column_types, columns_of
 
+_FILE_TOKENS = (
+    1 << 18
+)  # of a file that are looked at together: as model inputs they take 40 bytes each, a shard's 300 MB
+
 
 def run(config: ScoreConfig, part: launch.Ranks | None = None) -> Path:
     """Write the scores folder of docs/formats.md; shards that an interrupted run finished are kept.
@@ -235,12 +239,14 @@ def _blocks(
 def _blocks_of_file(
     config: ScoreConfig, file: AlignedFile, rows: Any, start: int, stop: int
 ) -> Iterator[dict[str, Any]]:
-    target_BT = is_target(collate(rows.__getitems__(range(start, stop)))["targets"])
-    half = config.dtype == "float16"
-    yield {
-        name: check_values(file.read(column, start, stop), target_BT, f"{file.path}: {column}", start, half=half)
-        for name, column in asked(config).items()
-    }
+    half, step = config.dtype == "float16", max(1, _FILE_TOKENS // file.corpus.length)
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        target_BT = is_target(collate(rows.__getitems__(range(first, last)))["targets"])
+        yield {
+            name: check_values(file.read(column, first, last), target_BT, f"{file.path}: {column}", first, half=half)
+            for name, column in asked(config).items()
+        }
 
 
 def _score_shard(

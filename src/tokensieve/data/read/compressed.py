@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 from ...runs.errors import UserError
+from .remote import open_binary
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 RATIO = 3  # how much larger text is than what it was compressed to, about
@@ -145,7 +146,7 @@ def _stream(found: tuple[str, Callable[[IO[bytes]], Any]] | None, raw: IO[bytes]
 
 def _open(path: str) -> IO[bytes]:
     try:
-        return open(path, "rb")
+        return open_binary(path)
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror or e}") from None
 

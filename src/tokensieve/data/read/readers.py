@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from ...runs.errors import UserError
@@ -146,7 +145,7 @@ def _sample_docstrings(source: Source, max_bytes: int) -> Source:
     texts: dict[str, str] = {}
     total, limit = 0, 1.0
     for file in sorted(files, key=lambda f: (sample_position(f.name, source.seed), f.name)):
-        text = text_files.read_docstrings(Path(file.path).read_bytes())
+        text = text_files.read_docstrings(text_files.read_bytes(file.path, 0, file.size))
         total += len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
         if total > max_bytes:
             limit = sample_position(file.name, source.seed)

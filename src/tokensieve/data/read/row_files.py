@@ -15,6 +15,7 @@ from .chat_rows import chat_document, chat_layout
 from .compressed import opened
 from .documents import BadRow, Block, Document, Item, Skipped, Turn, kind
 from .programs import BadProgram, CharSpans, deleted_spans
+from .remote import arrow_input
 from .source import Source
 from .token_rows import BESIDE_IDS, tokens_document
 from .weight_values import WEIGHT, BadWeight, text_weights
@@ -189,7 +190,8 @@ def parquet_blocks(source: Source, size: int) -> Iterator[Block]:
 
     for file in source.files:
         try:
-            meta = pq.read_metadata(file.path)
+            with arrow_input(file.path) as given:
+                meta = pq.read_metadata(given)
         except (pa.ArrowException, OSError) as e:
             raise UserError(f"{file.path} is not a readable Parquet file: {e}") from None
         read = _require(source, file.path, meta.schema.to_arrow_schema())
@@ -214,7 +216,7 @@ def parquet_documents(source: Source, block: Block) -> Iterator[Item]:
     groups, read = block.payload
     number = block.start
     try:
-        with pq.ParquetFile(block.path) as file:
+        with arrow_input(block.path) as given, pq.ParquetFile(given) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=read):
                 try:
                     rows = batch.to_pylist()

@@ -15,7 +15,8 @@ class SourceConfig:
     """One source of text of a corpus."""
 
     path: str
-    """File, folder, glob, ``package:NAME`` (an installed one), ``package:stdlib``, ``hub:owner/name[:config[:split]]``."""
+    """File, folder, glob, ``package:NAME`` (an installed one), ``package:stdlib``, ``hub:owner/name[:config[:split]]``; or the
+    URL of a file, folder or glob: ``s3://bucket/text/*.jsonl.gz``, whatever fsspec opens."""
     name: str | None = None
     """Name in per-source figures; default: each row's ``source`` field, else the file's or folder's name."""
     format: str = "auto"

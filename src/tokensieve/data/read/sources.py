@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ...runs.errors import UserError
 from ...runs.files import hash_json
 from .compressed import COMPRESSED, RATIO
 from .files import InputFile, find_files, once, walk
+from .remote import find_remote, is_url, open_binary
 from .row_files import first_columns, hub_revision
 from .source import Source, SourceConfig
 from .token_rows import BESIDE_IDS
@@ -57,6 +58,8 @@ def resolve(config: SourceConfig, seed: int = 0) -> Source:
         if not hub:
             raise UserError(f"source {config.path}: the name is missing, as in hub:owner/name")
         return Source(config, "hub", hub.split("/")[-1], (), seed)
+    if is_url(config.path):
+        return _of_url(config, seed)
     root, name, paths = find_files(config.path)
     if len(paths) == 1 and _is_dataset(paths[0]):
         if config.format not in ("auto", "datasets", "tokens", "chat"):
@@ -66,6 +69,16 @@ def resolve(config: SourceConfig, seed: int = 0) -> Source:
         raise UserError(f"{config.path} is not a folder written by datasets' save_to_disk")
     files, format = _matching(config, root, paths)
     return Source(config, format, name, tuple(files), seed)
+
+
+def _of_url(config: SourceConfig, seed: int) -> Source:
+    found = find_remote(config.path)
+    if found.is_dataset or config.format == "datasets":
+        raise UserError(
+            f"source {config.path}: a datasets folder is read from a disk: download it, or name its hub:owner/name"
+        )
+    files, format = _fitting(config, found.files, found.named)
+    return Source(config, format, found.name, tuple(files), seed)
 
 
 def _check(config: SourceConfig) -> None:
@@ -91,7 +104,12 @@ def _matching(config: SourceConfig, root: Path, paths: list[Path]) -> tuple[list
     """The files to read and their one format. Files named singly or by a glob are taken whatever their suffix is."""
     stdlib = config.path == "package:stdlib"
     found = list(walk(root, paths, _STDLIB_LEFT_OUT if stdlib else ()))
-    named = {str(p) for p in paths if p.is_file()}
+    fitting, format = _fitting(config, found, {str(p) for p in paths if p.is_file()})
+    return once(root, fitting), format
+
+
+def _fitting(config: SourceConfig, found: list[InputFile], named: Collection[str]) -> tuple[list[InputFile], str]:
+    """(those of the files that have the format, the format); ``named`` paths have it whatever their suffix is."""
     format = config.format if config.format != "auto" else _guess(config.path, found)
     fitting = [
         f
@@ -105,7 +123,7 @@ def _matching(config: SourceConfig, root: Path, paths: list[Path]) -> tuple[list
         )
     if format in ("tokens", "chat") and len({f.name.lower().endswith(".parquet") for f in fitting}) > 1:
         raise UserError(f"source {config.path}: JSON lines and Parquet in one source: name each by a source of its own")
-    return once(root, fitting), format
+    return fitting, format
 
 
 def _guess(path: str, files: list[InputFile]) -> str:
@@ -186,7 +204,7 @@ def _version(package: str) -> str:
 
 def _content(file: InputFile, whole: bool) -> str:
     digest = xxhash.xxh3_128()
-    with open(file.path, "rb") as f:
+    with open_binary(file.path) as f:
         if whole or file.size <= 2 * _HASH_END_BYTES:
             while block := f.read(1 << 22):
                 digest.update(block)

@@ -15,6 +15,7 @@ from ...runs.errors import UserError
 from .compressed import HEAD_BYTES, is_compressed, not_text, opened
 from .documents import BadRow, Block, Document, Item, Skipped
 from .files import InputFile
+from .remote import open_binary
 from .source import Source
 
 MIN_DOCSTRING_CHARS = 200  # a module that says less than this says nothing
@@ -61,7 +62,7 @@ def _compressed_spans(file: InputFile, size: int) -> Iterator[Span]:
 
 def _line_cuts(file: InputFile, size: int) -> Iterator[int]:
     yield 0
-    with open(file.path, "rb") as f:
+    with open_binary(file.path) as f:
         while f.tell() < file.size:
             f.seek(min(file.size, f.tell() + size))
             f.readline()
@@ -97,7 +98,7 @@ def file_documents(source: Source, block: Block) -> Iterator[Item]:
 
 
 def _read_span(format: str, span: Span) -> str | BadRow | Skipped:
-    data = _bytes(span) if span.data is None else span.data
+    data = read_bytes(span.path, span.lo, span.hi) if span.data is None else span.data
     if format == "docstrings":
         return read_docstrings(data)
     if format == "python":
@@ -111,13 +112,14 @@ def _read_span(format: str, span: Span) -> str | BadRow | Skipped:
         return BadRow(f"{span.path} line {line}", f"not valid UTF-8 at byte {span.lo + e.start + 1} of the file")
 
 
-def _bytes(span: Span) -> bytes:
+def read_bytes(path: str, lo: int, hi: int) -> bytes:
+    """The bytes [lo, hi) of a file."""
     try:
-        with open(span.path, "rb") as f:
-            f.seek(span.lo)
-            return f.read(span.hi - span.lo)
+        with open_binary(path) as f:
+            f.seek(lo)
+            return f.read(hi - lo)
     except OSError as e:
-        raise UserError(f"{span.path} cannot be read: {e.strerror or e}") from None
+        raise UserError(f"{path} cannot be read: {e.strerror or e}") from None
 
 
 def _read_python(data: bytes) -> str | Skipped:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.read.remote import is_url
 from ...runs.errors import UserError
 from ..config.fields import WrongFields, from_fields
 from ..configs.inputs import InputConfig
@@ -22,13 +23,13 @@ class RecipeInput:
 
     name: str
     place: str
-    """A file, folder or glob; of a text also ``hub:owner/name``; ``@stage`` where a stage makes it."""
+    """A file, folder or glob; of a text also a URL or ``hub:owner/name``; ``@stage`` where a stage makes it."""
     config: InputConfig
 
     @property
     def from_hub(self) -> bool:
         """Whether it is a text that is read over the network: then nobody looks whether it is there."""
-        return self.place.startswith(HUB) and self.config.model is None
+        return (self.place.startswith(HUB) or is_url(self.place)) and self.config.model is None
 
     @property
     def is_here(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.read.files import find_files
+from ...data.read.remote import is_url
 from ...runs.errors import UserError
 from ...runs.files import MANIFEST
 from ..config.fields import WrongFields, from_fields, unknown
@@ -186,7 +187,7 @@ def _check_requirements(path: Path, needs: Any, settings: Mapping[str, Any]) -> 
 def _is_here(path: str) -> bool:
     """Whether there is a file or folder of this name, or something that it names as a source of text does."""
     try:
-        return path.startswith("hub:") or bool(find_files(path)[2])
+        return path.startswith("hub:") or is_url(path) or bool(find_files(path)[2])
     except UserError:
         return False
 

@@ -148,7 +148,9 @@ def test_the_policy_names_what_is_there(page: Path) -> None:
 @settings(max_examples=40)  # trees of text are dear to draw, and what could go wrong is of a character
 @given(
     st.recursive(
-        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.text() | st.integers() | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=9,
     )
 )
 def test_embedded_json_is_the_data(value: Any) -> None:

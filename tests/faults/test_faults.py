@@ -1,4 +1,6 @@
-"""Faults on runs of the command line in processes of their own. These are some of them; `make faults` does them all."""
+"""Faults on runs of the command line in processes of their own. These are some of them; `make faults` does them all, and those
+here that are marked slow too: each is a second example of its kind.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,22 @@ import signal
 import pytest
 import trials
 
+SLOW = pytest.mark.slow
 
-@pytest.mark.parametrize("seed", range(3))
+
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=SLOW)])
 def test_a_killed_train_ends_as_if_nothing_had_been(seed: int, stand: trials.Stand) -> None:
     assert trials.kill_train(stand, seed) is None
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=SLOW)])
 def test_a_killed_score_ends_as_if_nothing_had_been(seed: int, stand: trials.Stand) -> None:
     assert trials.kill_score(stand, seed) is None
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 8), (signal.SIGUSR1, 13)])
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGTERM, 5), pytest.param(signal.SIGINT, 8, marks=SLOW), (signal.SIGUSR1, 13)]
+)
 def test_a_stopped_train_ends_as_if_nothing_had_been(number: int, step: int, stand: trials.Stand) -> None:
     """Log lines come every 3 steps: the Trainer forgets the loss since the last one, and draws the dropout of a step's first
     pass before its random state is back."""
@@ -43,8 +49,8 @@ def test_a_second_sigint_quits_at_once(stand: trials.Stand) -> None:
     [
         ("model.safetensors", "bit flipped"),
         ("optimizer.pt", "deleted"),
-        ("trainer_state.json", "truncated"),
-        ("scheduler.pt", "half-written"),
+        pytest.param("trainer_state.json", "truncated", marks=SLOW),
+        pytest.param("scheduler.pt", "half-written", marks=SLOW),
         ("manifest.json", "truncated"),
     ],
 )
@@ -56,7 +62,7 @@ def test_without_a_good_checkpoint_it_starts_again(stand: trials.Stand) -> None:
     assert trials.damage_all_checkpoints(stand) is None
 
 
-@pytest.mark.parametrize("how", ["truncated", "deleted", "bit flipped"])
+@pytest.mark.parametrize("how", ["truncated", "deleted", pytest.param("bit flipped", marks=SLOW)])
 def test_a_damaged_token_log(how: str, stand: trials.Stand) -> None:
     assert trials.damage_token_log(stand, how) is None
 
@@ -72,7 +78,9 @@ def test_foreign_scores_are_refused_before_training(what: str, stand: trials.Sta
     assert trials.foreign_scores(stand, what) is None
 
 
-@pytest.mark.parametrize("what", trials.CHANGES)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=SLOW) if what in ("seed", "recipe") else what for what in trials.CHANGES]
+)
 def test_a_changed_run_is_refused_saying_what_changed(what: str, stand: trials.Stand) -> None:
     assert trials.change(stand, what) is None
 
@@ -99,7 +107,7 @@ def test_a_second_process_is_refused(verb: str, stand: trials.Stand) -> None:
     assert trials.locked_folder(stand, verb) is None
 
 
-@pytest.mark.parametrize("how", ["truncated", "bit flipped"])
+@pytest.mark.parametrize("how", [pytest.param("truncated", marks=SLOW), "bit flipped"])
 def test_scores_damaged_before_they_were_done(how: str, stand: trials.Stand) -> None:
     """Hashed only at the end, when the damage was in them: the manifest vouched for it."""
     assert trials.damage_unfinished_scores(stand, how) is None

@@ -21,7 +21,7 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error"}
 STEPS, SAVE, LOG = 14, 4, 3  # log lines and checkpoints fall on different steps
 # Dropout: a resumed run must draw the masks of the run that it goes on from. Two steps of this make most of an epoch.
 MODEL = (
-    "{model_type: llama, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2, "
+    "{model_type: llama, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, "
     "num_key_value_heads: 1, max_position_embeddings: 64, initializer_range: 0.3, attention_dropout: 0.2}"
 )
 

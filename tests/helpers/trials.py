@@ -325,6 +325,8 @@ def skipped(stand: Stand, kill: bool) -> str | None:
     if known.exists() and known.read_text() != found:
         return "other files after a stop between the two"
     known.write_text(found)
+    if kill:
+        return None
     again = stand.zygote(
         *stand.bench.train(stand.folder("skip"), on_nonfinite="skip", max_skipped_steps=1), broken=broken
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -55,39 +56,52 @@ OURS = (
     *("tokensieve.cli", "tokensieve.pipeline.prepare", "tokensieve.pipeline.score", "tokensieve.pipeline.train"),
     *("tokensieve.pipeline.dynamics", "tokensieve.pipeline.evaluate", "tokensieve.training.trainer"),
 )
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @functools.cache
 def python() -> str:
-    """The program's path; the warm process is started by the first who asks, and ends with this one."""
+    """The program's path. The warm process is started by the first who asks, of all workers of a run of the tests, and ends
+    with the run: what it imports takes ten seconds.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    folder = Path(tempfile.gettempdir(), f"warm-{run}") if run else Path(tempfile.mkdtemp(prefix="warm-"))
+    folder.mkdir(mode=0o700, exist_ok=True)
+    program = folder / "python"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            start(folder, program, os.getppid() if run else os.getpid())
+    return str(program)
+
+
+def start(folder: Path, program: Path, until: int) -> None:
+    """The warm process, and the program that asks it. It ends with the process ``until``."""
     import tokensieve  # the one that this test imported
 
-    folder = Path(tempfile.mkdtemp(prefix="warm-"))
-    program = folder / "python"
-    program.write_text(
-        f"#!/bin/sh\nexec '{sys.executable}' -ISE '{HERE / 'warm_client.py'}' '{folder / 'socket'}' '{program}' \"$@\"\n"
-    )
-    program.chmod(0o755)
     with open(folder / "log", "w") as log:
         server = subprocess.Popen(
-            [sys.executable, __file__, str(folder / "socket"), str(Path(tokensieve.__file__).parents[1])],
+            [sys.executable, __file__, str(folder / "socket"), str(Path(tokensieve.__file__).parents[1]), str(until)],
             env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | ONE_THREAD,
-            stdin=subprocess.PIPE,  # it ends when this is closed
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,  # a Ctrl-C at the terminal is not for it
         )
-    atexit.register(server.communicate)  # closes its stdin, and waits for its end
     assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n", (folder / "log").read_text()
-    return str(program)
+    STARTED.append(server)
+    client = f"'{sys.executable}' -ISE '{HERE / 'warm_client.py'}' '{folder / 'socket'}' '{program}'"
+    program.write_text(f'#!/bin/sh\nexec {client} "$@"\n')
+    program.chmod(0o755)
 
 
 # --- in the warm process ------------------------------------------------------------------------------------------------
 
 
-def serve(path: str) -> dict[str, Any]:
-    """Fork for whoever asks. Returns in each fork, with what it was asked; the warm process itself never does."""
+def serve(path: str, until: int) -> dict[str, Any]:
+    """Fork for whoever asks while the process ``until`` lives. Returns in each fork, with what it was asked; the warm process
+    itself never does."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
@@ -97,13 +111,14 @@ def serve(path: str) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(woken)
     callers: dict[socket.socket, int] = {}
+    run = os.pidfd_open(until)  # is read when it has ended
     with selectors.DefaultSelector() as events:
-        for source in (sys.stdin, listener, ended):
+        for source in (run, listener, ended):
             events.register(source, selectors.EVENT_READ)
         print("ready", flush=True)
         while True:
             for key, _ in events.select():
-                if key.fileobj is sys.stdin:
+                if key.fileobj is run:
                     for child in callers.values():
                         kill(child)
                     shutil.rmtree(Path(path).parent, ignore_errors=True)
@@ -250,6 +265,6 @@ def warm_up(source: str) -> None:
 
 if __name__ == "__main__":
     warm_up(sys.argv[2])
-    asked = serve(sys.argv[1])
+    asked = serve(sys.argv[1], int(sys.argv[3]))
     become(asked)
     end(code_of(asked["arguments"], sys.argv[2]))

@@ -33,6 +33,7 @@ def test_machine():
 """)
     monkeypatch.setattr(runner, "TESTS", [str(test)])
     monkeypatch.setattr("sys.executable", warm.python())
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # a worker is a start of pytest, and one is enough here
     assert runner.main(["default", "--threads", "2", "1"]) == 1
     said = capsys.readouterr().out
     lines = [line.split()[:3] for line in said.splitlines() if line.startswith(("FAILED  ", "passed  "))]

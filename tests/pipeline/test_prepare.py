@@ -106,6 +106,7 @@ def test_solutions_are_marked_to_the_token(tmp_path: Path, tokenizer: str) -> No
         )  # " 4" may be one token: it belongs to the solution
 
 
+@pytest.mark.usefixtures("warm_pools")
 def test_the_corpus_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     """Row order, document numbers and the trained vocabulary must not follow the order in which processes finish."""
     paths = [write_rows(tmp_path / f"{n}.jsonl", 80, seed, source=n) for seed, n in enumerate("ab")]
@@ -272,6 +273,7 @@ def test_bad_rows_are_errors_or_counted_and_listed(tmp_path: Path, tokenizer: st
     }
 
 
+@pytest.mark.usefixtures("warm_pools")
 def test_an_error_in_a_process_arrives_as_the_same_sentence(tmp_path: Path, tokenizer: str) -> None:
     path = write_rows(tmp_path / "a.jsonl", 50)
     path.write_text(path.read_text() + "[1]\n")

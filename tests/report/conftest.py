@@ -9,6 +9,7 @@ from typing import Any
 import chromium
 import pytest
 from made_run import make_run
+from shared import once
 
 from tokensieve.pipeline.report import ReportConfig, run
 
@@ -33,22 +34,29 @@ def documents(count: int, seed: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two sources, one of them a needle: "zebra" stands in one document only."""
-    texts = {"plain": [*documents(8, 0), "a zebra crosses here, the only zebra of all"], "noise": documents(6, 1)}
-    return make_run(tmp_path_factory.mktemp("made") / "run", texts, frames=5)
+    """A run of two sources, one of them a needle: "zebra" stands in one document only. Its page is beside it."""
+
+    def make(folder: Path) -> None:
+        texts = {"plain": [*documents(8, 0), "a zebra crosses here, the only zebra of all"], "noise": documents(6, 1)}
+        run(ReportConfig([str(make_run(folder / "run", texts, frames=5))]))
+
+    return once(tmp_path_factory, "report", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def page(made: Path) -> Path:
-    return Path(run(ReportConfig([str(made)])))
+    return made / "report.html"
 
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run whose texts, document names and sources attack it."""
-    texts = {"<b>bold<b> $x$": list(HOSTILE), "script>alert(1)<": documents(2, 0)}
-    made = make_run(tmp_path_factory.mktemp("hostile") / "run", texts, name="</title><script>window.pwned = 7</script>")
-    return Path(run(ReportConfig([str(made)])))
+
+    def make(folder: Path) -> None:
+        texts = {"<b>bold<b> $x$": list(HOSTILE), "script>alert(1)<": documents(2, 0)}
+        run(ReportConfig([str(make_run(folder / "run", texts, name="</title><script>window.pwned = 7</script>"))]))
+
+    return once(tmp_path_factory, "hostile-report", make) / "run" / "report.html"
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from made_run import make_run, planted
@@ -145,9 +145,12 @@ def test_the_policy_names_what_is_there(page: Path) -> None:
         assert f"{kind}-src 'sha256-{digest}'" in policy
 
 
+@settings(max_examples=40)  # trees of text are dear to draw, and what could go wrong is of a character
 @given(
     st.recursive(
-        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.text() | st.integers() | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=9,
     )
 )
 def test_embedded_json_is_the_data(value: Any) -> None:
@@ -183,7 +186,7 @@ def test_a_name_that_nobody_hands_over_is_an_error() -> None:
 
 def test_the_same_run_gives_the_same_page(made: Path, page: Path, tmp_path: Path) -> None:
     """A moved run, too: dates, hash seeds, paths or a clock in a page make every commit of it a change."""
-    shutil.copytree(made, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("report.html", "figures"))
+    shutil.copytree(made, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("report.html", "figures", "*.tmp"))
     moved = Path(run(ReportConfig([str(tmp_path / "elsewhere")])))
     assert moved == tmp_path / "elsewhere" / "report.html"
     assert moved.read_bytes() == page.read_bytes()
@@ -204,7 +207,9 @@ def test_figures_for_papers(made: Path, page: Path) -> None:
     }
     assert names == wanted
     for name in names:
-        assert (made / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        bits = (made / "figures" / f"{name}.png").read_bytes()
+        assert bits.startswith(b"\x89PNG")
+        assert int.from_bytes(bits[16:20]) == 700  # 3.5 inches of 200 dots; the SVG, drawn first, has 72 of its own
         assert f'id="figure-{name}"' in page.read_text("utf-8")
         drawn = (made / "figures" / f"{name}.svg").read_text("utf-8")
         assert "<text" in drawn  # text stays text: it can be searched, and set in a paper's own font
@@ -346,7 +351,7 @@ def test_what_is_wrong(folders: list[str], said: str, made: Path, page: Path) ->
 
 def test_a_damaged_run(made: Path, tmp_path: Path) -> None:
     """A log that was cut short must not give a page of what is left of it."""
-    shutil.copytree(made, tmp_path / "cut")
+    shutil.copytree(made, tmp_path / "cut", ignore=shutil.ignore_patterns("*.tmp"))
     with open(tmp_path / "cut" / "rho1" / "tokens.jsonl", "a") as f:
         f.write("\n")
     with pytest.raises(UserError, match=r"tokens\.jsonl has \d+ bytes"):

@@ -66,8 +66,8 @@ def write(
     sections: dict[str, list[Figure]] = {}
     with mpl.rc_context(RC):
         for figure in figures(runs):
-            svg.save(figure.drawing, figure_folder, figure.name)
-            sections.setdefault(figure.section, []).append(_inlined(figure))
+            drawn = svg.save(figure.drawing, figure_folder, figure.name)
+            sections.setdefault(figure.section, []).append(_inlined(figure, drawn))
     pieces = PieceTable()
     seen = views(runs[0], pieces, max_tokens, max_bytes)
     with atomic_file(out, "w") as f:
@@ -115,9 +115,9 @@ def _hash(source: str) -> str:
 # --- what the templates are given ------------------------------------------------------------------------------------------
 
 
-def _inlined(figure: Figure) -> Figure:
+def _inlined(figure: Figure, drawn: str) -> Figure:
     """The figure, its drawing as an ``<svg>`` element."""
-    drawing = svg.inline(figure.drawing, figure.name, f"{figure.title}. {figure.caption}")
+    drawing = svg.inline(drawn, figure.name, f"{figure.title}. {figure.caption}")
     return dataclasses.replace(
         figure, drawing=Markup(drawing)
     )  # serialised from known elements, its text escaped by that

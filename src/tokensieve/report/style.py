@@ -31,6 +31,7 @@ class Figure:
 
 RC: dict[str, Any] = {
     "axes.edgecolor": INK,
+    "axes.facecolor": "none",  # one drawing is the file's, on white, and the page's, on whatever the reader's scheme has
     "axes.labelcolor": INK,
     "axes.labelsize": 7.5,
     "axes.linewidth": 0.6,

@@ -217,7 +217,7 @@ def test_a_study_of_datatrove_on_this_machine(tmp_path: Path, tokensieve: Any, w
     assert_finished(tmp_path / "run")
     plain = tokensieve("run", path, "--out", tmp_path / "plain", "--jobs", 2)
     assert plain.code == 0, plain.err
-    for name in ("comparison.json", "verdict.json", "table.txt"):
+    for name in ("comparison.json", "table.txt"):  # verdict.json has minutes
         assert (tmp_path / "run" / "table" / name).read_bytes() == (tmp_path / "plain" / "table" / name).read_bytes()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/manifest.json")}
     shutil.rmtree(tmp_path / "run" / "random-seed1")

@@ -44,7 +44,7 @@ def plain_training(folder: Path, data: Any, dtype: torch.dtype) -> dict[str, Ten
 
 
 def arguments(folder: Path) -> Any:
-    return tiny.arguments(folder, 2, 2, max_steps=STEPS, learning_rate=0.02, logging_steps=10)
+    return tiny.arguments(folder, 2, 2, max_steps=STEPS, learning_rate=0.04, logging_steps=10)
 
 
 def our_training(folder: Path, data: Any, made: Any, dtype: torch.dtype) -> dict[str, Tensor]:

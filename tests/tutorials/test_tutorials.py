@@ -29,7 +29,7 @@ SMALLER = {
     "sft": {", bf16: true": ""},
     "quickstart": {"max_steps: 200": "max_steps: 2", ", bf16: true": ""},
     "many_gpus": {
-        "  bf16: true\n": "",
+        "  bf16: true\n": "  use_cpu: true\n",
         "--nproc-per-node 8": "--nproc-per-node 2",
         "--training.max_steps 20": "--training.max_steps 2",
         "max_steps: 1000": "max_steps: 2",
@@ -157,7 +157,10 @@ def shell(line: str, here: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p == "many_gpus" else p for p in HAS])
+FAST = ("quickstart", "sft")
+
+
+@pytest.mark.parametrize("page", [p if p in FAST else pytest.param(p, marks=pytest.mark.slow) for p in HAS])
 def test_a_tutorial_works_as_it_is_written(page: str, tmp_path: Path) -> None:
     shown = commands(page)
     given = "".join([*blocks(page, "sh"), *blocks(page, "yaml train")])

@@ -226,7 +226,7 @@ def test_lightning(tmp_path: Path, name: str) -> None:
 
 def test_axolotl_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Called as axolotl's builder calls it: its step is SelectiveTrainer's, its collators are not asked, and settings that
-    its own trainer serves are refused. With axolotl itself: `make exports`."""
+    its own trainer serves are refused. Not with axolotl itself, whose builder imports triton."""
     base = types.ModuleType("axolotl.integrations.base")
     base.BasePlugin = type("BasePlugin", (), {})  # type: ignore[attr-defined]  no method is inherited
     for name, module in (("axolotl", base), ("axolotl.integrations", base), ("axolotl.integrations.base", base)):

@@ -6,8 +6,7 @@
 A reader's environment sees this one's packages (torch and transformers are too large to be installed eight times); what is
 its own is installed over them, at the version that pip finds. Each script in readers/ prints, as JSON, what the reader's
 trainer sums up: for every sample a list of [id before, target, weight]. That must be what the tests' own readers find.
-Exit code 1 if one does not; a reader that pip cannot install here is told and passed over. axolotl_plugin is axolotl
-again: the trainer that its builder makes with examples/axolotl_plugin.py does a step, which must be SelectiveTrainer's.
+Exit code 1 if one does not; a reader that pip cannot install here is told and passed over.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
         ["brotli", "python-snappy", "zstd", "boto3", "paramiko", "catalogue"],
     ),
     "axolotl": ("parquet", ["axolotl"], ["addict", "fire", "colorama", "posthog", "numba"]),
-    "axolotl_plugin": ("parquet", ["axolotl"], ["addict", "fire", "colorama", "posthog", "numba"]),
     "llama_factory": ("llama_factory", ["llamafactory"], []),
     "swift": ("swift", ["ms-swift"], ["modelscope", "addict", "dacite", "simplejson", "json-repair"]),
 }
@@ -65,7 +63,7 @@ def main(names: list[str]) -> int:
         to, own, needed = INSTALLED[name]
         folder = export.run(exports.config(out / to, corpus, to, scores))
         want = [[list(term) for term in row] for row in READERS[to](folder, corpora.LENGTH)]
-        python, lacks = environment(out / "envs" / name.removesuffix("_plugin"), own, needed)
+        python, lacks = environment(out / "envs" / name, own, needed)
         if lacks:
             print(f"{name:14} not here: {lacks}", flush=True)
             continue

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+from transformers.training_args import ParallelMode
 
 from ..core import Objective
 from ..runs.errors import UserError
 
 
 def check_one_device(args: Any) -> None:
-    """Raise UserError where one process would spread a micro-batch over several GPUs."""
+    """Raise UserError where one process would spread a micro-batch over several GPUs, or where ranks would not be one run.
+
+    On a machine without a GPU transformers makes ranks of torchrun's processes with ``use_cpu`` only. Else each takes itself
+    for the only one: it trains all rows, and they overwrite each other's files.
+    """
     if args.n_gpu > 1:
         raise UserError(
             "several GPUs in one process (DataParallel) are not supported: use torchrun or accelerate launch"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and each process takes itself for the only one: "
+            "without a GPU set use_cpu to true, or start a single process"
         )
 
 

@@ -88,7 +88,7 @@ def recovery(given: argparse.Namespace) -> dict[str, Any]:
                 asked = {"ref_divergence": "divergence"}
                 out = str(scratch / f"divergence-{seed}")
                 distilled = str(scratch / f"recovery1-{seed}")
-                score.run(ScoreConfig(out, distilled, given.corpus, teacher=given.teacher, columns=asked))
+                score.run(ScoreConfig(out, given.corpus, distilled, teacher=given.teacher, columns=asked))
                 fields["scores"] = [out]
             out = scratch / f"recovery{i}-{seed}"
             found[name].append(curve(out, pruned, there, given, given.steps, seed, every, **fields))

@@ -3,8 +3,8 @@
     python benchmarks/starts.py --scratch /tmp/starts --steps 60 --seeds 0 1
     python benchmarks/starts.py --scratch /tmp/starts --teacher runs/base --corpus runs/corpus --held runs/held --steps 240
 
-Text is this project's own Python; the base is a Llama of 4 blocks. With ``--teacher`` a trained model is the base, its corpora are
-given, and only what recovers a pruned model is compared. Every arm sees the same rows in the same order of its seed.
+Text is this project's own Python; the base is a Llama of 4 blocks. With ``--teacher`` a trained model is the base, its corpora
+are given, and only what recovers a pruned model is compared. Every arm sees the same rows in the same order of its seed.
 Prints one JSON line: nll of text that no arm saw, in nats a token, by steps after the start.
 """
 
@@ -88,7 +88,7 @@ def recovery(given: argparse.Namespace) -> dict[str, Any]:
                 asked = {"ref_divergence": "divergence"}
                 out = str(scratch / f"divergence-{seed}")
                 distilled = str(scratch / f"recovery1-{seed}")
-                score.run(ScoreConfig(out, distilled, given.corpus, teacher=given.teacher, columns=asked))
+                score.run(ScoreConfig(out, given.corpus, distilled, teacher=given.teacher, columns=asked))
                 fields["scores"] = [out]
             out = scratch / f"recovery{i}-{seed}"
             found[name].append(curve(out, pruned, there, given, given.steps, seed, every, **fields))

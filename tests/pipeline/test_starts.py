@@ -93,7 +93,7 @@ def test_merged(method: str, tiny: Any, made: Any) -> None:
 
 
 def test_another_vocabulary(tiny: Any, made: Any, tokensieve: Any, tmp_path: Path) -> None:
-    """EEVE and PersianMind: a new token's rows are means, in the head the first piece's; an adapter trains on its corpus."""
+    """EEVE and PersianMind: a new token's rows are means, in the head the first piece's."""
     text = write_text(tmp_path / "new.jsonl", "n", 30, 7)
     corpus = tmp_path / "corpus"
     words = ("--sources", f"[{{path: {text}}}]", "--length", 32, "--vocab_size", 296)
@@ -114,8 +114,6 @@ def test_another_vocabulary(tiny: Any, made: Any, tokensieve: Any, tmp_path: Pat
     assert told["kept"] + told["of_pieces"] == 296
     assert told["of_all"] == 0
     assert (out / "model" / "tokenizer.json").read_bytes() == (corpus / "tokenizer" / "tokenizer.json").read_bytes()
-    run = ("train", "--out", tmp_path / "run", "--corpus", corpus, "--model", out, *STEP)
-    assert tokensieve(*run, "--lora", "{r: 2, target_modules: [q_proj, v_proj]}").code == 0
 
 
 def test_grown(tiny: Any, made: Any) -> None:
@@ -174,14 +172,6 @@ def test_tokens_chosen_by_divergence(tiny: Any, tokensieve: Any, tmp_path: Path)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["kept_share"] == pytest.approx(0.4, abs=0.01)
     assert "needs the column 'ref_divergence'" in tokensieve(*run[:5], *STEP, *told, "--out", tmp_path / "no").error
     assert "a divergence is from a teacher" in tokensieve(*command, "--out", tmp_path / "no").error
-
-
-def test_positions_of_highest_entropy(tiny: Any, tokensieve: Any, tmp_path: Path) -> None:
-    """SE-KD: distillation at the fifth of the places where the student is least sure."""
-    told = objective(name="distill", teacher=str(tiny.base), of={"name": "entropy_top", "ratio": 0.2})
-    run = ("train", "--corpus", tiny.corpus, "--model", tiny.model, *STEP, *told, "--out", tmp_path / "run")
-    assert tokensieve(*run).code == 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["kept_share"] == pytest.approx(0.2, abs=0.01)
 
 
 @pytest.mark.parametrize(

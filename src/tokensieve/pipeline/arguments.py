@@ -3,6 +3,7 @@ fails an hour later, that does nothing here, or that would run code."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Mapping
@@ -68,8 +69,24 @@ def _check_checkpointing(kwargs: Mapping[str, Any]) -> None:
         raise UserError(f"training.gradient_checkpointing_kwargs: {wrong[0]!r} is none of {', '.join(sorted(known))}")
 
 
+_NEED_THE_MODEL = {
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+}  # asked for without one, transformers refuses them
+
+
 def _make_optimizer(args: Any) -> None:
     """The optimizer and schedule for a parameter of one number: they check their settings when they are made."""
+    name = str(getattr(args.optim, "value", args.optim))
+    if package := next((p for prefix, p in _NEED_THE_MODEL.items() if name.startswith(prefix)), None):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            told = f"{package.replace('_', '-')} bitsandbytes"
+            raise ValueError(f"optim {name} needs {package} and what it imports: pip install {told}") from None
+        if not args.optim_target_modules:
+            raise ValueError(f"optim {name} needs optim_target_modules, as [attn, mlp]")
+        return
     cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     if not cls.__module__.startswith("torch.optim"):
         return  # some of the others need the model

@@ -30,7 +30,6 @@ from ..data.rows import Rows, collate, shift_targets
 from ..runs.errors import UserError
 from .options import Noise
 
-Batch = Mapping[str, Any]
 EPS = 1e-3
 _HIDDEN, _OTHER = 0.8, 0.1  # of a masked language model's targets: BERT's (arXiv 1810.04805, section 3.1)
 _OPENS = 1e-3  # nats, of tokens before a change, that say that a model looks at what it is shown
@@ -63,11 +62,11 @@ class Noising:
         """``rule`` times 1 / t, divided by the hidden tokens that it trains; of masked the rule itself."""
         return rule if self.noise.name == "masked" else with_denominator(times(rule), "nonzero")
 
-    def batches(self, batches: Sequence[Batch], step: int) -> list[dict[str, Any]]:
+    def batches(self, batches: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
         """Micro-batches of optimizer step ``step`` (from 0) with noise: input_ids, labels, targets, attention_mask, weight."""
         return [self._noised(batch, step) for batch in batches]
 
-    def _noised(self, batch: Batch, step: int) -> dict[str, Any]:
+    def _noised(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
         ids_BT, labels_BT = batch["input_ids"], batch["labels"]
         parts = [
             self.of_row(int(row), ids_T, labels_T, step)
@@ -101,7 +100,7 @@ class Noising:
         """The share of later tokens that can be seen in a step."""
         return min(1.0, (step + 1) / self.noise.anneal_steps) if self.noise.anneal_steps else 1.0
 
-    def attention(self, batch: Batch, ratio: float, step: int = 0) -> Tensor:
+    def attention(self, batch: Mapping[str, Any], ratio: float, step: int = 0) -> Tensor:
         """What may look at what, [B, 1, T, T]: earlier tokens, drawn later ones; never padding (behind a row's last label)."""
         labels_BT = batch["labels"]
         length = labels_BT.shape[1]
@@ -145,11 +144,15 @@ class Noising:
         before = slice(0, max(1, half - 1))  # whose targets stay
         was_training = seam.model.training
         seam.model.eval()
-        closed = self.attention(batch, 0.0)
-        shut = (nll(ids_BT, closed) - nll(other_BT, closed))[:, before].abs().max()
-        opened = self.attention(batch, 1.0)
-        moved = (nll(ids_BT, opened) - nll(other_BT, opened))[:, before].abs().max()
-        seam.model.train(was_training)
-        if float(shut) > float(moved) / 10 or float(moved) < _OPENS:
+        try:
+            closed, opened = self.attention(batch, 0.0), self.attention(batch, 1.0)
+            shut, moved = (float((nll(ids_BT, m) - nll(other_BT, m))[:, before].abs().max()) for m in (closed, opened))
+        except (TypeError, ValueError, LookupError, RuntimeError) as e:
+            if isinstance(e, torch.OutOfMemoryError):
+                raise
+            shut = moved = 0.0  # a class that takes no mask a pair of tokens
+        finally:
+            seam.model.train(was_training)
+        if shut > moved / 10 or moved < _OPENS:
             return f"noise: {name} does not look at what its attention mask shows (state spaces, windows): take another model"
         return None

@@ -174,7 +174,9 @@ def test_a_reference_trained_otherwise(tmp_path: Path) -> None:
     assert less["training"] == {**plain["training"], "max_steps": 2}
     for arm in ("less", "wrong_domain"):
         scores, student = (stage(made, f"{name}-seed0").fields for name in (f"{arm}_scores", arm))
-        assert Path(scores["corpus"]).name == Path(student["corpus"]).name == "mixed", "scores of what the student reads"
+        assert Path(scores["corpus"]).name == Path(student["corpus"]).name == "mixed", (
+            "scores of what the student reads"
+        )
         assert [Path(s).name for s in student["scores"]] == [f"{arm}_scores-seed0"]
     assert stage(made, "less-seed0").fields["objective"] == {"name": "rho1", "ratio": 0.3}
 

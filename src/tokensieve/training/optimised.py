@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..runs.errors import UserError
+from ..runs.layout import TOKEN_LOG
 from .logged import Logged
 from .mer import attach
 from .mup import scale_rates
@@ -102,7 +103,7 @@ class Optimised(Logged):
         if self.schedule is not None and self.state.global_step and not self.token_log.tokens_seen:
             raise UserError(
                 f"schedule: it counts tokens by the token log, which {self.token_log.folder} has not up to step "
-                f"{self.state.global_step}: go on in the folder of the checkpoint, or copy its tokens.jsonl"
+                f"{self.state.global_step}: go on in the folder of the checkpoint, or copy its {TOKEN_LOG}"
             )
         self._counted = {"seen": self.token_log.tokens_seen, "trained": self.token_log.tokens_trained}
         return state

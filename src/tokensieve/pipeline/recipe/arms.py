@@ -209,7 +209,9 @@ def other_reference(
 ) -> Stages:
     """A reference trained otherwise: the fields of the recipe's that ``trained`` names are as it says."""
     if not isinstance(trained, Mapping) or not trained:
-        raise UserError(f"arm {arm.name}: {arm.word} needs trained, the fields of the reference's training that are other")
+        raise UserError(
+            f"arm {arm.name}: {arm.word} needs trained, the fields of the reference's training that are other"
+        )
     return _other_reference(arm, {"name": rule, **options}, corpus, trained)
 
 

@@ -94,13 +94,16 @@ def _fit(
     if few < 10:
         raise UserError(f"classifier: {few} training documents of a side are too few: at least 10 of each are needed")
     x = _all_features([texts[h][0] for h in order], options)
+    used = np.unique(x[~held].indices)  # the other weights end at 0 either way, and a step over 2^20 of them is slow
+    known = x[~held][:, used]
     if labelled:
         model = Ridge(_RIDGE, solver="sparse_cg", tol=1e-5)
-        model.fit(x[~held], y[~held], _balanced(y[~held]) if options.balance else None)
+        model.fit(known, y[~held], _balanced(y[~held]) if options.balance else None)
     else:
         model = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=300)
-        model.fit(x[~held], y[~held])
-    weights, bias = np.asarray(model.coef_, np.float32).reshape(-1), float(np.asarray(model.intercept_).reshape(-1)[0])
+        model.fit(known, y[~held])
+    weights, bias = np.zeros(x.shape[1], np.float32), float(np.asarray(model.intercept_).reshape(-1)[0])
+    weights[used] = np.asarray(model.coef_).reshape(-1)
     made = LinearText(options.run, options.bits, weights, bias, labels=labelled)
     return made, _quality(x[held] @ weights + bias, y[held], labelled) | {
         "trained_on": int((~held).sum()),

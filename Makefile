@@ -11,7 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 TINY := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection mix dmt)
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
-  bench-quality recipes-tiny dist exports bench-scaling bench-scale sweep study-tiny families docs tutorials
+  bench-quality recipes-tiny dist exports bench-scaling bench-scale bench-planted sweep study-tiny study-more families docs tutorials
 
 .DEFAULT_GOAL := help
 
@@ -64,6 +64,9 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 study: setup ## does it pay? recipes/scarce-math.yaml, five seeds; go on with what was stopped by the same; DATA=folder with the maths text
 	$(BIN)/tokensieve run scarce-math --set '{data: $(DATA)}' --jobs 2
 
+study-more: setup ## what that leaves open: controls, other shares of curated text, few tokens, rules, a second size; DATA=folder
+	for r in checks sixth rules size; do $(BIN)/tokensieve run scarce-math-$$r --set '{data: $(DATA)}' --jobs 2 || exit; done
+
 study-tiny: setup ## the same in minutes, for looking at: from its registration to its verdict, recipes/study-tiny.yaml
 	$(BIN)/tokensieve run study-tiny --jobs 2
 
@@ -84,6 +87,9 @@ bench-references: setup ## references of fewer blocks: cost and selection; DATA=
 
 bench-quality: setup ## exact against sparse backward, three seeds: half an hour; DATA=folder with the maths text
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse_quality.py --data $(DATA) --out runs/sparse-quality --save
+
+bench-planted: setup ## planted noise: what rho1 keeps of it, and how few tokens it needs; minutes of a core; DATA=folder
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planted_noise.py --data $(DATA) --out runs/planted-noise --save
 
 study-demo: setup ## the demo with three seeds: the table of docs/results.md
 	$(BIN)/tokensieve run demo --seeds '[0, 1, 2]' --jobs 2 --out runs/study-demo

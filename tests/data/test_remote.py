@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec.implementations.memory
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -144,3 +144,20 @@ def test_a_recipe_does_not_look_for_a_url() -> None:
     found = inputs_of(Path("r.yaml"), {"web": {"what": "text"}}, {"web": "s3://bucket/web"})
     assert found["web"].is_here
     assert found["web"].from_hub
+
+
+def test_a_library_that_fails_while_it_reads_is_one_sentence(
+    both: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A web server that gives no parts of a file, as Python's own, ended in a traceback of fsspec's ValueError."""
+    _, url = both
+
+    def refuse(self: Any, *args: Any) -> Any:
+        raise ValueError("The HTTP server doesn't appear to support range requests.")
+
+    for name in ("long.txt", "rows.parquet"):
+        source = resolve(SourceConfig(f"{url}/{name}"))
+        with monkeypatch.context() as patched:
+            patched.setattr(fsspec.implementations.memory.MemoryFile, "read", refuse)
+            with pytest.raises(UserError, match=r"memory://.* cannot be read over the network: .* range requests"):
+                list(blocks(source, 300))

@@ -16,9 +16,10 @@ from tokensieve.modeling.load import model_shapes
 from tokensieve.pipeline import lineage, train
 from tokensieve.pipeline.compare import CompareConfig, compare, render
 from tokensieve.pipeline.compare_scope import passes
+from tokensieve.pipeline.configs.score import ScoreConfig
 from tokensieve.pipeline.configs.train import TrainConfig
 from tokensieve.pipeline.objectives import objective_of
-from tokensieve.pipeline.recipe.cost import Known
+from tokensieve.pipeline.recipe.cost import Cost, Known
 from tokensieve.pipeline.recipe.demo import recipe_verdict
 from tokensieve.runs.errors import UserError
 from tokensieve.runs.manifest import read_manifest
@@ -356,6 +357,34 @@ def test_a_rival_is_given_all_that_its_own_steps_cost(tiny: Any, tmp_path: Path)
     (reference,) = train._references(config)
     assert reference["flops"] == read_manifest(tiny.clm)["summary"]["flops_student"]
     assert [link["model"] for link in reference["begun_from"]] == [lineage.lineage(str(tiny.base))[0]["model"]]
+
+
+def test_a_rival_that_goes_on_from_its_own_teacher_pays_for_it_once(tiny: Any, tmp_path: Path) -> None:
+    """What trained it was taken off twice, as its beginning and as a reference, and the rival was given less than the arm.
+
+    The arm goes on from the base and so did the teacher: the base is nobody's."""
+    objective = {"name": "distill", "teacher": str(tiny.clm), "reference": None, "ratio": None}
+    config = TrainConfig(
+        str(tmp_path / "equal"), str(tiny.corpus), str(tiny.clm), objective,
+        training={"per_device_train_batch_size": 2, "use_cpu": True}, compute_of=str(tiny.rho1),
+    )  # fmt: skip
+    arm, teacher = (read_manifest(folder)["summary"] for folder in (tiny.rho1, tiny.clm))
+    corpus, shapes = open_corpus(tiny.corpus), model_shapes(read_config(str(tiny.base)))
+    share = corpus.stats["tokens"] / (corpus.num_rows * 32) * 31 / 32
+    step = step_flops(objective_of(objective, False), shapes, 32, teacher=shapes).of(64, 64 * share)
+    left = lineage.total(arm) - teacher["flops_student"]
+    steps = train._with_steps(config, corpus).training["max_steps"]
+    assert (steps - 1) * step <= left < steps * step
+
+
+def test_checkpoints_of_a_run_to_come_are_not_free(tmp_path: Path) -> None:
+    """A plan took a reference that is a checkpoint of a stage not done yet for a model that nobody trained: 0 FLOPs."""
+    known, run, scores = Known(), tmp_path / "reference", tmp_path / "scores"
+    for checkpoint in ("", "model", "checkpoint-20"):
+        known.add(run, TrainConfig(str(run), "corpus", "base"), False)
+        known.add(scores, ScoreConfig(str(scores), "corpus", str(run / checkpoint)), False)
+        known.costs |= {run: Cost(flops=7.0), scores: Cost(flops=2.0)}
+        assert known.spent_on([str(scores)]) == 9.0
 
 
 def test_two_seeds(two_seeds: Path, tiny: Any, evaluation: Path, tokensieve: Any, tmp_path: Path) -> None:

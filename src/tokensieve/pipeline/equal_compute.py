@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data.corpus import Corpus
@@ -9,7 +10,7 @@ from ..runs.errors import UserError
 from ..runs.manifest import read_manifest
 from ..training.price import StepFlops
 from .configs.train import KIND, TrainConfig
-from .lineage import begun_from, charged, lineage, total
+from .lineage import FIGURES, charged, lineage, shared, total
 
 
 def check_length_given(config: TrainConfig) -> None:
@@ -23,21 +24,31 @@ def check_length_given(config: TrainConfig) -> None:
         raise UserError(f"max_epochs must be above 0, not {config.max_epochs}")
 
 
-def steps_for(config: TrainConfig, flops: StepFlops, places: float, share: float, spent: float) -> int:
+def steps_for(
+    config: TrainConfig,
+    flops: StepFlops,
+    places: float,
+    share: float,
+    spent: tuple[float, float],
+    used: Sequence[Mapping[str, Any]] = (),
+) -> int:
     """Steps of ``places`` tokens that cost more than the run ``compute_of`` cost in all, by less than one step.
 
     Not fewer: an arm pays only against a rival that was given as much. What both runs were begun from is charged to neither;
-    ``share`` of the tokens is trained on, and ``spent`` FLOPs were needed beforehand (scoring, references). UserError if
-    nobody knows what that run cost, or if it was no more than what this one needs before its first step.
+    ``share`` of the tokens is trained on; ``spent`` FLOPs (scoring, references) were needed beforehand, and what ``used``, the
+    references of the manifest, were begun from: charged as a comparison will, a model that is both reference and beginning
+    once. UserError if nobody knows what that run cost, or if it was no more than what this one needs before its first step.
     """
     other = read_manifest(str(config.compute_of), KIND, ("summary",))
-    own = lineage(config.model) if isinstance(config.model, str) else []
-    before = [total(link) for link in own if link["model"] not in {theirs["model"] for theirs in begun_from(other)}]
-    costs = total(charged(other, {link["model"] for link in own}))
+    begun = lineage(config.model) if isinstance(config.model, str) else []
+    figures = {**dict.fromkeys(FIGURES, 0.0), "flops_scoring": spent[0], "flops_reference": spent[1]}
+    own = {"inputs": {}, "begun_from": begun, "references": used, "summary": figures}
+    free = shared([own, other])
+    costs, before = total(charged(other, free)), total(charged(own, free))
     each = flops.of(places, places * share)
-    if costs is None or None in before or not each > 0 or spent != spent:
+    if costs is None or before is None or not each > 0 or before != before:
         raise UserError(f"compute_of: nobody knows what {config.compute_of} cost in all, or what a step costs here")
-    left = costs - spent - sum(b for b in before if b is not None)
+    left = costs - before
     if left <= 0:
         raise UserError(f"compute_of: {config.compute_of} cost less than what this run needs before its first step")
     return int(left / each) + 1

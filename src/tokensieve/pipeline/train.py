@@ -328,7 +328,8 @@ def _with_steps(config: TrainConfig, corpus: Corpus) -> TrainConfig:
         1.0, corpus.stats["tokens"] / max(1, corpus.num_rows * corpus.length)
     )  # padding is computed, not trained
     share = share_trained(objective.options) * valid * (1 - 1 / corpus.length)
-    steps = steps_for(config, flops, rows * corpus.length, share, sum(_flops_spent(config, objective.second)))
+    spent, used = _flops_spent(config, objective.second), _references(config)
+    steps = steps_for(config, flops, rows * corpus.length, share, spent, used)
     return dataclasses.replace(config, training={**config.training, "max_steps": steps})
 
 
@@ -482,8 +483,8 @@ def _flops_spent(config: TrainConfig, target: SecondTarget | None = None) -> tup
 def _references(config: TrainConfig) -> list[dict[str, Any]]:
     """The models whose scores were used, and teachers: what training them took, and what they were begun from, each once."""
     manifests = [read_manifest(s, "scores") for s in config.scores]
-    found = {model_hash(t): (training_flops(t), reference_begun_from(t)) for t in second.teachers(config.objective)}
-    found |= {m["model_hash"]: (m["reference_flops"], m.get("begun_from", [])) for m in manifests}
+    found = {m["model_hash"]: (m["reference_flops"], m.get("begun_from", [])) for m in manifests}
+    found |= {model_hash(t): (training_flops(t), reference_begun_from(t)) for t in second.teachers(config.objective)}
     return [{"model": name, "flops": flops, "begun_from": links} for name, (flops, links) in found.items()]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from ...runs.errors import UserError
 from .files import InputFile
+
+_BUFFER = 1 << 16
 
 
 class RemoteFiles(NamedTuple):
@@ -41,7 +44,8 @@ def find_remote(url: str) -> RemoteFiles:
 
 
 def open_binary(path: str) -> IO[bytes]:
-    """A file of this machine or of a URL, open for reading. OSError where that fails, whatever the library raises."""
+    """A file of this machine or of a URL, open for reading. OSError where that fails, whatever the library raises, and of a
+    URL :class:`UserError` where reading does: a server that gives no parts of a file, a lost connection."""
     if not is_url(path):
         return open(path, "rb")
     fs, inner = _file_system(path)
@@ -51,7 +55,42 @@ def open_binary(path: str) -> IO[bytes]:
         raise
     except Exception as e:
         raise OSError(_said(e)) from e
-    return opened
+    return io.BufferedReader(_Told(path, opened), _BUFFER)
+
+
+class _Told(io.RawIOBase):
+    """The open file of a URL; what its library raises while it is read, of many kinds, is one sentence."""
+
+    def __init__(self, path: str, file: IO[bytes]) -> None:
+        self.path, self.file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._told(self.file.seek, offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._told(self.file.read, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+    def _told(self, call: Any, *args: Any) -> Any:
+        try:
+            return call(*args)
+        except Exception as e:
+            raise UserError(f"{self.path} cannot be read over the network: {_said(e)}") from e
 
 
 @contextlib.contextmanager

@@ -148,10 +148,9 @@ class Known:
         )
 
     def _flops(self, folder: str) -> float:
-        """Of a stage or, of a model that no stage makes, what trained it."""
-        path = Path(folder).parent if Path(folder).name == "model" else Path(folder)
-        is_stage = path in self.costs or path in self._configs
-        flops = self.costs.get(path, Cost()).flops if is_stage else training_flops(folder)
+        """Of a stage, which its model and its checkpoints lie in, or, of a model that no stage makes, what trained it."""
+        stages = [p for p in (Path(folder), Path(folder).parent) if p in self.costs or p in self._configs]
+        flops = self.costs.get(stages[0], Cost()).flops if stages else training_flops(folder)
         return math.nan if flops is None else flops
 
     def forward_flops(self, model: str, tokens: float, length: float) -> float:

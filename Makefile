@@ -11,9 +11,8 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 TINY := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-reference rho1-weak-to-strong rho1-sft sft-selection mix dmt)
 
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
-  bench-quality recipes-tiny dist exports bench-scaling sweep study-tiny families docs tutorials
+  bench-quality recipes-tiny dist exports bench-scaling bench-scale sweep study-tiny families docs tutorials
 
-  bench-quality recipes-tiny dist exports bench-scaling bench-scale sweep study-tiny families docs
 .DEFAULT_GOAL := help
 
 help: ## this list

@@ -14,7 +14,9 @@ import pytest
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """The folder ``name`` of this run of the tests, empty for ``make``; other workers wait until it is made, and share it."""
     mine = factory.getbasetemp()
-    root = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine  # workers have a folder each, side by side
+    # Workers have a folder each, side by side. A pytest that a worker's test starts has its variables too, and is no worker:
+    # beside its folder are those of earlier runs, and what they had made would be taken for this one's.
+    root = mine.parent if mine.name == f"popen-{os.environ.get('PYTEST_XDIST_WORKER')}" else mine
     folder, made = root / f"once-{name}", root / f"once-{name}.made"
     with open(root / f"once-{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

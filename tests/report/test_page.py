@@ -10,6 +10,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from made_run import make_run, planted
 
-from tokensieve.analysis.folders import open_run
+from tokensieve.analysis.folders import Arm, open_run
 from tokensieve.data.corpus import open_corpus
 from tokensieve.pipeline.report import ReportConfig, run
 from tokensieve.report.explorer import NONE, encoded, kept, quantised, views
-from tokensieve.report.page import HERE, TEMPLATES, _seen, embedded
+from tokensieve.report.page import HERE, TEMPLATES, _facts, _seen, embedded
 from tokensieve.report.pieces import PieceTable
 from tokensieve.report.verdict import verdict
 from tokensieve.runs.errors import UserError
@@ -318,6 +319,14 @@ def test_arms_that_saw_other_numbers_of_tokens() -> None:
     """A page of equal compute said of each arm what the one that went on for longest had seen."""
     assert _seen([642_600, 642_600]) == ("tokens seen by each arm", "642,600")
     assert _seen([642_600, 1_019_000, 642_600]) == ("tokens seen by an arm", "642,600 to 1,019,000")
+
+
+def test_tokens_seen_are_those_of_the_table() -> None:
+    """The table charged an annealed arm with its first part; the facts below said that it had seen the last alone."""
+    arms = [Arm(name, Path(), {"summary": {"tokens_seen": seen}}, []) for name, seen in (("clm", 100), ("anneal", 10))]
+    rows = [{"arm": "clm", "tokens_seen": 100}, {"arm": "anneal", "tokens_seen": 100}]
+    run: Any = SimpleNamespace(name="r", seed=0, arms=arms, rows=rows, corpora=[], target="", manifest={"versions": {}})
+    assert ("tokens seen by each arm", "100") in _facts([run])
 
 
 # --- what is no run --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..analysis.comparison import PLUS_MINUS
 from ..analysis.folders import Run
 from . import svg
 from .explorer import views
-from .figures import figures
+from .figures import figures, spent_before
 from .pieces import PieceTable, shown_text
 from .style import RC, Figure
 from .verdict import arms_table, verdict
@@ -149,7 +149,8 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, object]]:
     run = runs[0]
     facts: list[tuple[str, object]] = [("run", run.name), ("seed" if len(runs) == 1 else "seeds", _seeds(runs))]
     if run.arms:
-        facts.append(_seen([arm.summary["tokens_seen"] for arm in run.arms]))
+        seen = [arm.summary["tokens_seen"] + spent_before(run, arm, "tokens_seen") for arm in run.arms]
+        facts.append(_seen([round(tokens) for tokens in seen]))  # as in the table
     if corpus := next((c for c in run.corpora if run.arms and c.path == run.arms[0].corpus), None):
         stats = corpus.manifest["stats"]
         facts.append(("training corpus", f"{stats['documents']:,} documents, {stats['tokens']:,} tokens"))

@@ -13,8 +13,6 @@ TINY := $(patsubst %,%-tiny,rho1-math-1b rho1-math-7b rho1-general-1b rho1-self-
 .PHONY: help setup check test test-kernels demo bench bench-references study study-demo study-math mutants faults clean \
   bench-quality recipes-tiny dist exports bench-scaling bench-scale bench-planted sweep study-tiny study-more families docs tutorials
 
-  bench-quality recipes-tiny dist exports bench-scaling bench-scale sweep study-tiny families docs tutorials
-
 .DEFAULT_GOAL := help
 
 help: ## this list

@@ -183,9 +183,8 @@ def estimate(config: TrainConfig, known: Known) -> Cost:
         steps, exact = max(left, 0.0) / (step * each_token), False
     tokens, copies = steps * step, _num_checkpoints(args, steps)
     flops = tokens * each_token
-    held = 4 + state_bytes(
-        config, str(getattr(args.optim, "value", args.optim))
-    )  # float32 weights and the optimizer's state
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    held = 4 + state_bytes(config, optimizer)  # float32 weights, and what the optimizer keeps of each
     each = 4 if args.save_only_model else held
     memory = parameters * (4 + held if config.lora is None else 4)
     return Cost(tokens, flops, parameters * (4 + each * copies), exact and done, max(1, copies), memory)

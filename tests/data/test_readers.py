@@ -50,6 +50,32 @@ def test_every_format_has_a_reader() -> None:
     assert set(READERS) == set(SUFFIXES) - {"tokens", "chat"}  # what rows of another format mean
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "folder"])
+def test_only_takes_the_rows_of_named_sources_and_counts_the_others(tmp_path: Path, form: str) -> None:
+    kinds = ["novels", "code/a", "code/b", "wiki"]
+    path = stored(tmp_path, form, [{**row, "source": kinds[row["n"] % 4], "of": "x"} for row in ROWS])
+    whole = read(path)
+    for only, kept in [
+        (("novels",), "novels"),
+        (("code/*",), "code"),
+        (("novels", "wiki"), "novels wiki"),
+        ((), "novels code wiki"),
+    ]:
+        found = read(path, only=only)
+        assert [d for d in found if isinstance(d, Document)] == [
+            d for d in whole if isinstance(d, Document) and d.source.split("/")[0] in kept
+        ]
+        assert {i for i in found if isinstance(i, Skipped)} <= {Skipped("other source")}
+        assert len(found) == len(ROWS)
+    assert read(path, only=("novels",), name="n")[0].source == "n"  # type: ignore[union-attr]
+    assert len(texts(read(path, only=("x",), source_column="of"))) == len(ROWS)
+    cap = 100
+    sampled = [d for d in read(path, only=("wiki",), max_bytes=cap) if isinstance(d, Document)]
+    assert sampled
+    assert {d.source for d in sampled} == {"wiki"}
+    assert sum(d.size for d in sampled) <= cap
+
+
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "parquet", "folder"])
 @pytest.mark.parametrize("size", [1, 300, 1 << 20])
 def test_rows_come_in_order_whatever_the_blocks(tmp_path: Path, form: str, size: int) -> None:

@@ -90,6 +90,10 @@ def test_a_position_depends_on_the_key_alone_and_the_sample_on_the_seed() -> Non
         ({"path": "{tmp}/mixed/a.md", "weight": -1.0}, "weight must be"),
         ({"path": "{tmp}/mixed/a.md", "weight": float("nan")}, "weight must be"),
         ({"path": "{tmp}/mixed/a.md", "problem": "q"}, "go together"),
+        (
+            {"path": "{tmp}/mixed/a.md", "only": ("novels",)},
+            "only chooses rows by their 'source'; text files have none",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(

@@ -74,7 +74,7 @@ class BadRow(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A document left out without being wrong: ``empty``, ``short`` or ``unparsable``."""
+    """A document left out without being wrong: ``empty``, ``short``, ``unparsable``, ``other source`` (of `only`)."""
 
     reason: str
 

@@ -43,6 +43,8 @@ class SourceConfig:
     """Share of this source in the corpus's rows, relative to the other weights; needs ``max_rows``."""
     epochs: float = 1.0
     """How often it is read: 2.5 is all of its rows twice, and a seeded half again; with weights or a temperature at most."""
+    only: tuple[str, ...] = ()
+    """Rows of these sources alone, as `source_column` names them (`[novels, code/*]`); () takes all."""
 
 
 @dataclass(frozen=True)

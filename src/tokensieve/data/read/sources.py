@@ -121,6 +121,10 @@ def _fitting(config: SourceConfig, found: list[InputFile], named: Collection[str
             f"source {config.path}: no file for format {format!r} ({', '.join(SUFFIXES[format])}); "
             f"it holds {_suffixes(found) or 'no files'}"
         )
+    if config.only and format in ONE_DOCUMENT_A_FILE:
+        raise UserError(
+            f"source {config.path}: only chooses rows by their {config.source_column!r}; {format} files have none"
+        )
     if format in ("tokens", "chat") and len({f.name.lower().endswith(".parquet") for f in fitting}) > 1:
         raise UserError(f"source {config.path}: JSON lines and Parquet in one source: name each by a source of its own")
     return fitting, format
@@ -148,7 +152,8 @@ def read_twice(sources: Sequence[Source]) -> list[str]:
         one, other = sources[i], sources[j]
         lo, hi = max(one.config.split[0], other.config.split[0]), min(one.config.split[1], other.config.split[1])
         both = sorted(paths[j][real] for real in paths[i].keys() & paths[j].keys())
-        if lo < hi and both and _reads(one) == _reads(other):
+        apart = one.config.only and other.config.only and not {*one.config.only} & {*other.config.only}
+        if lo < hi and both and not apart and _reads(one) == _reads(other):
             found.append(
                 f"sources {i} ({one.label}) and {j} ({other.label}) both read {both[0]}"
                 f"{f' and {len(both) - 1} more' if len(both) > 1 else ''}: they count twice; disjoint splits would not"

@@ -30,7 +30,7 @@ LATER = (
     *("bos", "chat_template", "parse_special_tokens", "max_unknown", "weights", "documents"),
     *("transforms", "temperature", "replay"),
 )
-LATER_OF_SOURCE = ("ignore_columns", "source_column", "label", "epochs", "program")
+LATER_OF_SOURCE = ("ignore_columns", "source_column", "only", "label", "epochs", "program")
 # Fields that choose among finished rows: units of work do not depend on them.
 OF_ROWS: dict[str, Any] = {"max_rows": None, "temperature": None, "replay": []}
 OF_SOURCE_ROWS: dict[str, Any] = {"weight": None, "epochs": 1.0}

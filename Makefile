@@ -64,8 +64,8 @@ bench: setup ## head, step and scoring against what others use: an hour and a ha
 study: setup ## does it pay? recipes/scarce-math.yaml, five seeds; go on with what was stopped by the same; DATA=folder with the maths text
 	$(BIN)/tokensieve run scarce-math --set '{data: $(DATA)}' --jobs 2
 
-study-more: setup ## what that leaves open: controls, other shares of curated text, few tokens, rules, a second size; DATA=folder
-	for r in checks sixth rules size; do $(BIN)/tokensieve run scarce-math-$$r --set '{data: $(DATA)}' --jobs 2 || exit; done
+study-more: setup ## what that leaves open: controls, other shares of curated text, a second size, a base that has not read the text, rules; DATA=folder
+	for r in scarce-math-checks scarce-math-size unread-math-rates unread-math-rules unread-math; do $(BIN)/tokensieve run $$r --set '{data: $(DATA)}' --jobs 2 || exit; done
 
 study-tiny: setup ## the same in minutes, for looking at: from its registration to its verdict, recipes/study-tiny.yaml
 	$(BIN)/tokensieve run study-tiny --jobs 2

@@ -76,6 +76,20 @@ def test_a_teacher_beside_the_student(tmp_path: Path) -> None:
     assert tiny.log_lines(tmp_path)[0]["flops_student"] > 1.2 * plain
 
 
+def test_a_sparse_backward_learns_from_the_teacher_what_an_exact_one_does(tmp_path: Path) -> None:
+    """The head hears kept tokens alone in either: its gradient, distilled share included, is the same to the last digits."""
+    made = objective("distill", of={"name": "rho1", "ratio": 0.5}, share=0.7, teacher="beside", top_k=tiny.VOCAB)
+    heads = {}
+    for backward in ("exact", "sparse"):
+        model = tiny.llama(dtype=torch.float64, tie_word_embeddings=False)
+        before = model.lm_head.weight.detach().clone()
+        teacher = tiny.llama(dtype=torch.float64, seed=5)
+        args = tiny.arguments(tmp_path / backward, 4, 2)
+        tiny.train(model, args, tiny.rows(8), made, teacher=teacher, backward=backward)
+        heads[backward] = before - model.lm_head.weight.detach()
+    assert float((heads["exact"] - heads["sparse"]).abs().max()) < 1e-12 * float(heads["exact"].abs().max())
+
+
 def test_a_teacher_that_is_the_student_teaches_nothing(tmp_path: Path) -> None:
     model = tiny.llama(dtype=torch.float64)
     before = tiny.weights(model)

@@ -368,7 +368,7 @@ def open_corpus(folder: Path | str, verify: Verify | None = "size") -> Corpus:
             raise UserError(f"{folder / entry['file']} does not have the columns of a corpus")
         if len(shard) != entry["rows"]:
             raise UserError(f"{folder / entry['file']} has {len(shard)} rows, {entry['rows']} were written")
-    return Corpus(folder, manifest, concatenate_datasets(shards))
+    return Corpus(folder, manifest, concatenate_datasets(shards) if len(shards) > 1 else shards[0])
 
 
 def describe(manifest: dict[str, Any]) -> str:

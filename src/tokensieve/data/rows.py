@@ -114,7 +114,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         else:
             self.half = {n for n in scores if value_type(dataset.features[n]) == "float16"}
             self.dataset = dataset.select_columns(sorted(self.read)).with_format("numpy")
-            if self.whole_rows and all(is_plain(field.type) for field in self.dataset.features.arrow_schema):
+            if all(is_plain(field.type) for field in self.dataset.features.arrow_schema):
                 self._table = self.dataset.with_format("arrow")
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         return [self._pad_row() if i == PAD_ROW else self._row(*next(found)) for i in indices]
 
     def _read(self, indices: list[int]) -> Iterable[Mapping[str, Any]]:
-        """Rows as the data set has them; of a prepared corpus read together."""
+        """Rows as the data set has them; of plain columns read together."""
         if self._table is not None and indices:
             span = range(indices[0], indices[0] + len(indices))
             if (found := row_arrays(self._table[span if indices == [*span] else indices])) is not None:

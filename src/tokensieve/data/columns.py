@@ -175,11 +175,12 @@ def _looked_at(dataset: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).astype(int)).tolist()
     if made_on_the_fly:
         return [row for row in map(dataset.__getitem__, chosen) if {*columns} <= {*row}]
-    shown = dataset.select_columns(columns)
-    plain = all(is_plain(field.type) for field in shown.features.arrow_schema)
-    if plain and chosen and (together := row_arrays(shown.with_format("arrow")[chosen])) is not None:
-        return list(together)
-    shown = shown.with_format("numpy")
+    if chosen:
+        table = dataset.with_format("arrow")[chosen].select(columns)
+        plain = all(is_plain(field.type) for field in table.schema)
+        if plain and (together := row_arrays(table)) is not None:
+            return list(together)
+    shown = dataset.select_columns(columns).with_format("numpy")
     return [shown[i] for i in chosen]
 
 

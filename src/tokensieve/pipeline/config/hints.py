@@ -26,7 +26,7 @@ KINDS = {
 
 def _once(look: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
     """``look``, remembered of classes and functions: TrainingArguments has over a hundred fields, whose types are text."""
-    known = functools.lru_cache(256)(look)
+    known: Callable[[Any], dict[str, Any]] = functools.lru_cache(256)(look)
     return lambda make: dict(known(make) if inspect.isclass(make) or inspect.isfunction(make) else look(make))
 
 

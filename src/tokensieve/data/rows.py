@@ -201,7 +201,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         return mask_T, pieces
 
     def _pad_row(self) -> dict[str, Tensor]:
-        row = self._row(*self._read([0]), 0)
+        row = self._row(next(iter(self._read([0]))), 0)
         row["labels"] = torch.full_like(row["labels"], IGNORE_INDEX)
         row["row_id"] = torch.tensor(PAD_ROW)
         return row

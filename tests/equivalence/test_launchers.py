@@ -1,6 +1,6 @@
 """The command line under torchrun and accelerate launch, as a user starts it: whole processes, one folder.
 
-The launchers and what they start are forks of the warm process, but for the ranks of one run of torchrun.
+The launchers and what they start are forks of the warm process, but for a rank of one run of torchrun.
 """
 
 from __future__ import annotations
@@ -78,8 +78,11 @@ ACCELERATE = (
 def test_two_processes_train_as_one_does(launcher: str, scored: Path, tmp_path: Path, tokensieve: Any) -> None:
     """Half the rows each: the weights and logs of one process with all of them."""
     command = train(scored, tmp_path / "two", "--training.per_device_train_batch_size", 2)
-    if launcher == "torchrun":  # ranks are cold: each with its own seed of string hashes, and its own order of imports
-        done = run_warm(*TORCHRUN, 2, "--no-python", sys.executable, "-m", "tokensieve", *command)
+    if launcher == "torchrun":  # one rank is cold: with its own seed of string hashes, and its own order of imports
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\n[ "$RANK" = 0 ] && exec {warm.python()} "$@"\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        done = run_warm(*TORCHRUN, 2, "--no-python", python, "-m", "tokensieve", *command)
     else:
         done = run_warm(*ACCELERATE, "-m", "tokensieve", *command)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -48,7 +48,7 @@ IMPORTS = (
         "datasets",
         "pyarrow.parquet",
     ),
-    *("transformers.models.llama.modeling_llama", "accelerate", "peft"),
+    *("transformers.models.llama.modeling_llama", "accelerate", "peft", "trl.trainer.sft_trainer"),
 )
 # Arrow's allocator starts a thread when it is imported, to give back memory.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}

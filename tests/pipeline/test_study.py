@@ -26,6 +26,12 @@ TRAINING = {"per_device_train_batch_size": 1, "max_steps": 8, "save_strategy": "
 STUDY = {"student": {"training": TRAINING}, "sets": {"target": "@target", "web": "@web"}, "target": "target"}
 
 
+@pytest.fixture(autouse=True)
+def short_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many steps a second are counted for half a second of processor time, in each run that says something beforehand."""
+    monkeypatch.setattr("tokensieve.pipeline.recipe.beforehand._TRY_SECONDS", 0.02)
+
+
 def recipe(tmp_path: Path, **changes: Any) -> Path:
     (tmp_path / "t.jsonl").write_text('{"text": "a b c"}\n')
     prepare = {"verb": "prepare", "sources": [{"path": str(tmp_path / "t.jsonl")}], "vocab_size": 257, "length": 16}
@@ -380,7 +386,7 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
     for name in ("base", "reference"):  # the same for all seeds, as a model from elsewhere would be
         kept[name] = {**kept[name], "training": training, "seed": 0}
     study = {**STUDY, "student": {"training": training}, "forgetting": ["web"], "lengths": [3], "effect": 0.05}
-    study |= {"large": {"model_type": "llama", "vocab_size": 1000}}
+    study |= {"large": {"model_type": "llama", "vocab_size": 1000, "hidden_size": 1 << 15, "num_hidden_layers": 2}}
     arms = {"clm": {}, "rho1": {}, "clm_equal": {"is": "clm", "compute_of": "rho1", "epochs": 9}}
     source |= {"stages": {"corpus": corpus, **others, **kept}, "study": study, "arms": arms}
     path.write_text(yaml.safe_dump(source, sort_keys=False))

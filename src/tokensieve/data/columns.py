@@ -14,6 +14,7 @@ import numpy as np
 from ..core import IGNORE_INDEX
 from ..core.stats import STATISTICS
 from ..runs.errors import UserError
+from .list_columns import is_plain, row_arrays
 from .pieces import PACKING
 from .row_checks import as_array
 
@@ -101,8 +102,9 @@ def check_types(dataset: Any, names: Collection[str]) -> None:
     """Raise UserError for a column that must hold lists of whole numbers and holds something else, by its type alone."""
     if has_transform(dataset) or not len(dataset):
         return
+    features = dataset.features  # a copy, whenever it is asked for
     for name in ("input_ids", *names):
-        dtype = value_type(dataset.features[name])
+        dtype = value_type(features[name])
         if name in ("input_ids", "labels", "attention_mask", "position_ids", *PACKING) and dtype != "null":
             whole = dtype is not None and dtype.startswith(("int", "uint"))
             if not whole and not (name == "attention_mask" and dtype == "bool"):
@@ -144,7 +146,8 @@ def readable(dataset: Any, names: Collection[str]) -> set[str]:
     if has_transform(dataset):
         first = dataset[0] if len(dataset) else {}
         return {n for n in there if n not in SCALARS or isinstance(first.get(n), (int, np.integer))}
-    dtypes = {n: str(getattr(dataset.features[n], "dtype", "")) for n in SCALARS if n in there}
+    features = dataset.features
+    dtypes = {n: str(getattr(features[n], "dtype", "")) for n in SCALARS if n in there}
     return {n for n in there if dtypes.get(n, "int").startswith(("int", "uint"))}
 
 
@@ -167,13 +170,18 @@ def _may_count(dataset: Any, name: str, *, corpus: bool) -> bool:
 def _looked_at(dataset: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:
     """Some rows: ``names`` and ``input_ids`` of them."""
     columns = ["input_ids", *names]
-    if has_transform(dataset):
-        count, shown = min(len(dataset), 4), dataset
-    else:
-        count, shown = min(len(dataset), SAMPLED_ROWS), dataset.select_columns(columns).with_format("numpy")
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, count).astype(int))
-    rows = [shown[int(i)] for i in chosen]
-    return [row for row in rows if {*columns} <= {*row}]
+    made_on_the_fly = has_transform(dataset)
+    count = min(len(dataset), 4 if made_on_the_fly else SAMPLED_ROWS)
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, count).astype(int)).tolist()
+    if made_on_the_fly:
+        return [row for row in map(dataset.__getitem__, chosen) if {*columns} <= {*row}]
+    if chosen:
+        table = dataset.with_format("arrow")[chosen].select(columns)
+        plain = all(is_plain(field.type) for field in table.schema)
+        if plain and (together := row_arrays(table)) is not None:
+            return list(together)
+    shown = dataset.select_columns(columns).with_format("numpy")
+    return [shown[i] for i in chosen]
 
 
 def _says(name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -184,6 +184,12 @@ def _features(optional: Collection[str] = (), *, later: bool = True) -> Any:
     return Features.from_arrow_schema(pa.schema([*ROW_COLUMNS.items(), *more.items()]))
 
 
+def _written_features() -> Iterator[Any]:
+    """The features that a corpus can have, the usual ones first."""
+    yield from (_features(optional) for optional in ((), LABELS, WEIGHT_COLUMN, OPTIONAL_COLUMNS))
+    yield _features(later=False)
+
+
 def write_dataset_files(
     folder: Path, shards: list[dict[str, Any]], content_hash: str, optional: Collection[str] = ()
 ) -> list[str]:
@@ -359,16 +365,14 @@ def open_corpus(folder: Path | str, verify: Verify | None = "size") -> Corpus:
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
-    # A feature can be one that opens files or addresses when it is read.
-    known = [_features(optional) for optional in ((), LABELS, WEIGHT_COLUMN, OPTIONAL_COLUMNS)] + [
-        _features(later=False)
-    ]
+    features = shards[0].features
     for entry, shard in zip(manifest["shards"], shards, strict=True):
-        if shard.features not in known or shard.features != shards[0].features:
+        # A feature can be one that opens files or addresses when it is read.
+        if shard.features != features or (shard is shards[0] and features not in _written_features()):
             raise UserError(f"{folder / entry['file']} does not have the columns of a corpus")
         if len(shard) != entry["rows"]:
             raise UserError(f"{folder / entry['file']} has {len(shard)} rows, {entry['rows']} were written")
-    return Corpus(folder, manifest, concatenate_datasets(shards))
+    return Corpus(folder, manifest, concatenate_datasets(shards) if len(shards) > 1 else shards[0])
 
 
 def describe(manifest: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ targets        = labels one to the left, -100 at the end: made once, by collate,
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         self.vocab_size, self.whole_rows = vocab_size, {*CORPUS} <= {*names}
         self.read = {"input_ids", *scores, *(second or ()), *read, *self.loss_masks}
         self.transformed, self.half = has_transform(dataset), set[str]()
-        self._table: Any = None
+        self.num_rows, self._plain = len(dataset), False
         self.unread = ({*OPTIONAL} | LOSS_MASKS) - {
             *ignore_columns,
             *shown,
@@ -113,12 +114,16 @@ class Rows(Dataset[dict[str, Tensor]]):
             self.dataset = dataset
         else:
             self.half = {n for n in scores if value_type(dataset.features[n]) == "float16"}
-            self.dataset = dataset.select_columns(sorted(self.read)).with_format("numpy")
-            if self.whole_rows and all(is_plain(field.type) for field in self.dataset.features.arrow_schema):
-                self._table = self.dataset.with_format("arrow")
+            self.arrow: Any = dataset.select_columns(sorted(self.read)).with_format("arrow")
+            self._plain = all(is_plain(field.type) for field in self.arrow.features.arrow_schema)
+
+    @cached_property
+    def dataset(self) -> Any:
+        """What rows are read of one by one."""
+        return self.arrow.with_format("numpy")
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.num_rows
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.__getitems__([index])[0]
@@ -129,10 +134,10 @@ class Rows(Dataset[dict[str, Tensor]]):
         return [self._pad_row() if i == PAD_ROW else self._row(*next(found)) for i in indices]
 
     def _read(self, indices: list[int]) -> Iterable[Mapping[str, Any]]:
-        """Rows as the data set has them; of a prepared corpus read together."""
-        if self._table is not None and indices:
+        """Rows as the data set has them; of plain columns read together."""
+        if self._plain and indices:
             span = range(indices[0], indices[0] + len(indices))
-            if (found := row_arrays(self._table[span if indices == [*span] else indices])) is not None:
+            if (found := row_arrays(self.arrow[span if indices == [*span] else indices])) is not None:
                 return found
         return (self.dataset[i] for i in indices)
 
@@ -196,7 +201,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         return mask_T, pieces
 
     def _pad_row(self) -> dict[str, Tensor]:
-        row = self._row(self.dataset[0], 0)
+        row = self._row(next(iter(self._read([0]))), 0)
         row["labels"] = torch.full_like(row["labels"], IGNORE_INDEX)
         row["row_id"] = torch.tensor(PAD_ROW)
         return row

@@ -25,7 +25,7 @@ def look_through(rows: Rows, max_tokens: int = MAX_SCANNED) -> None:
     """
     if rows.whole_rows or rows.transformed:
         return
-    table, tokens = rows.dataset.with_format("arrow"), 0
+    table, tokens = rows.arrow, 0
     for start in range(0, len(rows), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(rows))
         block = table[start:stop]

@@ -34,12 +34,12 @@ def choose_rows(rows: Rows, count: int) -> list[RowItem]:
         items = [found for i in range(len(rows)) if has_target(found := rows[i])][:count]
     if count == 1 or len(items) < 2:
         return [max(items, key=lambda item: (_second(item), longest(item)))] if items else []
-    items.sort(key=longest)
-    half = min(count, len(items)) // 2
-    long, rest = items[len(items) - half :][::-1], items[: len(items) - half]
-    rest.sort(key=lambda item: (len(pieces(item)[1]) < 2, longest(item) < ENOUGH_TOKENS, longest(item)))
-    short = rest[: min(count, len(items)) - half]
-    return [(short, long)[i % 2][i // 2] for i in range(len(short) + len(long))]
+    sized = sorted(((pieces(item)[1], item) for item in items), key=lambda it: max(it[0]))
+    half = min(count, len(sized)) // 2
+    long, rest = sized[len(sized) - half :][::-1], sized[: len(sized) - half]
+    rest.sort(key=lambda it: (len(it[0]) < 2, max(it[0]) < ENOUGH_TOKENS, max(it[0])))
+    short = rest[: min(count, len(sized)) - half]
+    return [(short, long)[i % 2][i // 2][1] for i in range(len(short) + len(long))]
 
 
 def _second(item: RowItem) -> int:

@@ -91,7 +91,7 @@ def run(config: TrainConfig) -> Path:
     if config.self_test:
         raise UserError("self_test: it writes no folder, so it is no stage of a recipe: give it to tokensieve train")
     validate(config)
-    training_arguments(config)  # what this machine cannot do is refused before a folder is touched
+    args = training_arguments(config)  # what this machine cannot do is refused before a folder is touched
     objective = _objective(config)
     out, corpus = Path(config.out), open_corpus(config.corpus, verify=config.verify)
     sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.eval_sets.items()}
@@ -101,8 +101,9 @@ def run(config: TrainConfig) -> Path:
             return out
         going_on = _check_unfinished(config, s)
         made = _with_steps(config, corpus)
-        check_epochs(made, training_arguments(made), corpus)
-        trainer = _trainer(made, corpus, sets, objective)
+        args = args if made is config else training_arguments(made)
+        check_epochs(made, args, corpus)
+        trainer = _trainer(made, args, corpus, sets, objective)
         corpus_scope.find(config, corpus, trainer)
         s.bind()
         _write_config(made, trainer.args, out)
@@ -129,7 +130,8 @@ def self_test(config: TrainConfig) -> str:
     sets = {name: open_corpus(folder, verify=config.verify) for name, folder in config.eval_sets.items()}
     with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder:  # the Trainer wants a folder to be there
         training = {**config.training, "report_to": "none", "disable_tqdm": True}
-        trainer = _trainer(dataclasses.replace(config, out=folder, training=training), corpus, sets, objective)
+        made = dataclasses.replace(config, out=folder, training=training)
+        trainer = _trainer(made, training_arguments(made), corpus, sets, objective)
         return run_self_test(trainer)
 
 
@@ -332,12 +334,11 @@ def _with_steps(config: TrainConfig, corpus: Corpus) -> TrainConfig:
     return dataclasses.replace(config, training={**config.training, "max_steps": steps})
 
 
-def _trainer(config: TrainConfig, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
+def _trainer(config: TrainConfig, args: Any, corpus: Corpus, sets: Mapping[str, Corpus], objective: Objective) -> Any:
     """The Trainer, everything in it checked; nothing is written yet."""
     quiet_loading()
     check_sources(config.objective, corpus.sources)
     head = _head(config.head)
-    args = training_arguments(config)
     scored = join_scores(corpus, *config.scores, verify=config.verify)
     check_targets(scored, config.corpus)
     model = _model(config, corpus)

@@ -8,7 +8,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 KINDS = {
@@ -24,12 +24,22 @@ KINDS = {
 }
 
 
+def _once(look: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """``look``, remembered of classes and functions: TrainingArguments has over a hundred fields, whose types are text."""
+    known: Callable[[Any], dict[str, Any]] = functools.lru_cache(256)(look)
+    return lambda make: dict(known(make) if inspect.isclass(make) or inspect.isfunction(make) else look(make))
+
+
+_type_hints = _once(typing.get_type_hints)
+
+
 def hints_of(make: Any) -> dict[str, Any]:
     """Name -> type of each field of a dataclass or parameter of a function, in order."""
-    hints = typing.get_type_hints(make.func if isinstance(make, functools.partial) else make)
+    hints = _type_hints(make.func if isinstance(make, functools.partial) else make)
     return {name: hints.get(name, Any) for name in parameters(make)}
 
 
+@_once
 def parameters(make: Any) -> dict[str, inspect.Parameter]:
     """What a dataclass or function can be given by name."""
     found = inspect.signature(make).parameters

@@ -96,12 +96,12 @@ def main() -> None:
             "its own, MB": f"{g['anon'] / 1e6:.0f}",
             "at a quarter, half": "" if g["verb"] == "train" else f"{g['quarter'] / 1e6:.0f}, {g['half'] / 1e6:.0f}",
             "seconds": f"{g['seconds']:.0f}",
-            "MB/s": f"{g['gigabytes'] * 1000 / g['seconds']:.2f}",
+            "MB/s": "" if g["verb"] == "train" and args.steps else f"{g['gigabytes'] * 1000 / g['seconds']:.2f}",
         }
         for g in grown
     ]
     again = f" {args.again:g} MB of it are read again and again, scores are drawn." if args.again else ""
-    steps = f" train: {args.steps} steps of 16 rows." if args.steps else ""
+    steps = f" train: {args.steps} steps of 16 rows, drawn from all." if args.steps else ""
     about = (
         f"Vocabulary {args.vocab_size}, rows of {args.length}, a model of one block of 16 channels, rho1; processor seconds "
         f"and peak memory of all processes of a verb together.{again}{steps}"

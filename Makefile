@@ -77,8 +77,10 @@ sweep: setup ## thirteen tiny runs and the laws through them, recipes/sweep-tiny
 bench-scaling: setup ## are planted laws found, and do their intervals hold them; minutes of a core
 	$(BIN)/python benchmarks/scaling.py
 
-bench-scale: setup ## memory and speed of prepare, score, train and dedup at .25, .5 and 1 GB of text: hours; DATA=folder
-	$(BIN)/python benchmarks/scale.py --data $(DATA) --grow 0.25 0.5 1 --save
+bench-scale: setup ## memory and speed of prepare, score, train and dedup at .25, .5 and 1 GB of text: two hours of a core; DATA=folder
+	$(BIN)/python benchmarks/scale.py --data $(DATA) --grow 0.25 0.5 1 --steps 8 --scratch runs/scale --save
+	$(BIN)/python benchmarks/scale.py --data $(DATA) --grow 0.25 0.5 1 --again 4 --length 2048 --steps 8 --bare 0 \
+	  --scratch runs/scale-again --name scale-again --save
 	$(BIN)/python benchmarks/filter.py --grow 0.25 0.5 1 --save
 	$(BIN)/python benchmarks/filter.py --grow 0.25 0.5 1 --method exact --save
 	$(BIN)/python benchmarks/mixing.py --megabytes 4 --rounds 5 --save

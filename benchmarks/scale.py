@@ -4,12 +4,15 @@
     python benchmarks/scale.py --data FOLDER --grow 1 --again 20         20 MB read again and again: no more text is encoded,
                                                                          its rows are written, and scores drawn
     python benchmarks/scale.py --data FOLDER --bare 8 --rounds 5         speed alone: prepare against a bare tokenizer
+    python benchmarks/scale.py --data FOLDER --grow 1 --scratch FOLDER   the same command again goes on where it was stopped
 
 Text is the corpus again and again, each time with its paragraphs in another order (seeded) and under other ids, in files of 64
 MB; without --data 20 MB of made-up words. Commands are those of a user, two workers and two ranks. Four times a second the
 memory of a command and of all that it started is added up: RSS, which has a page that two processes map twice, and what of it
 is their own (RssAnon); the rest is files mapped into memory, which the system takes back when it wants to. Seconds are
-processor time of all of them. The model is tiny: what grows with the text is looked for, not what a model costs.
+processor time of all of them. The model is tiny: what grows with the text is looked for, not what a model costs. How a verb's
+memory grows while it works is read off as well: the most until a quarter and a half of the bytes that it writes were there (of
+prepare, parts and then rows: until half and all of the text was encoded).
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,7 @@ from tokensieve.pipeline import prepare
 from tokensieve.pipeline.configs.prepare import PrepareConfig
 
 FILE_BYTES = 64_000_000
+PARTS = {"quarter": 0.25, "half": 0.5}
 MODEL = {
     "model_type": "llama",
     "hidden_size": 16,
@@ -63,14 +68,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="of train; 0: through the whole corpus once")
     parser.add_argument("--stages", nargs="*", default=["prepare", "score", "train"])
     parser.add_argument(
-        "--scratch", type=Path, default=None, help="where text and folders are written and removed again"
+        "--scratch",
+        type=Path,
+        default=None,
+        help="where text and folders are written, and stay for the same command again",
     )
     parser.add_argument("--name", default="scale")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME-<date>-<device>.{md,json}")
     args = parser.parse_args()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory(dir=args.scratch) as name:
-        folder = Path(name)
+    with contextlib.ExitStack() as ended:
+        folder = args.scratch or Path(ended.enter_context(tempfile.TemporaryDirectory()))
         texts = corpus_texts(args.data)
         small = begin(folder, texts, args)
         speed, rounds = against_bare(folder, texts, small, args) if args.bare else ([], {})
@@ -86,13 +94,14 @@ def main() -> None:
             "verb": g["verb"],
             "peak RSS, MB": f"{g['rss'] / 1e6:.0f}",
             "its own, MB": f"{g['anon'] / 1e6:.0f}",
+            "at a quarter, half": "" if g["verb"] == "train" else f"{g['quarter'] / 1e6:.0f}, {g['half'] / 1e6:.0f}",
             "seconds": f"{g['seconds']:.0f}",
-            "MB/s": f"{g['gigabytes'] * 1000 / g['seconds']:.2f}",
+            "MB/s": "" if g["verb"] == "train" and args.steps else f"{g['gigabytes'] * 1000 / g['seconds']:.2f}",
         }
         for g in grown
     ]
     again = f" {args.again:g} MB of it are read again and again, scores are drawn." if args.again else ""
-    steps = f" train: {args.steps} steps of 16 rows." if args.steps else ""
+    steps = f" train: {args.steps} steps of 16 rows, drawn from all." if args.steps else ""
     about = (
         f"Vocabulary {args.vocab_size}, rows of {args.length}, a model of one block of 16 channels, rho1; processor seconds "
         f"and peak memory of all processes of a verb together.{again}{steps}"
@@ -121,17 +130,23 @@ def copies(texts: list[str], size: int) -> Iterator[str]:
 
 
 def write_text(texts: list[str], folder: Path, size: int) -> Path:
-    folder.mkdir(parents=True)
+    """Files of rows; a folder that is there is whole, and stays."""
+    if folder.exists():
+        return folder
+    made = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
     rows = copies(texts, size)
-    for number in range(1 << 20):
-        with open(folder / f"{number:04d}.jsonl", "w", encoding="utf-8") as out:
-            filled = 0
+    for number in count():
+        filled = 0
+        with open(made / f"{number:04d}.jsonl", "w", encoding="utf-8") as out:
             for row in rows:
                 filled += out.write(row)
                 if filled >= FILE_BYTES:
                     break
-            else:
-                return folder
+        if filled < FILE_BYTES:
+            break
+    made.rename(folder)
     return folder
 
 
@@ -177,18 +192,17 @@ def against_bare(folder: Path, texts: list[str], small: Path, args: Any) -> tupl
 
 def stages(folder: Path, texts: list[str], small: Path, size: float, args: Any) -> Iterator[dict[str, Any]]:
     """What each verb took of so many GB of text."""
-    corpus, scores, run = (folder / f"{what} {size:g}" for what in ("corpus", "scores", "run"))
-    source: dict[str, Any] = {
-        "path": str(write_text(texts, folder / f"text {size:g}", int((args.again / 1000 or size) * 1e9)))
-    }
-    if args.again:
-        source["epochs"] = size * 1000 / args.again
-    given = {"tokenizer": small, "length": args.length, "workers": 2}
+    corpus, scores, run, text = (folder / f"{what} {size:g}" for what in ("corpus", "scores", "run", "text"))
     told = {"gigabytes": size}
-    found = watched("prepare", {"out": corpus, "sources": [source], **given})
+    if not corpus.exists() or not corpus.with_name(f"{corpus.name}.found.json").exists():
+        write_text(texts, text, int((args.again / 1000 or size) * 1e9))
+    source = {"path": str(text), **({"epochs": size * 1000 / args.again} if args.again else {})}
+    found = watched(
+        "prepare", {"out": corpus, "sources": [source], "tokenizer": small, "length": args.length, "workers": 2}
+    )
     told["tokens"] = open_corpus(corpus).stats["tokens"]
     yield {**told, "verb": "prepare", **found}
-    shutil.rmtree(source["path"])
+    shutil.rmtree(text, ignore_errors=True)
     if "score" in args.stages:
         if args.again:
             found = watched("score", {"out": scores, "corpus": corpus, "from_file": drawn(folder, corpus)})
@@ -205,8 +219,9 @@ def stages(folder: Path, texts: list[str], small: Path, size: float, args: Any) 
         objective, model = {"name": "rho1", "ratio": 0.6}, {**MODEL, "max_position_embeddings": args.length}
         words = {"out": run, "corpus": corpus, "scores": [str(scores)], "model": model, "objective": objective}
         yield {**told, "verb": "train", **watched("train", {**words, "training": training})}
-    for path in (corpus, scores, run):
-        shutil.rmtree(path, ignore_errors=True)
+    if not args.scratch:
+        for path in (corpus, scores, run):
+            shutil.rmtree(path)
 
 
 def drawn(folder: Path, corpus: Path) -> Path:
@@ -224,44 +239,64 @@ def drawn(folder: Path, corpus: Path) -> Path:
 
 
 def watched(verb: str, fields: dict[str, Any], ranks: int = 1) -> dict[str, Any]:
-    """Run a verb; the most memory of its processes together, and their processor time."""
+    """Run a verb; the most memory of its processes together, and their processor time. Once found, it is not run again."""
+    out = Path(fields["out"])
+    noted = out.with_name(f"{out.name}.found.json")
+    if noted.is_file():
+        return dict(json.loads(noted.read_text()))
+    shutil.rmtree(out, ignore_errors=True)  # it was stopped: what it took until then nobody knows
     words = ["-m", "tokensieve", verb]
     for name, value in fields.items():
         words += [f"--{name}", json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    child = subprocess.Popen(
-        [sys.executable, *launcher, *words], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    found = {"rss": 0, "anon": 0}
-    assert child.stderr is not None
-    os.set_blocking(child.stderr.fileno(), False)
-    said = b""
+    before, errors = resource.getrusage(resource.RUSAGE_CHILDREN), out.with_name(f"{out.name}.stderr")
+    with open(errors, "wb") as said:
+        child = subprocess.Popen(
+            [sys.executable, *launcher, *words], start_new_session=True, stdout=subprocess.DEVNULL, stderr=said
+        )
+    samples = list[tuple[int, int, int]]()  # bytes in the folder, RSS, RssAnon
     while child.poll() is None:
         time.sleep(0.25)
-        rss, anon = held(child.pid)
-        found = {"rss": max(found["rss"], rss), "anon": max(found["anon"], anon)}
-        said = (said + (child.stderr.read() or b""))[-2000:]
+        samples.append((written(out), *held(child.pid)))
     if child.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{(said + (child.stderr.read() or b'')).decode(errors='replace')}")
+        raise SystemExit(f"{' '.join(words)}\n{errors.read_bytes()[-2000:].decode(errors='replace')}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found["seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # type: ignore[assignment]
-    print(verb, fields["out"], found, flush=True)
+    most = max(size for size, _, _ in samples)
+    found = {
+        "rss": max(rss for _, rss, _ in samples),
+        "anon": peak(samples),
+        **{name: peak(takewhile(lambda s, part=part: s[0] <= part * most, samples)) for name, part in PARTS.items()},
+        "seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+    }
+    noted.write_text(json.dumps(found))
+    print(verb, out, found, flush=True)
     return found
 
 
-def held(session: int) -> tuple[int, int]:
-    """(RSS, RssAnon) of all processes of a session, bytes."""
+def peak(samples: Iterable[tuple[int, int, int]]) -> int:
+    return max((anon for _, _, anon in samples), default=0)
+
+
+def written(folder: Path) -> int:
+    """Bytes of what lies in a folder at the moment."""
+    size = 0
+    with contextlib.suppress(FileNotFoundError):  # a file was removed meanwhile
+        for path in folder.rglob("*"):
+            size += path.stat().st_size
+    return size
+
+
+def held(process: int) -> tuple[int, int]:
+    """(RSS, RssAnon) of a process and all that it started, bytes. /proc is not searched: that took as long as a worker."""
     rss = anon = 0
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((place / "stat").read_text().rpartition(")")[2].split()[3]) != session:
-                continue
-            told = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
-        except (OSError, IndexError, ValueError):
-            continue  # it has ended
-        rss += 1024 * int(told.get("VmRSS", "0").split()[0])
-        anon += 1024 * int(told.get("RssAnon", "0").split()[0])
+    with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended
+        status = Path(f"/proc/{process}/status").read_text()
+        told = dict(line.split(":", 1) for line in status.splitlines())
+        rss, anon = (1024 * int(told.get(name, "0").split()[0]) for name in ("VmRSS", "RssAnon"))
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                more = held(int(child))
+                rss, anon = rss + more[0], anon + more[1]
     return rss, anon
 
 

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ from export_readers import READERS, Term  # noqa: E402
 from tokensieve.pipeline import export  # noqa: E402
 
 HERE = Path(__file__).parent / "readers"
-
+AT_ONCE = 4  # readers beside each other
 
 # reader -> (the format it reads, what is installed without its own needs, what of those it does need here)
 INSTALLED: dict[str, tuple[str, list[str], list[str]]] = {
@@ -58,23 +59,30 @@ def main(names: list[str]) -> int:
     out = ROOT / "runs" / "exports"
     corpus = corpora.corpus(out / "corpus", corpora.write_text(out / "text"))
     scores = exports.made_scores(out / "scores", corpus)
-    failed = False
-    for name in names or INSTALLED:
-        to, own, needed = INSTALLED[name]
-        folder = export.run(exports.config(out / to, corpus, to, scores))
-        want = [[list(term) for term in row] for row in READERS[to](folder, corpora.LENGTH)]
-        python, lacks = environment(out / "envs" / name, own, needed)
-        if lacks:
-            print(f"{name:14} not here: {lacks}", flush=True)
-            continue
-        found, version = read(python, HERE / f"{name}.py", folder)
-        same = found == [row for row in want if row]
-        failed |= not same
-        told = "the same" if same else "OTHER terms than this tree's reader finds"
-        print(
-            f"{name:14} {version:46} {sum(map(len, want))} weighted targets in {len(want)} samples: {told}", flush=True
-        )
-    return int(failed)
+    asked = [(name, *written(name, out, corpus, scores)) for name in names or INSTALLED]
+    with ThreadPoolExecutor(AT_ONCE) as readers:  # what an environment takes is mostly pip's waiting and unpacking
+        found = list(readers.map(lambda each: read_back(*each, out / "envs"), asked))
+    return int(not all(found))
+
+
+def written(name: str, out: Path, corpus: Path, scores: Path) -> tuple[Path, list[list[list[float]]]]:
+    """(the export that a reader is for, its terms as the tests' own reader finds them)."""
+    to = INSTALLED[name][0]
+    folder = export.run(exports.config(out / to, corpus, to, scores))
+    return folder, [[list(term) for term in row] for row in READERS[to](folder, corpora.LENGTH)]
+
+
+def read_back(name: str, folder: Path, want: list[list[list[float]]], environments: Path) -> bool:
+    """Whether the reader finds the same, or cannot be installed here; says which."""
+    python, lacks = environment(environments / name, *INSTALLED[name][1:])
+    if lacks:
+        print(f"{name:14} not here: {lacks}", flush=True)
+        return True
+    found, version = read(python, HERE / f"{name}.py", folder)
+    same = found == [row for row in want if row]
+    told = "the same" if same else "OTHER terms than this tree's reader finds"
+    print(f"{name:14} {version:46} {sum(map(len, want))} weighted targets in {len(want)} samples: {told}", flush=True)
+    return same
 
 
 def environment(folder: Path, own: list[str], needed: list[str]) -> tuple[Path, str | None]:

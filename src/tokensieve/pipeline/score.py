@@ -192,7 +192,7 @@ def write_shards(
             stop = start + shard["rows"]
             if shard["file"] in todo:
                 blocks = _blocks(config, scorer, corpus, rows, start, stop)
-                columns, clipped = _score_shard(config, blocks, bar)
+                columns, clipped = _score_shard(config, blocks, shard["rows"], bar)
                 if written is not None:
                     written.result()  # raises what went wrong; and no more than one shard waits in memory
                 written = writer.submit(_write_shard, out / shard["file"], columns, clipped)
@@ -250,20 +250,27 @@ def _blocks_of_file(
 
 
 def _score_shard(
-    config: ScoreConfig, blocks: Iterator[dict[str, Any]], bar: Any
+    config: ScoreConfig, blocks: Iterator[dict[str, Any]], num_rows: int, bar: Any
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """(column -> [rows, length] as it is stored, column -> values that were too large for that)."""
+    """(column -> [rows, length] as it is stored, column -> values that were too large for that).
+
+    Filled in place: kept apart until the shard's end, each batch's few kB held down what the batches before had freed.
+    """
     columns, other = columns_of(config), column_types(config)
-    parts: dict[str, list[Any]] = {name: [] for name in columns}
-    clipped = dict.fromkeys(columns, 0)
+    made: dict[str, Any] = {}
+    clipped, start = dict.fromkeys(columns, 0), 0
     for block in blocks:
+        first = next(iter(block.values()))
         for name in columns:
             values, count = (block[name], 0) if name in other else stored(block[name], SCORE_DTYPES[config.dtype])
-            parts[name].append(values)
+            if name not in made:
+                made[name] = np.empty((num_rows, *values.shape[1:]), values.dtype)
+            made[name][start : start + len(first)] = values
             clipped[name] += count
-        first = next(iter(block.values()))
+        start += len(first)
         bar.update(first.shape[0] * first.shape[1])
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}, clipped
+    assert start == num_rows
+    return made, clipped
 
 
 def _finish(s: Stage, config: ScoreConfig, corpus: Corpus, flops: float | None, note: str | None) -> None:

@@ -108,7 +108,6 @@ def matrices(model: Any) -> Iterator[tuple[Tensor, bool]]:
 def _row_sums(subject: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(sum of nll, targets) of each row of a set, [rows] with a target."""
     rows = Rows(join_scores(subject.sets[name], verify=None))
-    found = [b.nll for b in subject.scorer.run(rows)]
-    sums = np.concatenate([np.nansum(nll, 1, dtype=np.float64) for nll in found])
-    counts = np.concatenate([(~np.isnan(nll)).sum(1) for nll in found])
+    found = [(np.nansum(b.nll, 1, dtype=np.float64), (~np.isnan(b.nll)).sum(1)) for b in subject.scorer.run(rows)]
+    sums, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return sums[counts > 0], counts[counts > 0]

@@ -451,5 +451,7 @@ def test_a_trained_folder_is_no_place_for_another_verb(copied: Path, tokensieve:
 
 def test_shipped_recipes_load() -> None:
     assert [s.name for s in load(RecipeConfig("demo")).stages][-1] == "table"
-    with pytest.raises(UserError, match="nope is no recipe file; shipped recipes: demo, dmt-tiny, math-tiny"):
+    with pytest.raises(
+        UserError, match="nope is no recipe file; shipped recipes: demo, dmt-tiny, docstrings, math-tiny"
+    ):
         load(RecipeConfig("nope"))

@@ -101,7 +101,10 @@ def row_arrays(table: pa.Table) -> list[dict[str, Any]] | None:
         if values.null_count:
             return None
         kind = np.int64 if pa.types.is_integer(values.type) else np.float32
-        numbers = values.to_numpy(zero_copy_only=False).astype(kind)  # a copy: rows are changed, and the file is not
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused where it is a target
+            numbers = values.to_numpy(zero_copy_only=False).astype(
+                kind
+            )  # a copy: rows are changed, and the file is not
         columns.append(np.split(numbers, np.cumsum(whole.value_lengths().to_numpy())[:-1]))
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 

@@ -24,7 +24,7 @@ from tokensieve.analysis.folders import Arm, open_run
 from tokensieve.data.corpus import open_corpus
 from tokensieve.pipeline.report import ReportConfig, run
 from tokensieve.report.explorer import NONE, encoded, kept, quantised, views
-from tokensieve.report.page import HERE, TEMPLATES, _facts, _seen, embedded
+from tokensieve.report.page import HERE, TEMPLATES, _facts, _seen, _target, embedded
 from tokensieve.report.pieces import PieceTable
 from tokensieve.report.verdict import verdict
 from tokensieve.runs.errors import UserError
@@ -327,6 +327,14 @@ def test_tokens_seen_are_those_of_the_table() -> None:
     rows = [{"arm": "clm", "tokens_seen": 100}, {"arm": "anneal", "tokens_seen": 100}]
     run: Any = SimpleNamespace(name="r", seed=0, arms=arms, rows=rows, corpora=[], target="", manifest={"versions": {}})
     assert ("tokens seen by each arm", "100") in _facts([run])
+
+
+def test_a_target_that_is_a_mean_names_its_sets() -> None:
+    """The page said "mean, 0 tokens" of a study whose target is the mean of two sets."""
+    results = [{"set": name, "on": "all", "tokens": n} for name, n in (("a", 1200), ("b", 30))]
+    run: Any = SimpleNamespace(target="mean", on="all", results=results, compared={"mean": ["a", "b"]})
+    assert _target(run) == ("target", "mean of a (1,200 tokens), b (30 tokens)")
+    assert _target(SimpleNamespace(**{**vars(run), "target": "a"})) == ("target set", "a, 1,200 tokens")  # type: ignore[arg-type]
 
 
 # --- what is no run --------------------------------------------------------------------------------------------------------

@@ -156,10 +156,17 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, object]]:
         facts.append(("training corpus", f"{stats['documents']:,} documents, {stats['tokens']:,} tokens"))
         facts.append(("sources", ", ".join(stats["by_source"])))
     if run.target:
-        tokens = next((r["tokens"] for r in run.results if r["set"] == run.target and r["on"] == run.on), 0)
-        facts.append(("target set", f"{run.target}, {tokens:,} tokens"))
+        facts.append(_target(run))
     facts.append(("tokensieve", _version(run.manifest["versions"])))
     return facts
+
+
+def _target(run: Run) -> tuple[str, str]:
+    """A declared mean is of several sets, and none by itself. (It was told as a set of 0 tokens.)"""
+    found = {r["set"]: r["tokens"] for r in reversed(run.results) if r["on"] == run.on}
+    if run.target in found or not (sets := run.compared.get("mean")):
+        return "target set", f"{run.target}, {found.get(run.target, 0):,} tokens"
+    return "target", f"mean of {', '.join(f'{name} ({found.get(name, 0):,} tokens)' for name in sets)}"
 
 
 def _seeds(runs: Sequence[Run]) -> str:

@@ -162,9 +162,6 @@ def test_two_sources_of_one_file_are_told(
         assert found[0].startswith(f"sources 0 (data) and 1 ({other['path']}) both read ")
     disjoint = [resolve(SourceConfig("data", split=s)) for s in ((0.0, 0.6), (0.6, 1.0))]
     assert read_twice(disjoint) == []
-    apart = [resolve(SourceConfig("data", only=(kind,))) for kind in ("novels", "code/*")]
-    assert (len(read_twice(apart)), len(read_twice([apart[0], sources[0]])), len(read_twice([apart[0]] * 2))) == (
-        0,
-        1,
-        1,
-    )
+    apart = [resolve(SourceConfig("data", only=(kind,))) for kind in ("novels", "code", "code/*")]
+    assert read_twice(apart[:2]) == []  # of a pattern nobody knows
+    assert [len(read_twice([apart[0], o])) for o in (sources[0], apart[0], apart[2])] == [1, 1, 1]

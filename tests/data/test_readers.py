@@ -69,6 +69,12 @@ def test_only_takes_the_rows_of_named_sources_and_counts_the_others(tmp_path: Pa
         assert len(found) == len(ROWS)
     assert read(path, only=("novels",), name="n")[0].source == "n"  # type: ignore[union-attr]
     assert len(texts(read(path, only=("x",), source_column="of"))) == len(ROWS)
+    unnamed = jsonl(
+        tmp_path / "unnamed.jsonl", [{"text": "a"}, {"text": "b", "source": None}, {"text": "c", "source": "x"}]
+    )
+    assert [d.text for d in read(unnamed, only=("*n*", "x")) if isinstance(d, Document)] == [
+        "c"
+    ]  # none is no name: "None"
     cap = 100
     sampled = [d for d in read(path, only=("wiki",), max_bytes=cap) if isinstance(d, Document)]
     assert sampled

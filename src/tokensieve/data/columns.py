@@ -176,7 +176,9 @@ def _looked_at(dataset: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:
     if made_on_the_fly:
         return [row for row in map(dataset.__getitem__, chosen) if {*columns} <= {*row}]
     if chosen:
-        table = dataset.with_format("arrow")[chosen].select(columns)
+        wide = not all(is_plain(f.type) for f in dataset.features.arrow_schema if f.name not in columns)
+        shown = dataset.select_columns(columns) if wide else dataset  # images beside them need not be read
+        table = shown.with_format("arrow")[chosen].select(columns)
         plain = all(is_plain(field.type) for field in table.schema)
         if plain and (together := row_arrays(table)) is not None:
             return list(together)

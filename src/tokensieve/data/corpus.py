@@ -365,6 +365,8 @@ def open_corpus(folder: Path | str, verify: Verify | None = "size") -> Corpus:
         shards = [Dataset.from_file(str(folder / s["file"])) for s in manifest["shards"]]
     except (OSError, pa.ArrowException, ValueError) as e:
         raise UserError(f"{folder}: its rows cannot be read: {e}") from None
+    if not shards:
+        raise UserError(f"{folder} has no rows")
     features = shards[0].features
     for entry, shard in zip(manifest["shards"], shards, strict=True):
         # A feature can be one that opens files or addresses when it is read.

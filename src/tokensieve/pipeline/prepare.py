@@ -478,8 +478,8 @@ def _mixture(
     if not sum(available):
         left_out = sum(sum(p.counts.skipped.values()) + p.counts.num_bad_rows for p in parts)
         raise UserError(
-            f"no document found in {', '.join(s.label for s in sources)} ({left_out} left out as empty, short or bad; "
-            "split and max_bytes may leave none)"
+            f"no document found in {', '.join(s.label for s in sources)} ({left_out} left out as empty, short, bad or "
+            "of another source; split, only and max_bytes may leave none)"
         )
     pools = [Pool(s.label, n, s.config.epochs) for s, n in zip(sources, available, strict=True)]
     shares, old = shares_of(pools, [s.config.weight for s in sources], config.temperature), [e.pool for e in earlier]

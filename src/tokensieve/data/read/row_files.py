@@ -52,7 +52,8 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
         return BadRow(where, f"a row must be an object, this is {kind(row)}")
     found, given = row.get("id"), row.get(source.config.source_column)
     key = str(found) if isinstance(found, (str, int)) and found != "" else f"{name}:{number}"
-    if source.config.only and not any(fnmatchcase(str(given), pattern) for pattern in source.config.only):
+    own = given if isinstance(given, str) else ""
+    if source.config.only and not any(fnmatchcase(own, pattern) for pattern in source.config.only):
         return Skipped("other source")
     label = source.config.name or (given if isinstance(given, str) and given else source.name)
     item = _as_document(source, row, key, label, where)

@@ -152,13 +152,19 @@ def read_twice(sources: Sequence[Source]) -> list[str]:
         one, other = sources[i], sources[j]
         lo, hi = max(one.config.split[0], other.config.split[0]), min(one.config.split[1], other.config.split[1])
         both = sorted(paths[j][real] for real in paths[i].keys() & paths[j].keys())
-        apart = one.config.only and other.config.only and not {*one.config.only} & {*other.config.only}
-        if lo < hi and both and not apart and _reads(one) == _reads(other):
+        if lo < hi and both and not _apart(one.config, other.config) and _reads(one) == _reads(other):
             found.append(
                 f"sources {i} ({one.label}) and {j} ({other.label}) both read {both[0]}"
                 f"{f' and {len(both) - 1} more' if len(both) > 1 else ''}: they count twice; disjoint splits would not"
             )
     return found
+
+
+def _apart(one: SourceConfig, other: SourceConfig) -> bool:
+    """Whether ``only`` lets them share no row, as far as names without a pattern in them tell."""
+    names = [*one.only, *other.only]
+    told = one.only and other.only and one.source_column == other.source_column
+    return bool(told) and not any(c in name for name in names for c in "*?[") and not {*one.only} & {*other.only}
 
 
 def _reads(source: Source) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tiny
 import torch
 from processes import fork_ranks
 
+from tokensieve.data import verify
 from tokensieve.data.scored import load_scored
 from tokensieve.modeling.flops import token_flops
 from tokensieve.modeling.sparse import SparseBackward
@@ -28,6 +30,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("ranks")
     corpus = corpora.corpus(folder / "corpus", corpora.write_text(folder / "text"))
     model = corpora.model_folder(folder / "model")
+    time.sleep(2 * verify.FINE)  # what is younger is not remembered: a fork of the warm process is there after .08 s
     fork_ranks([rank_cases.__file__, str(folder), str(model), str(corpus)], 2)
     return folder, *(torch.load(folder / f"rank-{r}.pt", weights_only=True) for r in (0, 1))
 

@@ -64,6 +64,17 @@ def test_rows_hold_the_documents_in_order_and_nothing_else(tmp_path: Path, token
     assert not (tmp_path / "out" / PARTS).exists()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pattern_that_takes_nothing_is_told(tmp_path: Path, tokenizer: str, workers: int, capsys: Any) -> None:
+    """A misspelt source in ``only`` left its rows out, and nothing but a count of skipped ones said so."""
+    paths = [write_rows(tmp_path / f"{name}.jsonl", 40, source=name) for name in ("novels", "wiki")]
+    only = SourceConfig(str(tmp_path / "*.jsonl"), only=("novels", "wki", "n*"))
+    corpus = prepare(tmp_path / "out", tokenizer, only, SourceConfig(str(paths[1])), unit_bytes=1000, workers=workers)
+    told = [line.partition("only: ")[2] for line in capsys.readouterr().err.splitlines() if "only: " in line]
+    assert told == ["'wki' took no document", "'n*' took no document"]
+    assert corpus.stats["skipped"] == {"other source": 40}
+
+
 @pytest.mark.parametrize("isolate", [False, True])
 def test_isolated_documents_are_marked_not_repacked(tmp_path: Path, tokenizer: str, isolate: bool) -> None:
     path = write_rows(tmp_path / "a.jsonl", 50)

@@ -438,7 +438,8 @@ def _check_unknown(config: PrepareConfig, parts: list[Part]) -> None:
 
 
 def _tell_silent(config: PrepareConfig, parts: list[Part]) -> None:
-    """A word on each rule for weights that matched nothing, and each transform that changed nothing: often one is misspelt."""
+    """A word on each rule for weights that matched nothing, each transform that changed nothing and each pattern of ``only``
+    that took nothing: often one is misspelt."""
     spoke = [sum(p.counts.rule_documents[i] for p in parts) for i in range(len(config.weights))]
     for sentence in silent(config.weights, spoke):
         print(f"tokensieve: {config.out}: {sentence}", file=sys.stderr, flush=True)
@@ -447,6 +448,11 @@ def _tell_silent(config: PrepareConfig, parts: list[Part]) -> None:
             print(
                 f"tokensieve: {config.out}: transforms.{i} ({transform['name']}) changed no document", file=sys.stderr
             )
+    for i, source in enumerate(config.sources):
+        taken = {pattern for p in parts if p.source_index == i for pattern in p.counts.taken}
+        for pattern in dict.fromkeys(p for p in source.only if p not in taken):
+            told = f"sources.{i}: only: {pattern!r} took no document"
+            print(f"tokensieve: {config.out}: {told}", file=sys.stderr, flush=True)
 
 
 def _earlier(config: PrepareConfig, replay: ReplaySource, setup: Setup, tokenizer: str) -> Earlier:

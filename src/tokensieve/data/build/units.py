@@ -86,6 +86,7 @@ class Counts:
     token_bytes_exact: bool = True
     unknown: int = 0  # tokens that stand for text which the vocabulary cannot say, and characters that became none
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents
+    taken: dict[str, int] = field(default_factory=dict)  # pattern of ``only`` -> documents that it is the first to name
     num_bad_rows: int = 0
     bad_rows: list[dict[str, str]] = field(default_factory=list)  # the first of them
 
@@ -184,6 +185,8 @@ def _good(items: Iterable[Any], counts: Counts, setup: Setup) -> Iterator[Docume
                 )
             item = as_text(item, setup.template, parses=setup.encoder.parses)
         if isinstance(item, Document):
+            if item.taken_by:
+                counts.taken[item.taken_by] = counts.taken.get(item.taken_by, 0) + 1
             yield item
         elif isinstance(item, Skipped):
             counts.skipped[item.reason] = counts.skipped.get(item.reason, 0) + 1

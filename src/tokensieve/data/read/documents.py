@@ -57,6 +57,7 @@ class Document(NamedTuple):
     touched: tuple[int, ...] = ()  # the transforms that changed it
     program: CharSpans = ()  # characters that its row's program would delete, see ``SourceConfig.program``
     deleted: CharSpans = ()  # characters that are no targets, whatever weights and rules say
+    taken_by: str = ""  # the first pattern of its source's ``only`` that names it
 
     @property
     def size(self) -> int:

@@ -53,7 +53,8 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
     found, given = row.get("id"), row.get(source.config.source_column)
     key = str(found) if isinstance(found, (str, int)) and found != "" else f"{name}:{number}"
     own = given if isinstance(given, str) else ""
-    if source.config.only and not any(fnmatchcase(own, pattern) for pattern in source.config.only):
+    taken_by = next((pattern for pattern in source.config.only if fnmatchcase(own, pattern)), "")
+    if source.config.only and not taken_by:
         return Skipped("other source")
     label = source.config.name or (given if isinstance(given, str) and given else source.name)
     item = _as_document(source, row, key, label, where)
@@ -64,7 +65,7 @@ def row_document(source: Source, row: Any, name: str, where: str, number: int) -
         number_of = row.get(named)
         if isinstance(number_of, bool) or not isinstance(number_of, (int, float)) or not math.isfinite(number_of):
             return BadRow(where, f"label: column {named!r} must be a finite number, this is {kind(number_of)}")
-    return item._replace(place=f"{name}:{number}", label=number_of)
+    return item._replace(place=f"{name}:{number}", label=number_of, taken_by=taken_by)
 
 
 def _as_document(source: Source, row: Mapping[str, Any], key: str, label: str, where: str) -> Item:

@@ -13,7 +13,7 @@ import pytest
 from tokensieve.data.corpus import open_corpus
 from tokensieve.modeling.folder import read_config
 from tokensieve.modeling.load import model_shapes
-from tokensieve.pipeline import lineage, train
+from tokensieve.pipeline import lineage, run_record, train
 from tokensieve.pipeline.compare import CompareConfig, compare, render
 from tokensieve.pipeline.compare_scope import passes
 from tokensieve.pipeline.configs.score import ScoreConfig
@@ -354,7 +354,7 @@ def test_a_rival_is_given_all_that_its_own_steps_cost(tiny: Any, tmp_path: Path)
     planned = train.estimate(config, Known())
     assert planned.flops == pytest.approx(left)
     assert planned.tokens == pytest.approx(64 * left / price.of(64, 64 * 0.5))
-    (reference,) = train._references(config)
+    (reference,) = run_record.references_used(config)
     assert reference["flops"] == read_manifest(tiny.clm)["summary"]["flops_student"]
     assert [link["model"] for link in reference["begun_from"]] == [lineage.lineage(str(tiny.base))[0]["model"]]
 

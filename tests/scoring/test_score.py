@@ -173,7 +173,7 @@ def test_the_same_columns_in_other_words_are_the_same_work(made: Made, tmp_path:
 
 def test_a_reference_is_charged_once(made: Made, tmp_path: Path) -> None:
     """Two folders that one reference wrote: its training was paid once, each scoring by itself."""
-    from tokensieve.pipeline import train
+    from tokensieve.pipeline import run_record, train
 
     common = {
         "corpus": str(made.corpus),
@@ -202,7 +202,7 @@ def test_a_reference_is_charged_once(made: Made, tmp_path: Path) -> None:
     copied = run(tmp_path / "d", tmp_path / "copy", made.corpus, columns={"x": "nll"})
     for order in ([folders[0], copied], [copied, folders[0]]):
         given = dataclasses.replace(config, scores=[str(f) for f in order])
-        assert train._flops_spent(given)[1] == reference
+        assert run_record.flops_spent(given)[1] == reference
     assert summary["flops_scoring"] == pytest.approx(scoring)
 
 

@@ -25,8 +25,7 @@ from ..data.bos import Bos, bos_of, set_template
 from ..data.build import assemble
 from ..data.build.assemble import Part
 from ..data.build.chat import Template
-from ..data.build.earlier import Earlier, check_apart
-from ..data.build.mixture import Pool, allot, check_enough, mixture_told, replayed, replayed_of, shares_of
+from ..data.build.earlier import check_apart
 from ..data.build.transforms import Transforms
 from ..data.build.units import MAX_BAD_ROWS_LISTED, Setup, WorkUnit
 from ..data.build.weigh import check_rules, silent
@@ -36,7 +35,6 @@ from ..data.filter.table import Tables, table_hash
 from ..data.read.readers import groups, input_bytes, sample, training_texts
 from ..data.read.source import Source, SourceConfig
 from ..data.read.sources import ONE_DOCUMENT_A_FILE, identity, read_twice, resolve, text_bytes
-from ..data.replay import ReplaySource
 from ..data.tokenizer import tokenizer_folder, tokenizer_hash, tokenizer_identity, train_tokenizer, vocab_size
 from ..data.tokenizer_state import file_state, other_rule
 from ..runs.errors import UserError
@@ -46,6 +44,7 @@ from ..runs.stage import Stage, stage
 from ..runs.work import Work
 from .config.help import check_seed
 from .configs.prepare import KIND, LATER, LATER_OF_SOURCE, NOT_WORK, OF_ROWS, OF_SOURCE_ROWS, PrepareConfig
+from .prepare_mixture import check_shares, earlier_corpus, mixed_rows
 from .recipe.cost import Cost, Known
 from .transforms import check_programs, control_tokens_of, transforms_of
 
@@ -55,7 +54,6 @@ CHAT_TEMPLATE = (
 )
 MAX_WORKERS = 8
 MAX_LENGTH = 1 << 24
-MAX_EPOCHS = 1000
 MAX_VOCAB_SIZE = 1 << 24
 _TOKENIZER_SAMPLE_BYTES = 20 << 20
 _ONE_PROCESS_BYTES = 32 << 20  # below this, starting processes costs more than they bring
@@ -199,35 +197,7 @@ def validate(config: PrepareConfig) -> None:
         raise UserError(f"max_unknown is a share of the tokens, from 0 to 1, not {config.max_unknown}")
     check_rules(config.weights)
     check_programs(config.sources, transforms_of(config.transforms))
-    _check_mixture(config)
-
-
-def _check_mixture(config: PrepareConfig) -> None:
-    weights = [s.weight for s in config.sources]
-    if any(w is not None for w in weights):
-        if None in weights:
-            raise UserError("either all sources have a weight or none has")
-        if config.max_rows is None:
-            raise UserError("source weights need max_rows: they share out its rows")
-        if not any(weights):
-            raise UserError("at least one source needs a weight above 0")
-    for i, source in enumerate(config.sources):
-        if not 0 < source.epochs <= MAX_EPOCHS:
-            raise UserError(f"sources.{i}: epochs must be above 0 and at most {MAX_EPOCHS}, not {source.epochs}")
-    if config.temperature is not None:
-        if not 0 < config.temperature < math.inf:
-            raise UserError(f"temperature must be a number above 0, not {config.temperature}")
-        if config.max_rows is None:
-            raise UserError("temperature needs max_rows: it shares out its rows")
-        if any(w is not None for w in weights):
-            raise UserError("temperature and source weights both say what shares are: give one of them")
-    for i, replay in enumerate(config.replay):
-        if not 0 < replay.share < 1 or not 0 < replay.epochs <= MAX_EPOCHS:
-            raise UserError(f"replay.{i}: share must lie between 0 and 1, and epochs above 0 and at most {MAX_EPOCHS}")
-    if sum(r.share for r in config.replay) >= 1:
-        raise UserError("replay: the shares come to 1 or more: nothing new would be left")
-    if config.replay and config.tokenizer is None:
-        raise UserError("replay needs tokenizer: the earlier corpus's, as tokenizer: FOLDER of that corpus")
+    check_shares(config)
 
 
 def _start_parts(config: PrepareConfig, s: Stage) -> None:
@@ -270,12 +240,12 @@ def _make(config: PrepareConfig, s: Stage, sources: list[Source], progress: bool
     sources = [_sample(config, out / PARTS / f"sample-{i:04d}.json", s, progress) for i, s in enumerate(sources)]
     tables = Tables.of(config.documents, out / PARTS) if config.documents else None
     tokenizer, setup = _setup(config, out, sources, tables)
-    earlier = [_earlier(config, r, setup, tokenizer_hash(tokenizer)) for r in config.replay]
+    earlier = [earlier_corpus(config, r, setup, tokenizer_hash(tokenizer)) for r in config.replay]
     check_apart(earlier)
     parts = _run_units(config, sources, setup, progress)
     _check_unknown(config, parts)
     _tell_silent(config, parts)
-    rows, earlier, told = _mixture(config, sources, parts, earlier)
+    rows, earlier, told = mixed_rows(config, sources, parts, earlier)
     shard_rows = max(1, config.shard_tokens // config.length)
     writer, state = assemble.assemble(parts, rows, out, config.length, shard_rows, config.seed, earlier)
     num_rows = sum(rows) + sum(e.taken for e in earlier)
@@ -453,62 +423,6 @@ def _tell_silent(config: PrepareConfig, parts: list[Part]) -> None:
         for pattern in dict.fromkeys(p for p in source.only if p not in taken):
             told = f"sources.{i}: only: {pattern!r} took no document"
             print(f"tokensieve: {config.out}: {told}", file=sys.stderr, flush=True)
-
-
-def _earlier(config: PrepareConfig, replay: ReplaySource, setup: Setup, tokenizer: str) -> Earlier:
-    """An earlier corpus whose rows fit; UserError that names what differs."""
-    found = Earlier.of(replay)
-    theirs, ours = found.corpus, setup.encoder
-    pairs: dict[str, tuple[Any, Any]] = {
-        "tokenizer": (theirs.tokenizer_hash, tokenizer),
-        "length": (theirs.length, config.length),
-        "isolate_documents": (theirs.isolate_documents, config.isolate_documents),
-        "BOS": (theirs.bos_id, ours.bos_id),
-        "padding": (theirs.pad_id, setup.pad_id),
-    }
-    for what, (there, here) in pairs.items():
-        if there != here:
-            numbers = "" if what == "tokenizer" else f" ({there}, not {here})"
-            raise UserError(
-                f"replay: {replay.corpus} has another {what} than this corpus{numbers}: its rows do not fit"
-            )
-    return found
-
-
-def _mixture(
-    config: PrepareConfig, sources: list[Source], parts: list[Part], earlier: list[Earlier]
-) -> tuple[list[int], list[Earlier], list[dict[str, Any]]]:
-    """(rows of each source, the earlier corpora with the rows taken of each, what the manifest says of it: nothing where
-    sources were simply taken)."""
-    available = [sum(p.counts.rows for p in parts if p.source_index == s) for s in range(len(sources))]
-    if not sum(available):
-        left_out = sum(sum(p.counts.skipped.values()) + p.counts.num_bad_rows for p in parts)
-        raise UserError(
-            f"no document found in {', '.join(s.label for s in sources)} ({left_out} left out as empty, short, bad or "
-            "of another source; split, only and max_bytes may leave none)"
-        )
-    pools = [Pool(s.label, n, s.config.epochs) for s, n in zip(sources, available, strict=True)]
-    shares, old = shares_of(pools, [s.config.weight for s in sources], config.temperature), [e.pool for e in earlier]
-    taken = replayed_of(config.replay, config.max_rows) if earlier and config.max_rows is not None else []
-    rows = allot(pools, shares, None if config.max_rows is None else config.max_rows - sum(taken))
-    if (
-        earlier and sum(rows) + sum(taken) != config.max_rows
-    ):  # all of the new rows are taken: they say how many old ones
-        taken = replayed(config.replay, old, sum(rows))
-    check_enough(config.replay, old, taken, sum(rows) + sum(taken))
-    earlier = [replace(e, taken=n) for e, n in zip(earlier, taken, strict=True)]
-    if shares is None and not earlier and all(p.epochs == 1 for p in pools):
-        return rows, earlier, []
-    total = sum(rows) + sum(taken)
-    told = mixture_told(
-        [s.config.name or s.name for s in sources],
-        pools,
-        None if shares is None else [s * (1 - sum(r.share for r in config.replay)) for s in shares],
-        rows,
-        total,
-    )
-    labels = [f"replay of {e.corpus.folder.name}" for e in earlier]
-    return rows, earlier, told + mixture_told(labels, old, [r.share for r in config.replay], taken, total)
 
 
 def _write_bad_rows(out: Path, parts: list[Part]) -> list[str]:

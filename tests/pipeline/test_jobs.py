@@ -176,6 +176,22 @@ def test_a_failed_stage_lets_the_others_finish(tmp_path: Path, task: Any, says: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "long", "more"]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_a_signal_ended_did_not_die_for_want_of_memory(tmp_path: Path, times: int) -> None:
+    """What was starting, or ended by a second Ctrl-C: "its process died (signal SIGINT), most likely for want of memory"."""
+    folder = str(tmp_path)
+
+    def starting(name: str) -> None:
+        if name == "b":
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    tasks = {"a": (write, (folder, "a", 30.0)), "b": (write, (folder, "b", 30.0))}
+    with pytest.raises(Stopped, match=r"^stopped; start it again to go on$"):
+        side_by_side(tasks, dict.fromkeys(tasks, frozenset()), jobs=2, threads=1, starting=starting)
+    assert not list(tmp_path.iterdir())
+
+
 def kill_idle(folder: str, name: str) -> None:
     """Kill the process that did stage a, which is idle by now."""
     while not (Path(folder) / "a").exists():

@@ -160,6 +160,7 @@ class _Pool:
     def signal(self, number: int) -> None:
         for worker in self._workers:
             if worker is not None and worker.name is not None and worker.process.is_alive():
+                worker.told.add(number)
                 os.kill(worker.process.pid, number)
 
     def close(self) -> None:
@@ -176,6 +177,7 @@ class _Worker:
 
     def __init__(self, context: Any, place: int, threads: int | None, *, beside: bool = False) -> None:
         self.name: str | None = None
+        self.told: set[int] = set()  # signals to stop
         self.pipe, theirs = context.Pipe()
         variables = {**_variables(place, threads), **({BESIDE: "1"} if beside else {})}
         with set_environment(variables):  # before the process imports anything: it is read once
@@ -186,6 +188,9 @@ class _Worker:
     def death(self) -> Ended:
         self.process.join()
         how = self.process.exitcode or 0
+        if -how in self.told:  # before it could listen, or at once, by a second Ctrl-C
+            number = signal.SIGINT if how == -signal.SIGKILL else -how
+            return Ended(128 + number, "stopped", number)
         why = f"signal {signal.Signals(-how).name}" if how < 0 else f"exit code {how}"
         return Ended(1, f"its process died ({why}), most likely for want of memory: run with fewer jobs")
 

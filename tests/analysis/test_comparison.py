@@ -364,6 +364,14 @@ def test_controls_stand_beside_the_baseline() -> None:
     assert "rho1_mixed ends 1.100 nats below clm, 1.200 nats below random and 0.100 nats below clm_mixed on" in mixed
 
 
+def test_a_rival_with_a_rival_of_its_own_has_a_verdict() -> None:
+    """It had none: a study's main arm lost its sentence as soon as another arm was held against it."""
+    rows = [arm("clm", 5.0), arm("twice", 4.9), arm("half", 4.8), arm("distill", 4.7), arm("mix", 4.0)]
+    said = verdicts([rows], "clm", "target", declared={"half": "twice", "distill": "half", "sixth": "mix"})
+    assert [line.partition(": ")[2].partition(" ends")[0] for line in said] == ["half", "distill"]
+    assert "half ends 0.100 nats below twice and 0.200 nats below clm" in said[0]
+
+
 def test_a_control_of_fewer_seeds_says_so() -> None:
     seeds = [[arm("clm", 5.0), arm("random", r), arm("rho1", 4.8)] for r in (5.1, None, 5.3)]
     (said,) = verdicts(seeds, "clm", "target")

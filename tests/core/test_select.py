@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -46,6 +46,7 @@ def test_a_flat_batch_without_rows_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @given(st.integers(0, 2**40), st.floats(1e-6, 1.0))
+@example(5, 0.5)
 def test_count_of_int_and_tensor_agree(num_valid: int, ratio: float) -> None:
     """The denominator comes from one of them, the selection from the other."""
     of_tensor = kept_count(torch.tensor(num_valid), ratio)

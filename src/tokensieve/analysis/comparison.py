@@ -239,10 +239,11 @@ def trained(rows: Sequence[Row]) -> list[str]:
 
 def choosers(rows: Sequence[Row], baseline: str, declared: Mapping[str, str] | None = None) -> list[str]:
     """The arms that a verdict is about: those whose objective goes by more than chance; in a study, which declares who is held
-    against whom, all that are neither the baseline nor what another is held against."""
+    against whom, all but the baseline and what has no rival of its own and is another's."""
     if declared is not None:
         lengths = [r["arm"] for r in rows if "length_of" in r]
-        return [arm for arm in trained(rows) if arm not in (baseline, *lengths, *declared.values())]
+        only_rivals = {*declared.values()} - {*declared}  # one that has a rival itself is judged, too
+        return [arm for arm in trained(rows) if arm not in (baseline, *lengths, *only_rivals)]
     return [r["arm"] for r in rows if r.get("objective", "clm") not in CONTROLS and r["arm"] != baseline]
 
 

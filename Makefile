@@ -66,7 +66,8 @@ study: setup ## does it pay? recipes/scarce-math.yaml, five seeds; go on with wh
 
 study-more: setup ## what that leaves open: controls, other shares of curated text, a second size, a base that has not read the text, rules; DATA=folder
 	for r in scarce-math-checks scarce-math-size unread-math-rates unread-math-rules unread-math \
-	  unread-math-distill docstrings; do $(BIN)/tokensieve run $$r --set '{data: $(DATA)}' --jobs 2 || exit; done
+	  unread-math-distill docstrings \
+	  unread-math-again-rates unread-math-again; do $(BIN)/tokensieve run $$r --set '{data: $(DATA)}' --jobs 2 || exit; done
 
 study-tiny: setup ## the same in minutes, for looking at: from its registration to its verdict, recipes/study-tiny.yaml
 	$(BIN)/tokensieve run study-tiny --jobs 2

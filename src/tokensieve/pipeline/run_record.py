@@ -31,6 +31,7 @@ def write_config(config: TrainConfig, args: Any, out: Path) -> None:
 
 
 def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
+    """The Trainer's log, a line each, without what another start would say otherwise."""
     # Clocks, a mean that starts again at each resume, and a sum of floats whose last digits depend on where the run was
     # saved (ours is in tokens.jsonl); sorted, because a resumed history is.
     left_out = ("total_flos", "_runtime", "_samples_per_second", "_steps_per_second", "train_loss")
@@ -98,6 +99,7 @@ def references_used(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def finish_run(s: Stage, config: TrainConfig, corpus: Corpus, objective: Objective, trainer: Any) -> None:
+    """Write ``summary.json``, and the manifest last: with it the run is done."""
     out = s.folder
     summary = {"objective": objective.name, "scope": objective.scope, **summarize(out)}
     summary["passes"] = round(float(trainer.state.epoch or 0.0), 4)

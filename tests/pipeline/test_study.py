@@ -423,7 +423,7 @@ def test_a_study_runs_to_its_verdict(tmp_path: Path, tokensieve: Any) -> None:
         )
     runs = read_seeds(run)
     assert [r.seed for r in runs] == [0, 1]
-    assert verdict(runs) == " ".join([*found["sentences"], found["registration"], *found["scope"]])
+    assert verdict(runs) == "\n".join([*found["sentences"], found["registration"], *found["scope"]])
     heads, cells = arms_table(runs)
     assert [c[0] for c in cells] == ["base", "reference", "clm", "rho1", "clm_equal", "clm_x3"]
     assert [bool(c[heads.index("total TFLOP")]) for c in cells] == [False, False, True, True, True, True]

@@ -10,16 +10,16 @@ from ..analysis.folders import Run
 
 
 def verdict(runs: Sequence[Run]) -> str:
-    """What the comparison came to, a sentence for each arm that chooses by a score. ``runs``: the same recipe, other seeds."""
+    """What the comparison came to, a line for each arm that chooses by a score. ``runs``: the same recipe, other seeds."""
     run = runs[0]
     if not run.rows or run.baseline is None:
         return "This run compares no arms, so there is no verdict."
     if run.found.get("runs") == len(runs) and "registration" in run.found:  # a study, whose rivals are declared
-        return " ".join([*run.found["sentences"], run.found["registration"], *run.found.get("scope", [])])
+        return "\n".join([*run.found["sentences"], run.found["registration"], *run.found.get("scope", [])])
     declared = run.compared.get("rivals") or None  # an arm that was given as much compute is who it is held against
     said = verdicts([r.rows for r in runs], run.baseline, str(run.target), run.on, declared)
     said = [*rises([r.rows for r in runs], run.baseline), *said] if said else said
-    return " ".join(said) or f"No arm that chooses by a score stands beside {run.baseline}, so there is no verdict."
+    return "\n".join(said) or f"No arm that chooses by a score stands beside {run.baseline}, so there is no verdict."
 
 
 # --- the table of arms -----------------------------------------------------------------------------------------------------
